@@ -1,0 +1,73 @@
+"""PaiNN, the polarizable atom interaction network.
+
+Source: Schütt, Unke, Gastegger, ICML 2021, DOI 10.48550/arXiv.2102.03150.  Differences: the element embedding has full
+width from the first layer; the radial filter has no bias outside the envelope; sums over neighbours are divided by the
+square root of the average neighbour count; the first layer omits the terms in the vectors, which are zero there.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..config import ModelConfig
+from .base import EdgeGeometry, Encoder, init_linear, mlp, scatter_sum
+
+_EPSILON = 1e-8  # under the root of |v|², whose derivative at zero must stay finite
+
+
+class PaiNN(Encoder):
+    """`num_layers` rounds of message and update; scalars [N, F] and vectors [N, 3, F] out."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__(config)
+        self.messages = nn.ModuleList(Message(config, first=layer == 0) for layer in range(config.num_layers))
+        self.updates = nn.ModuleList(Update(config.num_features) for _ in range(config.num_layers))
+        self.apply(init_linear)
+
+    def forward(self, features: Tensor, edges: EdgeGeometry) -> tuple[Tensor, Tensor]:
+        scalars = features
+        vectors: Tensor | None = None
+        for message, update in zip(self.messages, self.updates):
+            scalars, vectors = update(*message(scalars, vectors, edges))
+        assert vectors is not None
+        return scalars, vectors
+
+
+class Message(nn.Module):
+    """Sums over neighbours: eq. 7 and 8 of the paper."""
+
+    def __init__(self, config: ModelConfig, *, first: bool):
+        super().__init__()
+        width = config.num_features
+        self.parts = 2 if first else 3
+        self.scale = config.avg_num_neighbors**-0.5
+        self.source = mlp(width, width, self.parts * width)
+        self.filter = nn.Linear(config.num_radial, self.parts * width, bias=False)
+
+    def forward(self, scalars: Tensor, vectors: Tensor | None, edges: EdgeGeometry) -> tuple[Tensor, Tensor]:
+        count, width = scalars.shape
+        weights = self.source(scalars).index_select(0, edges.source) * self.filter(edges.radial)
+        parts = weights.split(width, dim=-1)
+        directed = edges.unit.unsqueeze(-1) * parts[1].unsqueeze(1)
+        if vectors is not None:
+            directed = directed + vectors.index_select(0, edges.source) * parts[2].unsqueeze(1)
+        scalar_sum = scatter_sum(parts[0], edges.target, count) * self.scale
+        vector_sum = scatter_sum(directed, edges.target, count) * self.scale
+        return scalars + scalar_sum, vector_sum if vectors is None else vectors + vector_sum
+
+
+class Update(nn.Module):
+    """Mixing within an atom: eq. 9 and 10 of the paper."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.mix = nn.Linear(width, 2 * width, bias=False)
+        self.gate = mlp(2 * width, width, 3 * width)
+
+    def forward(self, scalars: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        width = scalars.shape[1]
+        left, right = self.mix(vectors).split(width, dim=-1)
+        norm = (right.square().sum(dim=1) + _EPSILON).sqrt()
+        keep, product, stretch = self.gate(torch.cat([scalars, norm], dim=-1)).split(width, dim=-1)
+        return scalars + keep + product * (left * right).sum(dim=1), vectors + stretch.unsqueeze(1) * left

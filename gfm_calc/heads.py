@@ -1,0 +1,110 @@
+"""Heads: features of the shared encoder in, energies of a level of theory or properties out.
+
+All energy heads live in one stack of tensors, so decoding many of them is one matrix product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from ase.data import atomic_numbers as _NUMBER_OF
+from torch import Tensor, nn
+
+from .config import MAX_ATOMIC_NUMBER, HeadSpec
+from .encoders.base import ExactBuffers, init_linear, mlp, scatter_sum
+
+_GATE_SHARPNESS = 3.0
+
+
+def isolation_gate(envelope_sum: Tensor) -> Tensor:
+    """1 - exp(-3 rho), rho [N] the sum of the envelopes over an atom's neighbours.
+
+    Zero, exactly, for an atom without neighbours, so that it keeps its reference energy; 0.95 with one bonded neighbour.
+    """
+    return -torch.expm1(-_GATE_SHARPNESS * envelope_sum)
+
+
+class EnergyHeads(ExactBuffers):
+    """H energy heads, stacked.  Head h: e_i = gate_i * (scale_h * MLP_h(s_i) + shift_h[Z_i]), one hidden layer, width K.
+
+    Parameters: hidden [H, F, K], hidden_bias [H, K], output [H, K]; shift [H, 119] in eV, what an atom of an element
+    gains on average by being bound.  Buffers: scale [H] in eV; reference [H, 119] in eV, float64 whatever the model's
+    dtype, not touched by the gate.
+    """
+
+    exact = ("scale", "reference")
+    scale: Tensor
+    reference: Tensor
+
+    def __init__(self, specs: Sequence[HeadSpec], num_features: int, width: int):
+        super().__init__()
+        count = len(specs)
+        self.hidden = nn.Parameter(torch.empty(count, num_features, width))
+        self.hidden_bias = nn.Parameter(torch.zeros(count, width))
+        self.output = nn.Parameter(torch.empty(count, width))
+        self.shift = nn.Parameter(torch.zeros(count, MAX_ATOMIC_NUMBER + 1))
+        for index in range(count):
+            nn.init.xavier_uniform_(self.hidden.data[index])
+            nn.init.uniform_(self.output.data[index], -(width**-0.5), width**-0.5)
+        self.register_buffer("scale", torch.ones(count, dtype=torch.float64))
+        reference = torch.zeros(count, MAX_ATOMIC_NUMBER + 1, dtype=torch.float64)
+        for index, spec in enumerate(specs):
+            for symbol, energy in spec.reference_energies.items():
+                reference[index, _NUMBER_OF[symbol]] = energy
+        # Not part of the weights file: the head cards hold them.
+        self.register_buffer("reference", reference, persistent=False)
+
+    def forward(self, scalars: Tensor, gate: Tensor, atomic_numbers: Tensor, index: Tensor | None = None) -> Tensor:
+        """Interaction energies [H', N] in eV, reference energies not included.
+
+        Args:
+            scalars: [N, F].
+            gate: [N], see `isolation_gate`.
+            atomic_numbers: [N].
+            index: which heads, [H']; None for all.
+        """
+        stack = (self.hidden, self.hidden_bias, self.output, self.shift, self.scale)
+        hidden, bias, output, shift, scale = stack if index is None else (t.index_select(0, index) for t in stack)
+        heads, features, width = hidden.shape
+        flat = scalars @ hidden.permute(1, 0, 2).reshape(features, heads * width)
+        activated = nn.functional.silu(flat.view(-1, heads, width) + bias)
+        energies = (activated * output).sum(dim=-1) * scale.to(scalars.dtype)
+        return (energies.t() + shift.index_select(1, atomic_numbers)) * gate
+
+
+class PropertyHead(ExactBuffers):
+    """A property of a structure ("scalar", a sum or a mean over atoms) or of its atoms ("atom_scalar", "atom_vector").
+
+    Vectors are sums of the encoder's vector features with weights from its scalars, hence equivariant.
+    """
+
+    exact = ("scale", "shift")
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, spec: HeadSpec, num_features: int, width: int):
+        super().__init__()
+        self.kind, self.extensive = spec.kind, spec.extensive
+        self.net = mlp(num_features, width, num_features if spec.kind == "atom_vector" else 1)
+        self.net.apply(init_linear)
+        self.register_buffer("scale", torch.ones((), dtype=torch.float64))
+        self.register_buffer("shift", torch.zeros((), dtype=torch.float64))
+
+    def forward(self, scalars: Tensor, vectors: Tensor, batch: Tensor, counts: Tensor) -> Tensor:
+        """[B] ("scalar"), [N] ("atom_scalar") or [N, 3] ("atom_vector"), float64, in the head's unit.
+
+        Args:
+            scalars: [N, F].
+            vectors: [N, 3, F].
+            batch: [N], the structure of each atom.
+            counts: [B], atoms in each structure.
+        """
+        weights = self.net(scalars)
+        if self.kind == "atom_vector":
+            return (vectors * weights.unsqueeze(1)).sum(dim=-1).to(torch.float64) * self.scale
+        values = weights.squeeze(-1).to(torch.float64) * self.scale + self.shift
+        if self.kind == "atom_scalar":
+            return values
+        total = scatter_sum(values, batch, counts.shape[0])
+        return total if self.extensive else total / counts

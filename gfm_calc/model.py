@@ -1,0 +1,309 @@
+"""The model: encode a batch once, decode the wanted heads, one gradient for forces and stress.
+
+This is the one path from a batch to numbers; training, calculator and screening all call it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .config import HeadSpec, ModelConfig
+from .encoders import make_encoder
+from .encoders.base import NodeEmbedding, edge_geometry, scatter_sum
+from .errors import HeadError, did_you_mean
+from .graph import GraphBatch
+from .heads import EnergyHeads, PropertyHead, isolation_gate
+from .repulsion import ZBLRepulsion
+
+
+class ModelInputs(NamedTuple):
+    """A batch as the networks see it: edge_vector [E, 3] in the model's dtype (Å), atomic_numbers [N], edge_index [2, E],
+    batch [N], totals [B, 2] (charge, excess unpaired electrons) or None where all are zero."""
+
+    edge_vector: Tensor
+    atomic_numbers: Tensor
+    edge_index: Tensor
+    batch: Tensor
+    totals: Tensor | None
+
+
+class Encoded(NamedTuple):
+    """What the shared encoder knows: atomic_numbers [N], scalars [N, F], vectors [N, 3, F], gate [N], repulsion [N] in eV
+    or None."""
+
+    atomic_numbers: Tensor
+    scalars: Tensor
+    vectors: Tensor
+    gate: Tensor
+    repulsion: Tensor | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What one head says about a batch.  All tensors are float64 and detached; what was not asked for is None.
+
+    Attributes:
+        head: name of the head.
+        model_id: digest of the weights, "" for a model that was never saved.
+        energy: [B] eV, reference energies included.
+        energies: [N] eV, per atom; they sum to `energy`.
+        forces: [N, 3] eV/Å.
+        virial: [B, 3, 3] eV, dE/d(strain).
+        stress: [B, 3, 3] eV/Å³, virial / volume, tension positive; NaN for structures that are not periodic along
+            three axes (use the virial).
+        stresses: [N, 3, 3] eV/Å³, each atom's share of `stress`.
+        value: a property head's value, in its unit.
+    """
+
+    head: str
+    model_id: str = ""
+    energy: Tensor | None = None
+    energies: Tensor | None = None
+    forces: Tensor | None = None
+    virial: Tensor | None = None
+    stress: Tensor | None = None
+    stresses: Tensor | None = None
+    value: Tensor | None = None
+
+    def split(self, ptr: Sequence[int]) -> list[Prediction]:
+        """One `Prediction` a structure (B = 1); `ptr` [B+1] holds the first atom of each."""
+        per_graph = ("energy", "virial", "stress")
+        value_is_per_graph = self.value is not None and len(self.value) == len(ptr) - 1
+        parts = []
+        for index, (start, stop) in enumerate(pairwise(ptr)):
+            cut: dict[str, Any] = {name: _rows(getattr(self, name), index, index + 1) for name in per_graph}
+            cut |= {name: _rows(getattr(self, name), start, stop) for name in ("energies", "forces", "stresses")}
+            cut["value"] = _rows(self.value, *((index, index + 1) if value_is_per_graph else (start, stop)))
+            parts.append(replace(self, **cut))
+        return parts
+
+
+def _rows(tensor: Tensor | None, start: int, stop: int) -> Tensor | None:
+    return None if tensor is None else tensor[start:stop]
+
+
+class GFMModel(nn.Module):
+    """Shared encoder, any number of heads.
+
+    Args:
+        config: the shared part.
+        specs: the heads, in the order in which their weights are stacked; names are unique.
+
+    Attributes:
+        specs: {name: HeadSpec}.  energy_heads: names of kind "energy", in order of the stack.
+        model_id: digest of the saved weights, "" before the first save.
+    """
+
+    def __init__(self, config: ModelConfig, specs: Sequence[HeadSpec]):
+        super().__init__()
+        self.config = config
+        self.specs = {spec.name: spec for spec in specs}
+        if len(self.specs) != len(specs):
+            raise HeadError("two heads have the same name")
+        self.model_id = ""
+        self.embedding = NodeEmbedding(config)
+        self.encoder = make_encoder(config)
+        self.repulsion = ZBLRepulsion(config) if config.repulsion == "zbl" else None
+        energy = [spec for spec in specs if spec.kind == "energy"]
+        properties = [spec for spec in specs if spec.kind != "energy"]
+        self.energy_heads = tuple(spec.name for spec in energy)
+        self.property_heads = tuple(spec.name for spec in properties)
+        self.energy_stack = EnergyHeads(energy, config.num_features, config.head_width)
+        self.properties = nn.ModuleList(PropertyHead(s, config.num_features, config.head_width) for s in properties)
+        self._atom_energies = self.atom_energies
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights, and of the arithmetic of the networks; geometry and sums are float64 always."""
+        return self.energy_stack.hidden.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.energy_stack.hidden.device
+
+    def spec(self, head: object) -> HeadSpec:
+        """The card of a head; HeadError with the closest name where there is none."""
+        if isinstance(head, str) and head in self.specs:
+            return self.specs[head]
+        names = ", ".join(self.specs) or "none"
+        what = f"no head {head!r}" if isinstance(head, str) else f"a head is named by a string, not {head!r}"
+        raise HeadError(f"{what}{did_you_mean(head, self.specs) if isinstance(head, str) else ''}; heads: {names}")
+
+    def compile(self, *, enabled: bool = True) -> GFMModel:  # type: ignore[override]
+        """Use torch.compile for the networks from now on (dynamic sizes, one graph); the same numbers to rounding."""
+        self._atom_energies = (
+            torch.compile(self.atom_energies, dynamic=True, fullgraph=True) if enabled else self.atom_energies
+        )
+        return self
+
+    # ---- the differentiable core: tensors in, tensors out ----
+
+    def inputs(self, batch: GraphBatch) -> ModelInputs:
+        """Geometry of a batch: differences in float64, then the model's dtype.  Everything on the model's device."""
+        device = self.device
+        source, target = batch.edge_index[0], batch.edge_index[1]
+        vectors = batch.positions.index_select(0, source) - batch.positions.index_select(0, target)
+        if batch.pbc.any():
+            shift = batch.edge_cell_shift.to(torch.float64)
+            if batch.num_graphs == 1:
+                vectors = vectors + shift @ batch.cell[0]
+            else:
+                cells = batch.cell.index_select(0, batch.batch.index_select(0, target))
+                vectors = vectors + torch.bmm(shift.unsqueeze(1), cells).squeeze(1)
+        totals = charge_and_excess_spin(batch)
+        return ModelInputs(
+            vectors.to(device, self.dtype),
+            batch.atomic_numbers.to(device),
+            batch.edge_index.to(device),
+            batch.batch.to(device),
+            None if totals is None else totals.to(device, self.dtype),
+        )
+
+    def encode(self, inputs: ModelInputs) -> Encoded:
+        """The shared encoder, once a batch however many heads follow."""
+        edges = edge_geometry(inputs.edge_vector, inputs.edge_index, self.config)
+        features = self.embedding(inputs.atomic_numbers, inputs.batch, inputs.totals)
+        scalars, vectors = self.encoder(features, edges)
+        gate = isolation_gate(scatter_sum(edges.envelope, edges.target, inputs.atomic_numbers.shape[0]))
+        repulsion = None if self.repulsion is None else self.repulsion(inputs.atomic_numbers, edges)
+        return Encoded(inputs.atomic_numbers, scalars, vectors, gate, repulsion)
+
+    def decode(self, encoded: Encoded, index: Tensor | None = None) -> Tensor:
+        """Interaction energies of the heads `index` (positions in `energy_heads`; None: all), [H', N] in eV."""
+        energies = self.energy_stack(encoded.scalars, encoded.gate, encoded.atomic_numbers, index)
+        return energies if encoded.repulsion is None else energies + encoded.repulsion
+
+    def atom_energies(self, inputs: ModelInputs, index: Tensor | None = None) -> Tensor:
+        """`decode(encode(inputs), index)`: the function whose gradient with respect to edge_vector gives the forces."""
+        return self.decode(self.encode(inputs), index)
+
+    # ---- predictions ----
+
+    def predict(
+        self, batch: GraphBatch, heads: Sequence[str], *, forces: bool = True, stresses: bool = False
+    ) -> dict[str, Prediction]:
+        """Predict a batch with the heads asked for, in one encoder pass.
+
+        Args:
+            batch: any device; the numbers come back on the CPU.
+            heads: names; energy and property heads may be mixed.
+            forces: forces, virial and stress too (energy heads).
+            stresses: each atom's share of the stress too.
+
+        Returns:
+            {head: Prediction}, in the order of `heads`.
+
+        Raises:
+            HeadError: an unknown head, or none.
+        """
+        specs = [self.spec(head) for head in heads]
+        if not specs:
+            raise HeadError(f"no head chosen; heads: {', '.join(self.specs)}")
+        inputs = self.inputs(batch)
+        names = [spec.name for spec in specs if spec.kind == "energy"]
+        found: dict[str, Prediction] = {}
+        if len(names) < len(specs):
+            found |= self._predict_properties(inputs, batch, [s.name for s in specs if s.kind != "energy"])
+        if names:
+            found |= self._predict_energies(inputs, batch, names, forces, stresses)
+        return {spec.name: found[spec.name] for spec in specs}
+
+    def _predict_properties(self, inputs: ModelInputs, batch: GraphBatch, names: list[str]) -> dict[str, Prediction]:
+        counts = batch.ptr.diff().to(self.device)
+        with torch.no_grad():
+            encoded = self.encode(inputs)
+            heads = {name: self.properties[self.property_heads.index(name)] for name in names}
+            values = {n: h(encoded.scalars, encoded.vectors, inputs.batch, counts).cpu() for n, h in heads.items()}
+        return {n: Prediction(head=n, model_id=self.model_id, value=value) for n, value in values.items()}
+
+    def _predict_energies(
+        self, inputs: ModelInputs, batch: GraphBatch, names: list[str], forces: bool, stresses: bool
+    ) -> dict[str, Prediction]:
+        order = [self.energy_heads.index(name) for name in names]
+        everything = order == list(range(len(self.energy_heads)))
+        index = None if everything else torch.tensor(order, device=self.device)
+        with torch.set_grad_enabled(forces):  # whatever the caller has set
+            vectors = inputs.edge_vector.detach().requires_grad_(forces)
+            interaction = self._atom_energies(inputs._replace(edge_vector=vectors), index)
+            gradients = self._edge_gradients(interaction, vectors) if forces else [None] * len(names)
+        reference = self.energy_stack.reference[order].index_select(1, inputs.atomic_numbers)
+        energies = (interaction.detach().to(torch.float64) + reference).cpu()
+        totals = energies.new_zeros(len(names), batch.num_graphs).index_add(1, batch.batch.cpu(), energies)
+        found = {}
+        for row, (name, gradient) in enumerate(zip(names, gradients)):
+            mechanical = {} if gradient is None else mechanics(gradient, vectors.detach(), batch, per_atom=stresses)
+            found[name] = Prediction(
+                head=name, model_id=self.model_id, energy=totals[row], energies=energies[row], **mechanical
+            )
+        return found
+
+    def _edge_gradients(self, interaction: Tensor, vectors: Tensor) -> Sequence[Tensor]:
+        """dE_h/d(edge_vector) [E, 3] for each of H heads [H, N]."""
+        if vectors.shape[0] == 0:
+            return [torch.zeros_like(vectors)] * interaction.shape[0]
+        sums = interaction.sum(dim=1)
+        if len(sums) == 1:
+            return torch.autograd.grad(sums[0], vectors)
+        if self._atom_energies == self.atom_energies:
+            seeds = torch.eye(len(sums), dtype=sums.dtype, device=sums.device)
+            return torch.autograd.grad(sums, vectors, grad_outputs=seeds, is_grads_batched=True)[0].unbind(0)
+        # A compiled backward cannot be batched by vmap.
+        last = len(sums) - 1
+        return [torch.autograd.grad(s, vectors, retain_graph=k < last)[0] for k, s in enumerate(sums)]
+
+
+def charge_and_excess_spin(batch: GraphBatch) -> Tensor | None:
+    """Total charge and unpaired electrons beyond the fewest possible, [B, 2] float64; None where all are zero.
+
+    Counting spin from the lowest multiplicity that the electron count allows makes the default the same for a cell and
+    its supercells, and for a pair of far fragments and the fragments.
+    """
+    zero = torch.zeros((), dtype=torch.float64)
+    protons = zero.new_zeros(batch.num_graphs).index_add(
+        0, batch.batch.cpu(), batch.atomic_numbers.cpu().to(torch.float64)
+    )
+    charge = batch.charge.cpu()
+    lowest = torch.remainder(protons - charge, 2) + 1
+    totals = torch.stack([charge, batch.spin.cpu().to(torch.float64) - lowest], dim=1)
+    return totals if totals.any() else None
+
+
+def mechanics(gradient: Tensor, vectors: Tensor, batch: GraphBatch, *, per_atom: bool) -> dict[str, Tensor]:
+    """Forces, virial and stress from g_e = dE/d(edge_vector_e), in float64 on the CPU.
+
+    An edge vector is r_j - r_i + S @ cell, so the force on j is -g, that on i is +g, and under a strain eps,
+    edge_vector -> edge_vector (1 + eps), dE/d(eps) is the sum of edge_vector (x) g: exactly the derivatives that the
+    usual strain trick gives (Knuth et al., DOI 10.1016/j.cpc.2015.01.003), without a second set of inputs.
+
+    Args:
+        gradient, vectors: [E, 3].
+        per_atom: each atom's share of the stress too (half of each edge to either end).
+    """
+    g = gradient.detach().to("cpu", torch.float64)
+    r = vectors.to("cpu", torch.float64)
+    source, target, owner = batch.edge_index[0].cpu(), batch.edge_index[1].cpu(), batch.batch.cpu()
+    atoms = owner.shape[0]
+    forces = g.new_zeros(atoms, 3).index_add(0, target, g).index_add(0, source, -g)
+    shares = None
+    if batch.num_graphs == 1 and not per_atom:
+        virial = (r.t() @ g).unsqueeze(0)
+    else:
+        outer = (0.5 * r.unsqueeze(2) * g.unsqueeze(1)).view(-1, 9)
+        shares = g.new_zeros(atoms, 9).index_add(0, target, outer).index_add(0, source, outer).view(-1, 3, 3)
+        virial = g.new_zeros(batch.num_graphs, 3, 3).index_add(0, owner, shares)
+    # Rotational invariance makes the virial symmetric; rounding does not.
+    virial = 0.5 * (virial + virial.transpose(1, 2))
+    volume = torch.linalg.det(batch.cell.cpu()).abs()
+    volume = torch.where(batch.pbc.cpu().all(dim=1), volume, torch.nan)
+    found = {"forces": forces, "virial": virial, "stress": virial / volume.view(-1, 1, 1)}
+    if per_atom and shares is not None:
+        shares = 0.5 * (shares + shares.transpose(1, 2))
+        found["stresses"] = shares / volume.index_select(0, owner).view(-1, 1, 1)
+    return found
