@@ -35,6 +35,12 @@ def canonical_json(value: Any) -> bytes:
     return (json.dumps(value, sort_keys=True, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode()
 
 
+def sha256_of_file(path: Path) -> str:
+    """Hex SHA-256 of a file of any size."""
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
 def write_file(path: Path, data: bytes) -> None:
     """Write `data` beside `path`, flush it to the disk, then rename: `path` is old or new, never half written."""
     path = Path(path)
@@ -46,12 +52,22 @@ def write_file(path: Path, data: bytes) -> None:
     except BaseException:
         _unlink_quietly(aside)
         raise
-    _sync_directory(path.parent)
+    sync_path(path.parent)
+
+
+def move_file(path: Path, source: Path) -> None:
+    """Flush `source` (a file, or a directory of files) to the disk and rename it to `path`, on the same disk."""
+    for file in sorted(source.iterdir()) if source.is_dir() else [source]:
+        sync_path(file)
+    if source.is_dir():
+        sync_path(source)
+    os.replace(source, path)
+    sync_path(path.parent)
 
 
 def commit(
     directory: Path,
-    files: Mapping[str, bytes],
+    files: Mapping[str, bytes | Path],
     *,
     kind: str,
     format_version: int,
@@ -61,7 +77,8 @@ def commit(
 
     Args:
         directory: created where it does not exist; an artifact of the same kind that is there is replaced.
-        files: logical name (such as "weights.safetensors") -> content.
+        files: logical name (such as "weights.safetensors") -> content, or the path of a file that holds it, on the same
+            disk as `directory`: it is moved, never read into memory.
         kind: what the artifact is ("model", ...); a directory of another kind, or one with foreign files, is refused.
         format_version: of the content; readers refuse newer ones.
         meta: small JSON values kept in the manifest.
@@ -70,14 +87,16 @@ def commit(
         GFMError: the directory is not ours to replace, or the disk refused a write; the old state is intact.
     """
     directory = Path(directory)
-    _refuse_foreign(directory, kind)
     table = {}
     try:
+        _refuse_foreign(directory, kind)
         directory.mkdir(parents=True, exist_ok=True)
         for name, data in files.items():
-            stored = _stored_name(name, data)
-            table[name] = {"file": stored, "size": len(data), "sha256": sha256(data)}
-            write_file(directory / stored, data)
+            large = isinstance(data, Path)
+            digest, size = (sha256_of_file(data), data.stat().st_size) if large else (sha256(data), len(data))
+            table[name] = {"file": _stored_name(name, digest), "size": size, "sha256": digest}
+            place = move_file if large else write_file
+            place(directory / table[name]["file"], data)
         body = {"kind": kind, "format_version": format_version, "files": table, "meta": dict(meta or {})}
         manifest = {**body, "self_sha256": sha256(canonical_json(body))}
         write_file(directory / MANIFEST, canonical_json(manifest))
@@ -109,21 +128,46 @@ class Artifact:
         Raises:
             CorruptFileError: missing, of the wrong size, or of the wrong checksum.
         """
-        if name not in self.files:
-            raise CorruptFileError(f"{self.directory}: its manifest lists no {name}; fetch or save it again")
-        entry = self.files[name]
-        path = self.directory / entry["file"]
+        path = self.path(name)
         try:
-            if path.stat().st_size != entry["size"]:
-                raise CorruptFileError(
-                    f"{path}: is {path.stat().st_size} bytes, its manifest says {entry['size']}: damaged, fetch it again"
-                )
             data = path.read_bytes()
         except OSError as error:
             raise CorruptFileError(f"{path}: cannot be read ({one_line(error)})") from error
-        if sha256(data) != entry["sha256"]:
+        if sha256(data) != self.files[name]["sha256"]:
             raise CorruptFileError(f"{path}: its checksum does not match the manifest: damaged, fetch it again")
         return data
+
+    def verify(self) -> None:
+        """Read every file once; CorruptFileError for the first that is not what the manifest says."""
+        for name, entry in self.files.items():
+            path = self.path(name)
+            try:
+                found = sha256_of_file(path)
+            except OSError as error:
+                raise CorruptFileError(f"{path}: cannot be read ({one_line(error)})") from error
+            if found != entry["sha256"]:
+                raise CorruptFileError(f"{path}: its checksum does not match the manifest: damaged, fetch it again")
+
+    def path(self, name: str) -> Path:
+        """Where a file lies whose content the caller checks (one too large to be read at once).
+
+        Raises:
+            CorruptFileError: missing, or of the wrong size.
+        """
+        entry = self._entry(name)
+        path = self.directory / entry["file"]
+        try:
+            size = path.stat().st_size
+        except OSError as error:
+            raise CorruptFileError(f"{path}: cannot be read ({one_line(error)})") from error
+        if size != entry["size"]:
+            raise CorruptFileError(f"{path}: is {size} bytes, its manifest says {entry['size']}: damaged, fetch it again")
+        return path
+
+    def _entry(self, name: str) -> Mapping[str, Any]:
+        if name not in self.files:
+            raise CorruptFileError(f"{self.directory}: its manifest lists no {name}; fetch or save it again")
+        return self.files[name]
 
     def read_json(self, name: str) -> Any:
         """`read`, parsed as JSON."""
@@ -142,6 +186,8 @@ def open_artifact(directory: Path, *, kind: str, newest_version: int) -> Artifac
     if not directory.is_dir():
         raise CorruptFileError(f"{directory}: no such directory")
     try:
+        if path.exists() and not path.is_file():
+            raise CorruptFileError(f"{path}: is not a file: damaged")
         if path.stat().st_size > _MAX_MANIFEST_BYTES:
             raise CorruptFileError(f"{path}: too large for a manifest: damaged")
         raw = path.read_bytes()
@@ -151,6 +197,8 @@ def open_artifact(directory: Path, *, kind: str, newest_version: int) -> Artifac
         ) from error
     manifest = parse_json(raw, path)
     _check_manifest(manifest, path, kind, newest_version)
+    if raw != canonical_json(manifest):
+        raise CorruptFileError(f"{path}: is not written as gfm-calc writes it: damaged, or edited by hand")
     artifact = Artifact(
         directory=directory,
         kind=kind,
@@ -218,9 +266,9 @@ def _sound_entry(entry: Any) -> bool:
     )
 
 
-def _stored_name(name: str, data: bytes) -> str:
+def _stored_name(name: str, digest: str) -> str:
     stem, dot, suffix = name.partition(".")
-    return f"{stem}-{sha256(data)[:12]}{dot}{suffix}"
+    return f"{stem}-{digest[:12]}{dot}{suffix}"
 
 
 def _refuse_foreign(directory: Path, kind: str) -> None:
@@ -260,7 +308,8 @@ def _write_and_sync(path: Path, data: bytes) -> None:
         os.close(descriptor)
 
 
-def _sync_directory(path: Path) -> None:
+def sync_path(path: Path) -> None:
+    """Flush a file or a directory to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

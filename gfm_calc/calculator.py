@@ -68,16 +68,28 @@ class GFMCalculator(Calculator):
             )
             packaged = isinstance(model, str) and not Path(model).is_dir()
             self._source = model if packaged else str(resolve(model))
-        self.head = _choose_head(self.model, head)
+        self._head = _choose_head(self.model, head)
         self.strict, self.charge_from = strict, charge_from
         self._options = {
-            "head": self.head, "device": device, "dtype": str(self.model.dtype).split(".")[1], "compile": compile,
+            "head": self._head, "device": device, "dtype": str(self.model.dtype).split(".")[1], "compile": compile,
             "skin": skin, "strict": strict, "dispersion": dispersion, "charge_from": charge_from,
         }  # fmt: skip
         self.parameters.update({"model": str(self._source or "in memory"), **self._options})
         self.verlet = VerletList(self.model.config.cutoff, skin)
-        self._dispersion = make_dispersion(dispersion, self.model.specs[self.head])
+        self._dispersion = make_dispersion(dispersion, self.model.specs[self._head])
         self._totals: tuple[int, int] | None = None
+
+    @property
+    def head(self) -> str:
+        """The level of theory in use; another may be set."""
+        return self._head
+
+    @head.setter
+    def head(self, name: str) -> None:
+        chosen = _choose_head(self.model, name)
+        self._dispersion = make_dispersion(self._options["dispersion"], self.model.specs[chosen])
+        self._head = self._options["head"] = self.parameters["head"] = chosen
+        self.reset()
 
     @property
     def heads(self) -> dict[str, HeadSpec]:
@@ -93,6 +105,14 @@ class GFMCalculator(Calculator):
 
     def _get_name(self) -> str:
         return "gfm"
+
+    def set(self, **options: Any) -> dict[str, Any]:
+        """Refused: ASE would keep the new values and go on with the old model.  Set `head`, or make a new calculator."""
+        if options:
+            raise ConfigError(
+                f"{', '.join(options)} cannot be changed with set(): set calc.head, or make a new GFMCalculator"
+            )
+        return {}
 
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
         """What has changed since the last calculation; ASE does not look at charge and spin in `atoms.info`, we do."""
@@ -113,6 +133,7 @@ class GFMCalculator(Calculator):
             PropertyNotImplementedError: a stress was asked for that this cell does not define.
         """
         super().calculate(atoms, properties, system_changes)
+        self.results, self._totals = {}, None  # an error below must not leave the numbers of another structure
         atoms = self.atoms
         validate_atoms(atoms)
         totals = self._charge_and_spin(atoms)
@@ -221,20 +242,18 @@ def _results(prediction: Prediction, atoms: Atoms, per_atom: bool) -> dict[str, 
         "energy": energy, "free_energy": energy, "energies": prediction.energies.numpy(),
         "forces": prediction.forces.numpy(),
     }  # fmt: skip
-    project = _strain_projector(atoms)
-    if project is None:
-        return results
-    volume = atoms.get_volume()
-    results["stress"] = full_3x3_to_voigt_6_stress(project @ prediction.virial[0].numpy() @ project / volume)
-    if per_atom and atoms.pbc.all():
-        results["stresses"] = full_3x3_to_voigt_6_stress(prediction.stresses.numpy())
+    if atoms.pbc.all():
+        results["stress"] = full_3x3_to_voigt_6_stress(prediction.stress[0].numpy())
+        if per_atom:
+            results["stresses"] = full_3x3_to_voigt_6_stress(prediction.stresses.numpy())
+    elif (project := _strain_projector(atoms)) is not None:
+        virial = project @ prediction.virial[0].numpy() @ project
+        results["stress"] = full_3x3_to_voigt_6_stress(virial / atoms.get_volume())
     return results
 
 
 def _strain_projector(atoms: Atoms) -> np.ndarray | None:
-    """[3, 3] projector on the strains that the cell defines; None where it defines no stress."""
-    if atoms.pbc.all():
-        return np.eye(3)
+    """[3, 3] projector on the strains along the periodic axes; None where the cell defines no stress."""
     cell = atoms.cell.array
     if not atoms.pbc.any() or abs(np.linalg.det(cell)) < 1e-8:
         return None

@@ -79,6 +79,7 @@ def load_model(model: Path | str, *, dtype: torch.dtype | None = None, device: s
         UnsupportedVersionError: of a newer format.
     """
     artifact = open_model(model)
+    artifact.verify()  # also what is not used below: damage in one file is a reason to trust none
     parts = _json_parts(artifact)
     try:
         config = from_mapping(ModelConfig, parts["config"], f"{artifact.directory}: config")
@@ -90,7 +91,8 @@ def load_model(model: Path | str, *, dtype: torch.dtype | None = None, device: s
         with torch.random.fork_rng(devices=[]):  # building the modules must not move the user's random numbers
             built = GFMModel(config, specs)
     except GFMError as error:
-        raise CorruptFileError(str(error)) from error
+        where = "" if str(artifact.directory) in str(error) else f"{artifact.directory}: "
+        raise CorruptFileError(f"{where}{error}") from error
     state = _read_weights(artifact)
     _check_weights(state, built, artifact)
     built.to(state["energy_stack.hidden"].dtype)

@@ -19,14 +19,13 @@ from importlib.util import find_spec
 from typing import NoReturn
 
 from ._version import __version__
+from .commands.options import in_shell_words
 from .errors import GFMError
 
 # Light modules: all of them are imported for `gfm --help`.
 COMMANDS = ("models", "doctor", "predict", "relax", "md", "eos", "phonons")
 # Parts of the product with commands of their own: {command: (module, line for `gfm --help`)}, imported when called.
 PARTS = {"bench": ("gfm_calc.benchmarks.cli", "accuracy, physics, speed and reliability figures")}
-# Messages are written for Python; these are the same words for the shell.
-_FOR_SHELL = {"strict=False": "--no-strict", "with head=...": "with --head", "device='cpu'": "--device cpu"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # argparse: --help and usage errors
         return int(stop.code or 0)
     except GFMError as error:
-        return _fail(str(error))
+        return _fail(in_shell_words(error))
     except KeyboardInterrupt:
         return _fail("interrupted", code=130)
     except BrokenPipeError:
@@ -89,8 +88,6 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _fail(message: str, *, code: int = 1) -> int:
-    for words, option in _FOR_SHELL.items():
-        message = message.replace(words, option)
     print(f"gfm: error: {' '.join(message.split())}", file=sys.stderr)
     return code
 

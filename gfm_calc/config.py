@@ -122,10 +122,12 @@ class HeadSpec:
     description: str = ""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "elements", tuple(self.elements))
-        object.__setattr__(self, "charges", tuple(self.charges))
-        object.__setattr__(self, "periodicity", tuple(self.periodicity))
-        object.__setattr__(self, "training_data", tuple(self.training_data))
+        for names, kind, what in _HEAD_TYPES:
+            for name in names:
+                if not isinstance(getattr(self, name), kind):
+                    raise ConfigError(f"head {self.name!r}: {name} must be {what}, not {getattr(self, name)!r:.40}")
+        for name in ("elements", "charges", "periodicity", "training_data"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         if not isinstance(self.name, str) or not _HEAD_NAME.fullmatch(self.name):
             raise ConfigError(f"head name {self.name!r}: use lower-case letters, digits and . _ + - (64 at most)")
         for key, allowed in _HEAD_CHOICES.items():
@@ -166,6 +168,13 @@ class HeadSpec:
         return math.fsum(self.reference_energies.get(_SYMBOLS[int(z)], 0.0) for z in atomic_numbers)
 
 
+_HEAD_TYPES: tuple[tuple[tuple[str, ...], Any, str], ...] = (
+    (("elements", "charges", "periodicity", "training_data"), (list, tuple), "a list"),
+    (("reference_energies", "test_errors"), Mapping, "a table"),
+    (("quantity", "unit", "code", "functional", "basis", "description"), str, "text"),
+    (("extensive",), bool, "true or false"),
+    (("max_excess_spin",), int, "a whole number"),
+)
 _HEAD_CHOICES = {
     "kind": HEAD_KINDS,
     "dispersion": ("none", "included", "unknown"),

@@ -17,13 +17,14 @@ from torch_geometric.data import Data
 from .config import MAX_ATOMIC_NUMBER
 from .errors import InvalidStructureError
 from .fields import INPUT_FIELDS
-from .neighbors import edge_vectors, neighbor_list
+from .neighbors import edge_vectors, neighbor_list, reduced_cell
 
 MIN_DISTANCE = 0.1  # Å; closer atoms are one atom given twice
 MIN_CELL_LENGTH = 0.6  # Å; shorter than any bond
 MAX_CELL_LENGTH = 1.0e5  # Å
 MAX_POSITION = 1.0e7  # Å; beyond, float64 differences lose the digits that forces need
 MAX_CHARGE = 100
+MAX_WHOLE_NUMBER = 1_000_000  # of charge and spin
 
 
 def validate_atoms(atoms: Atoms, *, source: str | None = None, frame: int | None = None) -> None:
@@ -72,9 +73,17 @@ def _validate_cell(cell: np.ndarray, pbc: np.ndarray, refuse) -> None:
         if lengths[axis] > MAX_CELL_LENGTH:
             refuse(f"cell vector {name} is {lengths[axis]:.3g} Å, beyond {MAX_CELL_LENGTH:g} Å: check the unit")
     given = lengths > 0
-    directions = cell[given] / lengths[given, None]
-    if pbc.any() and len(directions) and np.linalg.svd(directions, compute_uv=False)[-1] < 1e-6:
+    if not pbc.any():
+        return
+    flatness = np.linalg.svd(cell[given] / lengths[given, None], compute_uv=False)[-1]
+    if flatness < 1e-6:
         refuse("cell is singular (its vectors are linearly dependent): set a cell with a volume or pbc=False")
+    if flatness * lengths[pbc].min() < MIN_CELL_LENGTH:  # long vectors may span a lattice with short ones
+        shortest = np.linalg.norm(reduced_cell(cell, pbc)[0][pbc], axis=1).min()
+        if shortest < MIN_CELL_LENGTH:
+            refuse(
+                f"cell repeats itself every {shortest:.3g} Å, shorter than any bond: its vectors are nearly dependent"
+            )
 
 
 def charge_and_spin(atoms: Atoms, *, source: str | None = None, frame: int | None = None) -> tuple[int, int]:
@@ -117,8 +126,12 @@ def _whole_number(value: Any, name: str, refuse) -> int:
     if isinstance(value, np.ndarray) and value.size == 1:
         value = value.reshape(())[()]
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
-        refuse(f"{name} must be a whole number, not {value!r}")
-    if not np.isfinite(value) or value != round(value):
+        shown = f"{value!r:.40}" if isinstance(value, (str, bool, type(None))) else f"a {type(value).__name__}"
+        refuse(f"{name} must be a whole number, not {shown}")
+    # Python's integers may be too large to convert or to print; NaN and inf fail the comparison too.
+    if not abs(value) <= MAX_WHOLE_NUMBER:
+        refuse(f"{name} must be a whole number within {MAX_WHOLE_NUMBER:g} of zero")
+    if value != round(value):
         refuse(f"{name} must be a whole number, not {value!r}")
     return int(value)
 
@@ -150,8 +163,11 @@ class AtomicGraph(Data):
         positions = np.array(atoms.positions, dtype=np.float64)
         cell = np.array(atoms.cell.array, dtype=np.float64)
         if edges is None:
-            edges = neighbor_list(positions, cell, atoms.pbc, cutoff)
-            refuse_overlap(positions, cell, edges, source=source, frame=frame)
+            try:
+                edges = neighbor_list(positions, cell, atoms.pbc, cutoff)
+                refuse_overlap(positions, cell, edges)
+            except InvalidStructureError as error:
+                raise error.at(source=source, frame=frame) from error
         return cls.from_arrays(
             atomic_numbers=atoms.numbers, positions=positions, cell=cell, pbc=atoms.pbc, charge=charge, spin=spin,
             edge_index=edges[0], edge_cell_shift=edges[1],
@@ -182,7 +198,7 @@ class AtomicGraph(Data):
         return 1 if key == "edge_index" else 0
 
 
-def refuse_overlap(positions, cell, edges, *, source: str | None = None, frame: int | None = None) -> None:
+def refuse_overlap(positions, cell, edges) -> None:
     """Raise InvalidStructureError where two atoms (or an atom and an image) are closer than `MIN_DISTANCE`."""
     edge_index, shift = edges
     if not edge_index.shape[1]:
@@ -193,7 +209,7 @@ def refuse_overlap(positions, cell, edges, *, source: str | None = None, frame: 
         j, i = (int(a) for a in edge_index[:, closest])
         other = f"a periodic image of atom {j}" if shift[closest].any() else f"atom {j}"
         reason = f"{squared[closest] ** 0.5:.3g} Å from {other}: two atoms at one place; remove one or check the unit"
-        raise InvalidStructureError(reason, source=source, frame=frame, atom=i)
+        raise InvalidStructureError(reason, atom=i)
 
 
 class GraphBatch(Data):

@@ -229,9 +229,11 @@ class GFMModel(nn.Module):
         order = [self.energy_heads.index(name) for name in names]
         everything = order == list(range(len(self.energy_heads)))
         index = None if everything else torch.tensor(order, device=self.device)
+        # A compiled backward can neither be batched over heads nor run twice.
+        networks = self.atom_energies if forces and len(names) > 1 else self._atom_energies
         with torch.set_grad_enabled(forces):  # whatever the caller has set
             vectors = inputs.edge_vector.detach().requires_grad_(forces)
-            interaction = self._atom_energies(inputs._replace(edge_vector=vectors), index)
+            interaction = networks(inputs._replace(edge_vector=vectors), index)
             gradients = self._edge_gradients(interaction, vectors) if forces else [None] * len(names)
         reference = self.energy_stack.reference[order].index_select(1, inputs.atomic_numbers)
         energies = (interaction.detach().to(torch.float64) + reference).cpu()
@@ -251,12 +253,8 @@ class GFMModel(nn.Module):
         sums = interaction.sum(dim=1)
         if len(sums) == 1:
             return torch.autograd.grad(sums[0], vectors)
-        if self._atom_energies == self.atom_energies:
-            seeds = torch.eye(len(sums), dtype=sums.dtype, device=sums.device)
-            return torch.autograd.grad(sums, vectors, grad_outputs=seeds, is_grads_batched=True)[0].unbind(0)
-        # A compiled backward cannot be batched by vmap.
-        last = len(sums) - 1
-        return [torch.autograd.grad(s, vectors, retain_graph=k < last)[0] for k, s in enumerate(sums)]
+        seeds = torch.eye(len(sums), dtype=sums.dtype, device=sums.device)
+        return torch.autograd.grad(sums, vectors, grad_outputs=seeds, is_grads_batched=True)[0].unbind(0)
 
 
 def charge_and_excess_spin(batch: GraphBatch) -> Tensor | None:

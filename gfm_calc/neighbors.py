@@ -17,9 +17,12 @@ from .errors import InvalidStructureError
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 Edges = tuple[NDArray[np.int64], NDArray[np.int32]]
+Pairs = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 _MAX_BINS = 1e5  # vesin's own bound; what it does beyond ends in a division by zero for elongated boxes
+_SMALL = 40  # cutoffs; a molecule of this extent in every direction has few enough bins
 _MAX_IMAGES = 1e5  # cells to look through around one; more than that are a badly chosen basis of the lattice
+_CROWD = 2000  # atoms in a cube of 1 Å: more cannot be 0.1 Å apart
 _MAX_REACH = 1e8  # Å, added up along the cell vectors; beyond, differences of float64 are worse than 1e-8 Å
 
 
@@ -37,8 +40,13 @@ def neighbor_list(positions: FloatArray, cell: FloatArray, pbc: BoolArray, cutof
         r_ij = r_j - r_i + S @ cell and |r_ij| < cutoff.
 
     Raises:
-        InvalidStructureError: an atom so many cells away that its distances have lost their digits.
+        InvalidStructureError: an atom so many cells away that its distances have lost their digits; thousands of atoms
+            at one place, whose pairs would fill the memory.
     """
+    if len(positions) > _CROWD:
+        _refuse_crowd(positions, cell, pbc)
+    if not pbc.any() and (np.ptp(positions, axis=0) < _SMALL * cutoff).all():
+        return _packed(*_binned_pairs(positions, np.zeros((3, 3)), cutoff, periodic=False))
     box, inside = _enclosing_box(positions, cell, pbc, cutoff)
     inverse = np.linalg.inv(box)
     _refuse_far(inside @ inverse, box)
@@ -48,10 +56,8 @@ def neighbor_list(positions: FloatArray, cell: FloatArray, pbc: BoolArray, cutof
         box, operation = reduced_cell(box, pbc)
         heights = cell_heights(box)
     find = _binned_pairs if _fits_bins(np.maximum(np.trunc(heights / cutoff), 1.0)) else _tree_pairs
-    target, source, shift = find(inside, box, float(cutoff))
-    edge_index = np.empty((2, len(target)), dtype=np.int64)
-    edge_index[0], edge_index[1] = source, target
-    return edge_index, (shift if operation is None else shift @ operation).astype(np.int32, copy=False)
+    target, source, shift = find(inside, box, cutoff)
+    return _packed(target, source, shift if operation is None else shift @ operation)
 
 
 def edge_vectors(
@@ -73,10 +79,16 @@ def reduced_cell(cell: FloatArray, pbc: BoolArray) -> tuple[FloatArray, NDArray[
     """The shortest basis of the lattice of the periodic axes (the other rows stay) and the integers H with H @ cell = it.
 
     Source of the algorithm: Nguyen, Stehlé, DOI 10.1145/1597036.1597050, as implemented in ASE.
+
+    Raises:
+        InvalidStructureError: vectors so skewed that rounding stops the reduction.
     """
     from ase.geometry.minkowski_reduction import minkowski_reduce
 
-    reduced, operation = minkowski_reduce(cell, pbc)
+    try:
+        reduced, operation = minkowski_reduce(cell, pbc)
+    except RuntimeError as error:
+        raise InvalidStructureError("cell is too skewed: give the shortest vectors of its lattice") from error
     return np.asarray(reduced), np.asarray(operation)
 
 
@@ -103,6 +115,17 @@ def _refuse_far(fractional: FloatArray, box: FloatArray) -> None:
         raise InvalidStructureError("lies too many cells away from the origin: wrap it into the cell", atom=atom)
 
 
+def _refuse_crowd(positions: FloatArray, cell: FloatArray, pbc: BoolArray) -> None:
+    box, inside = _enclosing_box(positions, cell, pbc, 1.0)
+    fractional = inside @ np.linalg.inv(box)
+    cubes = np.floor((fractional - np.floor(fractional)) @ box).astype(np.int64) @ np.array([1, 1 << 21, 1 << 42])
+    _, first, counts = np.unique(cubes, return_index=True, return_counts=True)
+    if counts.max() > _CROWD:
+        fullest = int(counts.argmax())
+        reason = f"{counts[fullest]} atoms are within one ångström of it: were the positions set?"
+        raise InvalidStructureError(reason, atom=int(first[fullest]))
+
+
 def _fits_bins(bins: FloatArray) -> bool:
     """Whether vesin's bins [3] keep to its bound, or can be coarsened to it without one of them becoming zero."""
     if bins.prod() <= _MAX_BINS:
@@ -113,17 +136,23 @@ def _fits_bins(bins: FloatArray) -> bool:
     return bool(min(z, y, np.trunc(first * y)) >= 1)
 
 
-def _binned_pairs(positions: FloatArray, box: FloatArray, cutoff: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _packed(target: np.ndarray, source: np.ndarray, shift: np.ndarray) -> Edges:
+    edge_index = np.empty((2, len(target)), dtype=np.int64)
+    edge_index[0], edge_index[1] = source, target
+    return edge_index, shift.astype(np.int32, copy=False)
+
+
+def _binned_pairs(positions: FloatArray, box: FloatArray, cutoff: float, *, periodic: bool = True) -> Pairs:
     """target [E], source [E], shift [E, 3] by vesin."""
     from vesin import NeighborList
 
     # n_threads=1: results do not depend on the machine, and one thread a process is how we run.
-    finder = NeighborList(cutoff=cutoff, full_list=True, sorted=True, n_threads=1)
-    target, source, shift = finder.compute(positions, box, True, quantities="ijS")
+    finder = NeighborList(cutoff=float(cutoff), full_list=True, sorted=True, n_threads=1)
+    target, source, shift = finder.compute(positions, box, periodic, quantities="ijS")
     return target, source, shift
 
 
-def _tree_pairs(positions: FloatArray, box: FloatArray, cutoff: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _tree_pairs(positions: FloatArray, box: FloatArray, cutoff: float) -> Pairs:
     """The same by a k-d tree of the atoms and of those images that are near them."""
     from scipy.spatial import cKDTree
 

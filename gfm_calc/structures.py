@@ -31,6 +31,7 @@ MAX_ATOMS = 10_000_000  # in a frame; a larger count in a file is damage
 MAX_LINE = 1 << 24  # characters
 _OPENERS: dict[str, Callable[..., Any]] = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open}
 _SERVERS = ("mysql", "postgresql")  # ASE takes these names for databases elsewhere
+_PROPERTIES = re.compile(r'Properties\s*=\s*["{]?([^\s"}]+)')
 _DAMAGE = (OSError, EOFError, UnicodeDecodeError, lzma.LZMAError, zlib.error)
 
 
@@ -196,6 +197,10 @@ def _lines(handle: TextIO, wanted: int, where: str) -> Iterator[str]:
 def _parse_chunk(lines: list[str], source: str, frame: int, number: int) -> Atoms | GFMError:
     if int(lines[0]) == 0:
         return Atoms()
+    given = _PROPERTIES.search(lines[1])
+    if given and "pos:R:3" not in given[1]:  # ASE would put all atoms at the origin
+        reason = f"line {number + 1}: Properties={given[1][:80]} is damaged, it holds no pos:R:3"
+        return InvalidStructureError(reason, source=source, frame=frame)
     try:
         return next(extxyz.read_xyz(StringIO("".join(lines)), 0))
     except Exception as error:  # ASE's parser raises whatever comes
@@ -205,7 +210,7 @@ def _parse_chunk(lines: list[str], source: str, frame: int, number: int) -> Atom
 
 def _diagnose(error: Exception, lines: list[str], number: int) -> tuple[str, int | None]:
     """What is wrong with a frame that the parser refused, and the atom where that is known."""
-    given = re.search(r'Properties\s*=\s*["{]?([^\s"}]+)', lines[1])
+    given = _PROPERTIES.search(lines[1])
     fields = (given[1] if given else "species:S:1:pos:R:3").split(":")
     try:
         columns = [

@@ -1,0 +1,306 @@
+"""`gfm bench`: figures on accuracy, physics, speed and reliability, each a JSON file with its provenance."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gfm_calc.commands.options import DEFAULT_MODEL, new_parser, positive, positive_int
+from gfm_calc.commands.outputs import refuse_existing
+from gfm_calc.commands.tables import table
+from gfm_calc.errors import ConfigError, GFMError
+
+
+def add_parser(subparsers: Any) -> None:
+    """Register `gfm bench` and its sub-commands."""
+    summary = "accuracy, physics, speed and reliability figures"
+    parser = subparsers.add_parser("bench", help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+    benches = parser.add_subparsers(title="benchmarks", dest="benchmark", metavar="BENCHMARK", required=True)
+    for add in (_add_speed, _add_heads, _add_accuracy, _add_physics, _add_reliability, _add_report, _add_card):
+        add(benches)
+
+
+def _add_speed(benches: Any) -> None:
+    parser = new_parser(
+        benches, "speed", run_speed, summary="structures a second and ms an MD step, beside other models",
+        example="gfm bench speed --threads 1,2 --compile --peer chgnet=PYTHON --peer sevennet=PYTHON -o speed.json",
+    )  # fmt: skip
+    _add_model(parser)
+    parser.add_argument("--structures", type=Path, metavar="FILE", help="measure these instead of the built-in ones")
+    parser.add_argument("--threads", type=_integers, default=(1, 2), metavar="N,N", help="default: 1,2")
+    parser.add_argument("--batch", type=_integers, default=(1, 32, 256), metavar="N,N", help="default: 1,32,256")
+    parser.add_argument("--md", type=_words, default=("ethanol", "NaCl", "Cu", "Si"), metavar="NAME,NAME",
+                        help="MD on these: ethanol (9 atoms), NaCl (64), Cu (256), Si (1000); '' for none")  # fmt: skip
+    parser.add_argument("--compile", action="store_true", help="ours compiled too, beside eager")
+    parser.add_argument("--peer", type=_peer, action="append", default=[], metavar="NAME=PYTHON",
+                        help="chgnet or sevennet, and the python of an environment that has it")  # fmt: skip
+    parser.add_argument("--repeats", type=positive_int, default=5, help="medians of so many; default: %(default)s")
+    parser.add_argument("--seconds", type=positive, default=1.0, help="for each measurement; default: %(default)s")
+    _add_device(parser, "cpu")
+    _add_output(parser)
+
+
+def _add_heads(benches: Any) -> None:
+    parser = new_parser(
+        benches, "heads", run_heads, summary="what many heads cost compared with one",
+        example="gfm bench heads --model gfm-small -o heads.json",
+    )  # fmt: skip
+    parser.add_argument("--model", default=DEFAULT_MODEL, help="packaged name or directory (default: %(default)s)")
+    parser.add_argument("--batch", type=_integers, default=(1, 32, 256), metavar="N,N", help="default: 1,32,256")
+    parser.add_argument("--repeats", type=positive_int, default=9, help="medians of so many; default: %(default)s")
+    _add_device(parser, None)
+    _add_output(parser)
+
+
+def _add_accuracy(benches: Any) -> None:
+    parser = new_parser(
+        benches, "accuracy", run_accuracy, summary="errors of every head on held-out groups of its data",
+        example="gfm bench accuracy --data pool --recipe train/recipes/gfm-small.toml -o accuracy.json",
+    )  # fmt: skip
+    _add_model(parser)
+    parser.add_argument("--data", type=Path, required=True, help="folder with the recipe's .extxyz.xz files")
+    parser.add_argument("--recipe", type=Path, help="what the model was trained on (default: that of gfm-small)")
+    parser.add_argument("--cache", type=Path, metavar="NPZ", help="read the frames from here, or keep them here")
+    parser.add_argument("--max-frames", type=positive_int, metavar="N", help="test frames a head (default: all)")
+    parser.add_argument("--write-cards", action="store_true", help="put the errors into the head cards of the model")
+    parser.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="default: %(default)s")
+    _add_device(parser, None)
+    _add_output(parser)
+
+
+def _add_physics(benches: Any) -> None:
+    parser = new_parser(
+        benches, "physics", run_physics, summary="energy conservation, relaxations and pair curves, in float64",
+        example="gfm bench physics --picoseconds 20 --peer sevennet=PYTHON -o physics.json",
+    )  # fmt: skip
+    _add_model(parser)
+    parser.add_argument("--picoseconds", type=positive, default=20.0, help="of each NVE run; default: %(default)s")
+    parser.add_argument("--compile", action="store_true", help="compile the model for the NVE runs: they are long")
+    parser.add_argument("--parts", type=_words, default=("nve", "relaxations", "pairs"), metavar="NAME,NAME",
+                        help="of nve, relaxations, pairs; default: all")  # fmt: skip
+    parser.add_argument("--peer", type=_peer, action="append", default=[], metavar="sevennet=PYTHON",
+                        help="python of an environment with sevenn, for the references of crystals")  # fmt: skip
+    _add_device(parser, None)
+    _add_output(parser)
+
+
+def _add_reliability(benches: Any) -> None:
+    parser = new_parser(
+        benches, "reliability", run_reliability, summary="the promises, tried: runs the tests that are marked so",
+        example="gfm bench reliability --tests tests -o reliability.json",
+    )  # fmt: skip
+    parser.add_argument("--tests", type=Path, default=Path("tests"), help="of a checkout (default: %(default)s)")
+    parser.add_argument("--long", action="store_true", help="the long counts, hours, instead of those of CI")
+    _add_output(parser)
+
+
+def _add_report(benches: Any) -> None:
+    parser = new_parser(
+        benches, "report", run_report, summary="result files as Markdown tables",
+        example="gfm bench report benchmarks/results/*.json > tables.md",
+    )  # fmt: skip
+    parser.add_argument("results", type=Path, nargs="+", metavar="RESULT", help="JSON files of gfm bench")
+    parser.add_argument("--into", type=Path, metavar="FILE", help="put summaries between the result marks of this file")
+
+
+def _add_card(benches: Any) -> None:
+    parser = new_parser(
+        benches, "card", run_card, summary="the model card: head cards and result files as Markdown",
+        example="gfm bench card --results benchmarks/results -o gfm_calc/models/gfm-small/MODEL_CARD.md",
+    )  # fmt: skip
+    parser.add_argument("--model", default=DEFAULT_MODEL, help="packaged name or directory (default: %(default)s)")
+    parser.add_argument("--results", type=Path, metavar="DIR", help="folder of result files to quote")
+    _add_output(parser, "Markdown (default: the terminal)")
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default=DEFAULT_MODEL, help="packaged name or directory (default: %(default)s)")
+    parser.add_argument("--head", metavar="NAME", help="for everything (default: what each structure wants)")
+
+
+def _add_device(parser: argparse.ArgumentParser, default: str | None) -> None:
+    shown = default or "the GPU where there is one"
+    parser.add_argument("--device", default=default, help=f"cpu, cuda or cuda:N (default: {shown})")
+
+
+def _add_output(parser: argparse.ArgumentParser, text: str = "the result as JSON") -> None:
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help=text)
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there (default: an error)")
+    run = parser.get_default("run")
+
+    def guarded(args: argparse.Namespace) -> None:
+        if args.output is not None:
+            refuse_existing(args.output, args.overwrite)  # before hours of measuring, not after
+        run(args)
+
+    parser.set_defaults(run=guarded, parser=parser)
+
+
+# ---- what the commands do; torch is imported from here on ----
+
+
+def run_speed(args: argparse.Namespace) -> None:
+    """Measure speed."""
+    from gfm_calc.benchmarks.speed import SpeedPlan, read_sets, run_speed
+
+    plan = SpeedPlan(
+        model=args.model, head=args.head, device=args.device, threads=args.threads, compile=args.compile,
+        peers=dict(args.peer), batches=args.batch, systems=args.md, repeats=args.repeats, seconds=args.seconds,
+        sets=read_sets(args.structures) if args.structures else None,
+    )  # fmt: skip
+    measured = run_speed(plan)
+    peers = {c["name"]: c["version"] for c in measured["contenders"] if c["name"] != "gfm-calc"}
+    settings = {"repeats": plan.repeats, "seconds": plan.seconds, "timestep_fs": plan.timestep, "device": plan.device}
+    _finish(args, "speed", threads=plan.threads, extra_versions=peers, settings=settings, **measured)
+
+
+def run_heads(args: argparse.Namespace) -> None:
+    """Measure what heads cost."""
+    from gfm_calc.benchmarks.heads import run_heads
+    from gfm_calc.checkpoint import load_model
+    from gfm_calc.predictor import parse_device
+
+    model = load_model(args.model, device=parse_device(args.device))
+    measured = run_heads(model, batches=args.batch, repeats=args.repeats)
+    _finish(args, "heads", settings={"repeats": args.repeats, "device": str(model.device)}, **measured)
+
+
+def run_accuracy(args: argparse.Namespace) -> None:
+    """Measure errors on the test split."""
+    from gfm_calc.benchmarks.accuracy import load_test_frames, measure, write_cards
+    from gfm_calc.checkpoint import load_model
+    from gfm_calc.predictor import Predictor, parse_device, parse_dtype
+
+    recipe = args.recipe or Path(__file__).resolve().parent.parent / "train" / "recipes" / "gfm-small.toml"
+    model = load_model(args.model, dtype=parse_dtype(args.dtype), device=parse_device(args.device))
+    names = [model.spec(args.head).name] if args.head else list(model.energy_heads)
+    frames = load_test_frames(recipe, args.data, args.cache)
+    heads = measure({name: Predictor(model, [name]) for name in names}, frames, max_frames=args.max_frames)
+    if args.write_cards:
+        write_cards(args.model, heads)
+    settings = {"recipe": recipe.name, "max_frames": args.max_frames or 0, "dtype": args.dtype}
+    _finish(args, "accuracy", settings=settings, heads=[{"head": name, **entry} for name, entry in heads.items()])
+
+
+def run_physics(args: argparse.Namespace) -> None:
+    """Measure energy conservation, relaxations and pair curves."""
+    from gfm_calc.benchmarks.physics import PARTS, run_physics
+
+    unknown = [part for part in args.parts if part not in PARTS]
+    if unknown:
+        raise ConfigError(f"--parts: no part {unknown[0]!r}; parts: {', '.join(PARTS)}")
+    measured = run_physics(
+        args.model, head=args.head, picoseconds=args.picoseconds, device=args.device, compile=args.compile,
+        sevennet=dict(args.peer).get("sevennet"), parts=args.parts,
+    )  # fmt: skip
+    _finish(args, "physics", extra_versions=_optional("tblite"), **measured)
+
+
+def run_reliability(args: argparse.Namespace) -> None:
+    """Try the promises."""
+    from gfm_calc.benchmarks.reliability import run_reliability
+
+    promises = run_reliability(args.tests, long=args.long)
+    _finish(args, "reliability", settings={"counts": "long" if args.long else "CI"}, promises=promises)
+    broken = [row["promise"] for row in promises if row["failed"]]
+    if broken:
+        raise GFMError(f"promises broken: {', '.join(broken)}")
+
+
+def run_report(args: argparse.Namespace) -> None:
+    """Print result files as Markdown, or put them into a README."""
+    from gfm_calc.artifacts import write_file
+    from gfm_calc.benchmarks.provenance import read_result
+    from gfm_calc.benchmarks.report import markdown, with_results
+
+    results = [read_result(path) for path in args.results]
+    if args.into is None:
+        print("\n\n".join(markdown(found) for found in results))
+    else:
+        write_file(args.into, with_results(args.into.read_text(encoding="utf-8"), results).encode())
+
+
+def run_card(args: argparse.Namespace) -> None:
+    """Print or write the model card."""
+    from gfm_calc.artifacts import write_file
+    from gfm_calc.benchmarks.card import model_card
+    from gfm_calc.benchmarks.provenance import read_results, weights_id
+    from gfm_calc.checkpoint import describe, open_model
+
+    results = read_results(args.results) if args.results else []
+    weights = weights_id(open_model(args.model))
+    text = model_card(describe(args.model), results, name=Path(args.model).name, weights=weights)
+    if args.output is None:
+        print(text, end="")
+    else:
+        write_file(args.output, text.encode())
+
+
+def _finish(
+    args: argparse.Namespace, benchmark: str, *, threads: int | Sequence[int] | None = None,
+    extra_versions: dict[str, str] | None = None, **content: Any,
+) -> None:  # fmt: skip
+    """Print the tables and, with -o, write the result."""
+    import torch
+
+    from gfm_calc.benchmarks.provenance import provenance, result, write_result
+    from gfm_calc.benchmarks.report import numeric_columns, tables
+
+    about = provenance(
+        [benchmark, *_words_of(args)], model=getattr(args, "model", None), threads=threads or torch.get_num_threads(),
+        extra_versions=extra_versions,
+    )  # fmt: skip
+    measured = result(benchmark, about, **content)
+    if args.output is not None:
+        write_result(args.output, measured)
+    for found in tables(measured):
+        right = numeric_columns(found.header, found.rows)
+        print(f"{found.title}\n\n{table(found.header, found.rows, right=right)}\n")
+    if args.output is not None:
+        print(f"written: {args.output}")
+
+
+def _words_of(args: argparse.Namespace) -> list[str]:
+    """The options that differ from their defaults, as they would be typed; a python of a peer is called PYTHON."""
+    words: list[str] = []
+    for action in args.parser._actions:
+        value = getattr(args, action.dest, None)
+        if value == action.default or action.dest in ("output", "overwrite", "help"):
+            continue
+        for item in value if isinstance(action, argparse._AppendAction) else [value]:
+            shown = f"{item[0]}=PYTHON" if action.dest == "peer" else _typed(item)
+            words += [action.option_strings[-1]] + ([] if item is True else [shown])
+    return words
+
+
+def _typed(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _optional(package: str) -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return {package: version(package)}
+    except PackageNotFoundError:
+        return {}
+
+
+# ---- types of arguments ----
+
+
+def _integers(text: str) -> tuple[int, ...]:
+    return tuple(positive_int(part) for part in text.split(","))
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _peer(text: str) -> tuple[str, str]:
+    name, equals, python = text.partition("=")
+    if not equals or not name or not python:
+        raise argparse.ArgumentTypeError(f"give NAME=PYTHON, not {text!r}")
+    return name, python

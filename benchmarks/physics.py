@@ -1,0 +1,78 @@
+"""`gfm bench physics`: energy conservation, relaxations and pair curves of a trained model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gfm_calc.benchmarks.dynamics import nve_systems, run_nve
+from gfm_calc.benchmarks.pairs import run_pairs
+from gfm_calc.benchmarks.relaxations import cases, run_case, teacher_references, xtb_reference
+from gfm_calc.benchmarks.speed import pick_head
+from gfm_calc.calculator import GFMCalculator
+from gfm_calc.checkpoint import load_model
+from gfm_calc.commands.progress import Progress
+from gfm_calc.model import GFMModel
+
+PARTS = ("nve", "relaxations", "pairs")
+
+
+def run_physics(
+    model: str | Path,
+    *,
+    head: str | None = None,
+    picoseconds: float = 20.0,
+    device: str | None = None,
+    compile: bool = False,
+    sevennet: str | None = None,
+    parts: Sequence[str] = PARTS,
+) -> dict[str, Any]:
+    """Measure in float64; {part: rows} for the `parts` asked for.
+
+    Args:
+        head: for everything, or None for the head that each structure wants (the first that knows its elements where the
+            model lacks that one).
+        picoseconds: of each constant-energy run.
+        compile: compile the networks for the constant-energy runs.
+        sevennet: python of an environment with sevenn, for the references of crystals.
+    """
+    loaded = load_model(model, dtype=torch.float64, device=device or "cpu")
+    found: dict[str, Any] = {}
+    if "relaxations" in parts:
+        found["relaxations"] = _relaxations(loaded, head, sevennet)
+    if "nve" in parts:
+        loaded.compile(enabled=compile)
+        systems = nve_systems()
+        found["nve"] = [run_nve(s, _calculator(loaded, s, head), picoseconds=picoseconds) for s in systems]
+        loaded.compile(enabled=False)
+    if "pairs" in parts:
+        heads = [head] if head is not None else list(loaded.energy_heads)
+        with Progress("pair curves", "heads", len(heads)) as progress:
+            rows = []
+            for name in heads:
+                rows.append(run_pairs(loaded, name))
+                progress.advance(note=name)
+        found["pairs"] = rows
+    return found
+
+
+def _relaxations(model: GFMModel, head: str | None, sevennet: str | None) -> list[dict[str, Any]]:
+    wanted = cases()
+    crystals = [case for case in wanted if case.head.startswith("distilled")]
+    references = dict(teacher_references(crystals, sevennet)) if sevennet else {}
+    rows = []
+    with Progress("relaxations", "structures", len(wanted)) as progress:
+        for case in wanted:
+            reference = references.get(case.name) if case in crystals else xtb_reference(case)
+            rows.append(run_case(case, _calculator(model, case, head), reference))
+            progress.advance(note=case.name)
+    return rows
+
+
+def _calculator(model: GFMModel, case: Any, head: str | None) -> GFMCalculator:
+    """With `head`, or the head that the case wants, or another that knows its elements."""
+    wanted = head or (case.head if case.head in model.specs else pick_head(model.specs, [case.atoms], None))
+    return GFMCalculator(model, head=wanted)

@@ -1,0 +1,96 @@
+"""R9: files of every released format load and give their numbers; the format does not move without a new version."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from support import predict, random_model
+
+from gfm_calc.artifacts import MANIFEST
+from gfm_calc.checkpoint import FORMAT_VERSION, load_model, open_model, read_golden, save_model
+from gfm_calc.config import ModelConfig, from_mapping, to_mapping
+from gfm_calc.selfcheck import check_golden, probe_structures
+
+GOLDEN = Path(__file__).resolve().parent.parent / "golden"
+VERSIONS = range(1, FORMAT_VERSION + 1)
+
+
+def golden_model():
+    """The model that `tests/golden/make.py` saves: two energy heads and a property, three elements."""
+    config = {"num_features": 8, "num_layers": 2, "num_radial": 4, "head_width": 4, "cutoff": 5.0}
+    return random_model(
+        dtype=torch.float32, heads=("first", "second"), elements=("H", "C", "O"), properties=True, **config
+    )
+
+
+@pytest.mark.promise("R9")
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_version_loads_and_gives_its_numbers(version):
+    directory = GOLDEN / f"model-v{version}"
+    assert directory.is_dir(), f"format {version} has no golden directory: run tests/golden/make.py and commit it"
+    for dtype in (torch.float64, torch.float32):
+        model = load_model(directory, dtype=dtype)
+        golden = read_golden(directory)
+        assert sum(len(entries) for entries in golden["predictions"].values()) >= 4
+        for check in check_golden(model, golden):
+            assert check.passed, f"{dtype}: {check}"
+
+
+@pytest.mark.promise("R9")
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_check_sees_another_model(version):
+    """Golden numbers that anything passes would guard nothing."""
+    model = load_model(GOLDEN / f"model-v{version}", dtype=torch.float64)
+    model.energy_stack.shift.data += 1e-6
+    assert not all(check.passed for check in check_golden(model, read_golden(GOLDEN / f"model-v{version}")))
+
+
+@pytest.mark.promise("R9")
+def test_numbers_that_do_not_come_from_our_own_check():
+    """Energies of the golden model, written down here: a change that moves code and file together is seen as well."""
+    model = load_model(GOLDEN / f"model-v{FORMAT_VERSION}", dtype=torch.float64)
+    numbers = json.loads((GOLDEN / "energies.json").read_text())
+    ethanol, benzene = probe_structures()[:2]
+    for head, wanted in numbers.items():
+        found = [predict(model, atoms, head).energy.item() for atoms in (ethanol, benzene)]
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-8)
+
+
+def layout(directory) -> dict:
+    """Everything about a saved model's format that a reader depends on."""
+    artifact = open_model(directory)
+    weights = safetensors.torch.load(artifact.read("weights.safetensors"))
+    heads = artifact.read_json("heads.json")
+    golden = artifact.read_json("golden.json")
+    return {
+        "manifest": sorted(json.loads((Path(directory) / MANIFEST).read_bytes())),
+        "files": sorted(artifact.files),
+        "config": sorted(artifact.read_json("config.json")),
+        "heads": [sorted(head) for head in heads],
+        "weights": {name: [str(t.dtype), list(t.shape)] for name, t in sorted(weights.items())},
+        "golden": [sorted(golden), [sorted(s) for s in golden["structures"]]],
+    }
+
+
+@pytest.mark.promise("R9")
+def test_the_format_moves_only_with_a_new_version(tmp_path):
+    save_model(golden_model(), tmp_path / "now")
+    assert open_model(tmp_path / "now").format_version == FORMAT_VERSION
+    assert layout(tmp_path / "now") == layout(GOLDEN / f"model-v{FORMAT_VERSION}"), (
+        "the format of saved models has changed: raise checkpoint.FORMAT_VERSION, add a migration, run tests/golden/make.py"
+    )
+
+
+@pytest.mark.promise("R9")
+def test_saving_what_was_loaded_gives_the_same_files(tmp_path):
+    """Bytes of config, cards and weights survive a round trip: nothing is lost, rounded or reordered."""
+    directory = GOLDEN / f"model-v{FORMAT_VERSION}"
+    save_model(load_model(directory), tmp_path / "again")
+    before, after = open_model(directory), open_model(tmp_path / "again")
+    for name in ("config.json", "heads.json", "weights.safetensors"):
+        assert after.files[name] == before.files[name], name
+    config = before.read_json("config.json")
+    assert to_mapping(from_mapping(ModelConfig, config, "golden")) == config

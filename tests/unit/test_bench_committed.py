@@ -1,0 +1,40 @@
+"""What README and model card claim is what the committed results say, measured on the weights that are packaged."""
+
+import pytest
+from support import ROOT
+
+from gfm_calc.benchmarks.card import model_card
+from gfm_calc.benchmarks.provenance import read_result, weights_id, write_result
+from gfm_calc.benchmarks.report import markdown, with_results
+from gfm_calc.checkpoint import PACKAGED, describe, list_models, open_model
+
+RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
+
+
+def test_readme_quotes_the_committed_results():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    inside = text.partition("<!-- results -->")[2].partition("<!-- end of results -->")[0]
+    if not RESULTS:
+        assert not inside.strip(), "README quotes results that are not committed"
+    else:
+        command = "gfm bench report benchmarks/results/*.json --into README.md"
+        assert with_results(text, map(read_result, RESULTS)) == text, f"README is behind the results: {command}"
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+def test_every_result_can_be_published(path, tmp_path):
+    found = read_result(path)
+    assert markdown(found)
+    write_result(tmp_path / path.name, found)  # refuses local paths
+    assert (tmp_path / path.name).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_model_card_is_made_from_head_cards_and_results(name):
+    weights = weights_id(open_model(name))
+    results = [found for found in map(read_result, RESULTS) if found["provenance"]["weights"] in ("", weights)]
+    if name == "gfm-small":
+        assert len(results) == len(RESULTS), "a committed result was measured on other weights"
+    command = f"gfm bench card --model {name} --results benchmarks/results -o gfm_calc/models/{name}/MODEL_CARD.md --overwrite"
+    card = (PACKAGED / name / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert card == model_card(describe(name), results, name=name, weights=weights), f"the card is behind: {command}"

@@ -1,0 +1,115 @@
+"""The measures of physics on cases whose answer is known."""
+
+import sys
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk, molecule
+from support import random_model
+
+from gfm_calc import GFMCalculator
+from gfm_calc.benchmarks.dynamics import drift, nve_systems, run_nve
+from gfm_calc.benchmarks.pairs import minima, run_pairs
+from gfm_calc.benchmarks.physics import run_physics
+from gfm_calc.benchmarks.relaxations import cases, geometry, run_case, teacher_references, xtb_reference
+from gfm_calc.benchmarks.structures import slab
+from gfm_calc.errors import GFMError
+
+
+def test_drift_is_the_slope_of_the_total_energy():
+    times = np.linspace(0.01, 20, 2000)
+    energies = -3.0 + 2e-5 * times + 1e-4 * np.sin(40 * times)
+    found = drift(times, energies)
+    assert found["slope_mev_per_atom_per_ps"] == pytest.approx(0.02, abs=1e-3)
+    assert found["rms_fluctuation_mev_per_atom"] == pytest.approx(0.1 / np.sqrt(2), rel=0.02)
+    assert found["slope_first_half"] == pytest.approx(0.02, abs=2e-3)
+
+
+def test_drift_tells_a_step_from_a_slope():
+    times = np.linspace(0, 10, 1000)
+    found = drift(times, np.where(times > 5, 1e-3, 0.0))
+    assert abs(found["slope_first_half"]) < 1e-12 and abs(found["slope_second_half"]) < 1e-12
+    assert found["slope_mev_per_atom_per_ps"] > 0.1
+
+
+def test_minima_are_counted_with_their_barriers():
+    r = np.linspace(0.8, 5, 400)
+    morse = (1 - np.exp(-1.5 * (r - 1.5))) ** 2 - 1
+    assert minima(r, morse) == [pytest.approx(1.5, abs=0.02)]
+    assert minima(r, morse - 0.3 * np.exp(-20 * (r - 3) ** 2)) == [
+        pytest.approx(1.5, abs=0.02),
+        pytest.approx(3.0, abs=0.05),
+    ]
+    assert minima(r, morse - 0.005 * np.exp(-200 * (r - 3) ** 2)) == [pytest.approx(1.5, abs=0.02)]  # a dip of 5 meV
+    assert minima(r, np.exp(-r)) == []
+
+
+def test_geometry_of_water_crystal_and_slab():
+    water = molecule("H2O")
+    found = geometry(water)
+    assert found["H-O_a"] == pytest.approx(water.get_distance(0, 1), abs=1e-4)
+    assert found["H-O-H_deg"] == pytest.approx(water.get_angle(1, 0, 2), abs=0.01)
+    assert geometry(bulk("NaCl", "rocksalt", a=5.6, cubic=True)) == {"a_a": 5.6, "largest_angle_off_90_deg": 0.0}
+    assert geometry(slab())["d12_a"] == pytest.approx(3.63 / np.sqrt(3), abs=1e-3)
+    assert set(geometry(molecule("CH3CH2OH"))) == {"C-C_a", "C-H_a", "C-O_a", "H-O_a"}
+
+
+def test_relaxation_rows_compare_with_the_reference():
+    (water,) = (case for case in cases() if case.name == "water")
+    reference = molecule("H2O")
+    row = run_case(water, GFMCalculator(random_model(), head="first"), reference)
+    assert row["name"] == "water" and row["reference"] == geometry(reference)
+    assert row["converged"] == (row["fmax_ev_per_a"] <= 0.01)
+    assert row["rmsd_a"] > 0 and row["largest_bond_error_a"] > 0
+
+
+def test_cases_start_away_from_any_minimum_and_are_the_same_every_time():
+    assert [case.name for case in cases()] == ["water", "ethanol", "aspirin", "NaCl", "Cu", "Si", "MgO", "Cu(111) slab"]
+    assert all((a.atoms.positions == b.atoms.positions).all() for a, b in zip(cases(), cases()))
+
+
+def test_xtb_reference_has_the_geometry_of_water():
+    pytest.importorskip("tblite", reason="the reference is tblite's own GFN2-xTB")
+    relaxed = xtb_reference(cases()[0])
+    assert relaxed is not None
+    assert geometry(relaxed)["H-O_a"] == pytest.approx(0.959, abs=0.005)
+
+
+def test_a_reference_environment_that_fails_is_named_in_one_line():
+    with pytest.raises(GFMError, match="sevennet: .*sevenn") as caught:
+        teacher_references([cases()[3]], sys.executable)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(GFMError, match="no-such-python"):
+        teacher_references([cases()[3]], "no-such-python")
+
+
+def test_nve_systems_have_64_atoms_or_nearly():
+    assert [len(system.atoms) for system in nve_systems()] == [63, 64, 64]
+
+
+def test_nve_run_conserves_energy_over_a_few_steps():
+    system = nve_systems()[1]
+    row = run_nve(system, GFMCalculator(random_model(), head="first"), picoseconds=0.04, sample_every=2)
+    assert row["picoseconds"] == pytest.approx(0.04) and row["atoms"] == 64
+    assert row["rms_fluctuation_mev_per_atom"] < 5.0
+
+
+def test_pair_curves_cover_every_element_of_the_head():
+    model = random_model(elements=("H", "Cu"))
+    row = run_pairs(model, "first")
+    assert row["elements"] == 2 and set(row["extra_minima"]) <= {"H", "Cu"}
+    assert row["soft"] == []  # the ZBL wall
+
+
+def test_physics_uses_the_head_named(saved_model):
+    found = run_physics(saved_model, head="second", parts=("pairs",))
+    assert [row["head"] for row in found["pairs"]] == ["second"]
+    assert set(found) == {"pairs"}
+
+
+def test_atoms_given_to_geometry_are_left_alone():
+    atoms = Atoms("H2", positions=[[0, 0, 0], [0, 0, 0.7]])
+    before = atoms.copy()
+    geometry(atoms)
+    assert atoms == before
