@@ -56,11 +56,8 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 def move_file(path: Path, source: Path) -> None:
-    """Flush `source` (a file, or a directory of files) to the disk and rename it to `path`, on the same disk."""
-    for file in sorted(source.iterdir()) if source.is_dir() else [source]:
-        sync_path(file)
-    if source.is_dir():
-        sync_path(source)
+    """Flush the file `source` to the disk and rename it to `path`, on the same disk."""
+    sync_path(source)
     os.replace(source, path)
     sync_path(path.parent)
 
@@ -89,14 +86,10 @@ def commit(
     directory = Path(directory)
     table = {}
     try:
-        _refuse_foreign(directory, kind)
+        refuse_foreign(directory, kind)
         directory.mkdir(parents=True, exist_ok=True)
         for name, data in files.items():
-            large = isinstance(data, Path)
-            digest, size = (sha256_of_file(data), data.stat().st_size) if large else (sha256(data), len(data))
-            table[name] = {"file": _stored_name(name, digest), "size": size, "sha256": digest}
-            place = move_file if large else write_file
-            place(directory / table[name]["file"], data)
+            table[name] = _store(directory, name, data)
         body = {"kind": kind, "format_version": format_version, "files": table, "meta": dict(meta or {})}
         manifest = {**body, "self_sha256": sha256(canonical_json(body))}
         write_file(directory / MANIFEST, canonical_json(manifest))
@@ -161,7 +154,9 @@ class Artifact:
         except OSError as error:
             raise CorruptFileError(f"{path}: cannot be read ({one_line(error)})") from error
         if size != entry["size"]:
-            raise CorruptFileError(f"{path}: is {size} bytes, its manifest says {entry['size']}: damaged, fetch it again")
+            raise CorruptFileError(
+                f"{path}: is {size} bytes, its manifest says {entry['size']}: damaged, fetch it again"
+            )
         return path
 
     def _entry(self, name: str) -> Mapping[str, Any]:
@@ -266,12 +261,24 @@ def _sound_entry(entry: Any) -> bool:
     )
 
 
+def _store(directory: Path, name: str, data: bytes | Path) -> dict[str, Any]:
+    """Write or move one file into the directory; its entry for the manifest."""
+    if isinstance(data, Path):
+        digest, size = sha256_of_file(data), data.stat().st_size
+        move_file(directory / _stored_name(name, digest), data)
+    else:
+        digest, size = sha256(data), len(data)
+        write_file(directory / _stored_name(name, digest), data)
+    return {"file": _stored_name(name, digest), "size": size, "sha256": digest}
+
+
 def _stored_name(name: str, digest: str) -> str:
     stem, dot, suffix = name.partition(".")
     return f"{stem}-{digest[:12]}{dot}{suffix}"
 
 
-def _refuse_foreign(directory: Path, kind: str) -> None:
+def refuse_foreign(directory: Path, kind: str) -> None:
+    """GFMError where `directory` holds anything but an artifact of this kind, or the beginnings of a first one."""
     if directory.exists() and not directory.is_dir():
         raise GFMError(f"{directory}: is a file; give a directory")
     if not directory.is_dir() or not any(directory.iterdir()):

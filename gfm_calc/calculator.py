@@ -19,7 +19,7 @@ from .dispersion import make_dispersion
 from .errors import ConfigError, GFMError, HeadError, InvalidStructureError
 from .graph import AtomicGraph, GraphBatch, charge_and_spin, check_totals, validate_atoms
 from .model import GFMModel, Prediction
-from .predictor import check_domain, parse_device, parse_dtype, predict_one
+from .predictor import check_domain, parse_device, parse_dtype, predict_one, refuse_options_of_loaded
 from .verlet import VerletList
 
 
@@ -61,6 +61,7 @@ class GFMCalculator(Calculator):
         if isinstance(skin, bool) or not isinstance(skin, (int, float)) or not 0 <= skin <= 10:
             raise ConfigError(f"skin must lie between 0 and 10 Å, not {skin!r}")
         if isinstance(model, GFMModel):
+            refuse_options_of_loaded(device, compile)
             self.model, self._source = model, None
         else:
             self.model = load_model(model, dtype=parse_dtype(dtype), device=parse_device(device)).compile(
@@ -69,8 +70,8 @@ class GFMCalculator(Calculator):
             packaged = isinstance(model, str) and not Path(model).is_dir()
             self._source = model if packaged else str(resolve(model))
         self._head = _choose_head(self.model, head)
-        self.strict, self.charge_from = strict, charge_from
-        self._options = {
+        self._strict, self._charge_from = strict, charge_from
+        self._options: dict[str, Any] = {
             "head": self._head, "device": device, "dtype": str(self.model.dtype).split(".")[1], "compile": compile,
             "skin": skin, "strict": strict, "dispersion": dispersion, "charge_from": charge_from,
         }  # fmt: skip
@@ -90,6 +91,16 @@ class GFMCalculator(Calculator):
         self._dispersion = make_dispersion(self._options["dispersion"], self.model.specs[chosen])
         self._head = self._options["head"] = self.parameters["head"] = chosen
         self.reset()
+
+    @property
+    def strict(self) -> bool:
+        """Whether elements, charges and spins that the head has not seen are refused."""
+        return self._strict
+
+    @property
+    def charge_from(self) -> str:
+        """Where charge and spin come from: "info" or "initial"."""
+        return self._charge_from
 
     @property
     def heads(self) -> dict[str, HeadSpec]:
@@ -116,6 +127,8 @@ class GFMCalculator(Calculator):
 
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
         """What has changed since the last calculation; ASE does not look at charge and spin in `atoms.info`, we do."""
+        if not isinstance(atoms, Atoms):
+            validate_atoms(atoms)
         changes = super().check_state(atoms, tol=tol)
         if self._totals is not None and not changes and self._charge_and_spin(atoms) != self._totals:
             changes = ["initial_charges"]
@@ -196,7 +209,12 @@ class GFMCalculator(Calculator):
         return compare_heads(self.model, self._graph(atoms), chosen, forces=forces, strict=self.strict)
 
     def delta(self, atoms: Atoms, first: str, second: str) -> HeadDelta:
-        """What changes from head `first` to head `second`, in one encoder pass."""
+        """What changes from head `first` to head `second` (eV, eV/Å), in one encoder pass.
+
+        Raises:
+            HeadError: an unknown head, or not one of energies.
+            OutsideDomainError: a head that does not know this structure.
+        """
         return head_delta(self.model, self._graph(atoms), first, second, strict=self.strict)
 
     def descriptors(self, atoms: Atoms) -> np.ndarray:
@@ -215,6 +233,7 @@ class GFMCalculator(Calculator):
         return hessian(self.model, GraphBatch.from_graphs([graph]), self.head).numpy()
 
     def _graph(self, atoms: Atoms) -> AtomicGraph:
+        validate_atoms(atoms)
         return AtomicGraph.build(atoms, self.model.config.cutoff, totals=self._charge_and_spin(atoms))
 
 
@@ -242,27 +261,12 @@ def _results(prediction: Prediction, atoms: Atoms, per_atom: bool) -> dict[str, 
         "energy": energy, "free_energy": energy, "energies": prediction.energies.numpy(),
         "forces": prediction.forces.numpy(),
     }  # fmt: skip
-    if atoms.pbc.all():
-        results["stress"] = full_3x3_to_voigt_6_stress(prediction.stress[0].numpy())
+    stress = prediction.stress[0].numpy()
+    if np.isfinite(stress).all():
+        results["stress"] = full_3x3_to_voigt_6_stress(stress)
         if per_atom:
             results["stresses"] = full_3x3_to_voigt_6_stress(prediction.stresses.numpy())
-    elif (project := _strain_projector(atoms)) is not None:
-        virial = project @ prediction.virial[0].numpy() @ project
-        results["stress"] = full_3x3_to_voigt_6_stress(virial / atoms.get_volume())
     return results
-
-
-def _strain_projector(atoms: Atoms) -> np.ndarray | None:
-    """[3, 3] projector on the strains along the periodic axes; None where the cell defines no stress."""
-    cell = atoms.cell.array
-    if not atoms.pbc.any() or abs(np.linalg.det(cell)) < 1e-8:
-        return None
-    inside, outside = cell[atoms.pbc], cell[~atoms.pbc]
-    scale = np.linalg.norm(inside, axis=1)[:, None] * np.linalg.norm(outside, axis=1)[None]
-    if np.abs(inside @ outside.T / scale).max() > 1e-6:
-        return None
-    basis, _ = np.linalg.qr(inside.T)
-    return basis @ basis.T
 
 
 def _add_dispersion(results: dict[str, Any], dispersion: Calculator, atoms: Atoms) -> None:

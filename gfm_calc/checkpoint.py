@@ -66,6 +66,7 @@ def open_model(model: Path | str) -> artifacts.Artifact:
     return artifacts.open_artifact(resolve(model), kind=KIND, newest_version=FORMAT_VERSION)
 
 
+@torch.inference_mode(False)  # weights made in it could never be differentiated through
 def load_model(model: Path | str, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> GFMModel:
     """Load a packaged model by name or a saved one by directory.
 

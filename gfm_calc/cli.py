@@ -23,7 +23,7 @@ from .commands.options import in_shell_words
 from .errors import GFMError
 
 # Light modules: all of them are imported for `gfm --help`.
-COMMANDS = ("models", "doctor", "predict", "relax", "md", "eos", "phonons")
+COMMANDS = ("models", "doctor", "predict", "relax", "md", "eos", "phonons", "data")
 # Parts of the product with commands of their own: {command: (module, line for `gfm --help`)}, imported when called.
 PARTS = {"bench": ("gfm_calc.benchmarks.cli", "accuracy, physics, speed and reliability figures")}
 

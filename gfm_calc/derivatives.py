@@ -11,6 +11,7 @@ from .model import GFMModel
 _ROWS_AT_ONCE = 16  # bounds the memory of the batched backward pass
 
 
+@torch.inference_mode(False)
 @torch.enable_grad()
 def hessian(model: GFMModel, batch: GraphBatch, head: str) -> Tensor:
     """d²E/dr² of one structure, [3n, 3n] in eV/Å², float64 on the CPU, symmetrised.

@@ -87,6 +87,6 @@ def did_you_mean(word: object, known: Iterable[str]) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """The first line of any exception's text, for messages that must stay on one line."""
+    """Any exception's text on one line, cut at 500 characters."""
     text = str(error).strip()
     return " ".join(text.split())[:500] if text else type(error).__name__

@@ -174,6 +174,7 @@ class AtomicGraph(Data):
         )  # fmt: skip
 
     @classmethod
+    @torch.inference_mode(False)  # tensors made in it cannot take part in a gradient
     def from_arrays(
         cls, *, atomic_numbers, positions, cell, pbc, charge, spin, edge_index, edge_cell_shift
     ) -> AtomicGraph:
@@ -220,6 +221,7 @@ class GraphBatch(Data):
     """
 
     @classmethod
+    @torch.inference_mode(False)
     def from_graphs(cls, graphs: Sequence[AtomicGraph]) -> GraphBatch:
         """Concatenate `graphs`; the order is kept.
 

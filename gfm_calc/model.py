@@ -21,6 +21,10 @@ from .graph import GraphBatch
 from .heads import EnergyHeads, PropertyHead, isolation_gate
 from .repulsion import ZBLRepulsion
 
+# One backward pass for the gradients of many heads saves overhead in small batches; in large ones its temporaries no longer
+# fit in the caches, and one pass a head is faster (`gfm bench heads`).
+_BATCHED_GRADIENT_EDGES = 2000
+
 
 class ModelInputs(NamedTuple):
     """A batch as the networks see it: edge_vector [E, 3] in the model's dtype (Å), atomic_numbers [N], edge_index [2, E],
@@ -55,8 +59,8 @@ class Prediction:
         energies: [N] eV, per atom; they sum to `energy`.
         forces: [N, 3] eV/Å.
         virial: [B, 3, 3] eV, dE/d(strain).
-        stress: [B, 3, 3] eV/Å³, virial / volume, tension positive; NaN for structures that are not periodic along
-            three axes (use the virial).
+        stress: [B, 3, 3] eV/Å³, virial / volume, tension positive; with fewer than three periodic axes only along them,
+            and NaN where the cell defines none (see `periodic_strains`; use the virial).
         stresses: [N, 3, 3] eV/Å³, each atom's share of `stress`.
         value: a property head's value, in its unit.
     """
@@ -206,6 +210,12 @@ class GFMModel(nn.Module):
         specs = [self.spec(head) for head in heads]
         if not specs:
             raise HeadError(f"no head chosen; heads: {', '.join(self.specs)}")
+        with torch.inference_mode(False):  # in which no gradient can be had
+            return self._predict(batch, specs, forces, stresses)
+
+    def _predict(
+        self, batch: GraphBatch, specs: Sequence[HeadSpec], forces: bool, stresses: bool
+    ) -> dict[str, Prediction]:
         inputs = self.inputs(batch)
         names = [spec.name for spec in specs if spec.kind == "energy"]
         found: dict[str, Prediction] = {}
@@ -251,8 +261,9 @@ class GFMModel(nn.Module):
         if vectors.shape[0] == 0:
             return [torch.zeros_like(vectors)] * interaction.shape[0]
         sums = interaction.sum(dim=1)
-        if len(sums) == 1:
-            return torch.autograd.grad(sums[0], vectors)
+        if vectors.shape[0] > _BATCHED_GRADIENT_EDGES or len(sums) == 1:
+            last = len(sums) - 1
+            return [torch.autograd.grad(s, vectors, retain_graph=k < last)[0] for k, s in enumerate(sums)]
         seeds = torch.eye(len(sums), dtype=sums.dtype, device=sums.device)
         return torch.autograd.grad(sums, vectors, grad_outputs=seeds, is_grads_batched=True)[0].unbind(0)
 
@@ -298,10 +309,27 @@ def mechanics(gradient: Tensor, vectors: Tensor, batch: GraphBatch, *, per_atom:
         virial = g.new_zeros(batch.num_graphs, 3, 3).index_add(0, owner, shares)
     # Rotational invariance makes the virial symmetric; rounding does not.
     virial = 0.5 * (virial + virial.transpose(1, 2))
-    volume = torch.linalg.det(batch.cell.cpu()).abs()
-    volume = torch.where(batch.pbc.cpu().all(dim=1), volume, torch.nan)
-    found = {"forces": forces, "virial": virial, "stress": virial / volume.view(-1, 1, 1)}
+    cell, pbc = batch.cell.cpu(), batch.pbc.cpu()
+    strains = torch.stack([periodic_strains(c, p) for c, p in zip(cell, pbc)])
+    volume = torch.linalg.det(cell).abs().view(-1, 1, 1)
+    found = {"forces": forces, "virial": virial, "stress": strains @ virial @ strains / volume}
     if per_atom and shares is not None:
         shares = 0.5 * (shares + shares.transpose(1, 2))
-        found["stresses"] = shares / volume.index_select(0, owner).view(-1, 1, 1)
+        strains, volume = strains.index_select(0, owner), volume.index_select(0, owner)
+        found["stresses"] = strains @ shares @ strains / volume
     return found
+
+
+def periodic_strains(cell: Tensor, pbc: Tensor) -> Tensor:
+    """[3, 3] projector on the directions in which a cell [3, 3] can be strained: all of them with three periodic axes;
+    those of the periodic axes where the other cell vectors stand at right angles to them; else there is no stress: NaN."""
+    if pbc.all():
+        return torch.eye(3, dtype=torch.float64)
+    none = torch.full((3, 3), torch.nan, dtype=torch.float64)
+    if not pbc.any() or torch.linalg.det(cell).abs() < 1e-8:
+        return none
+    unit = cell / cell.norm(dim=1, keepdim=True)
+    if (unit[pbc] @ unit[~pbc].t()).abs().max() > 1e-6:
+        return none
+    basis, _ = torch.linalg.qr(cell[pbc].t())
+    return basis @ basis.t()

@@ -21,7 +21,7 @@ Pairs = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 _MAX_BINS = 1e5  # vesin's own bound; what it does beyond ends in a division by zero for elongated boxes
 _SMALL = 40  # cutoffs; a molecule of this extent in every direction has few enough bins
-_MAX_IMAGES = 1e5  # cells to look through around one; more than that are a badly chosen basis of the lattice
+_MAX_IMAGES = 1e3  # cells to look through around one; more are a sign of a badly chosen basis of the lattice
 _CROWD = 2000  # atoms in a cube of 1 Å: more cannot be 0.1 Å apart
 _MAX_REACH = 1e8  # Å, added up along the cell vectors; beyond, differences of float64 are worse than 1e-8 Å
 

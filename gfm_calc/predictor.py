@@ -44,6 +44,14 @@ def parse_device(device: str | torch.device | None) -> torch.device:
     return found
 
 
+def refuse_options_of_loaded(device: object, compile: bool) -> None:
+    """A loaded model is used as it is; ConfigError where it was to be moved or compiled on the way."""
+    if device is not None or compile:
+        raise ConfigError(
+            "device and compile are for models by name: use model.to(device) and model.compile() on a loaded one"
+        )
+
+
 def check_domain(spec: HeadSpec, graph: AtomicGraph, *, source: str | None = None, frame: int | None = None) -> None:
     """Refuse a structure that a head was not trained for.
 
@@ -95,7 +103,7 @@ def predict_one(
 
 
 def _is_finite(prediction: Prediction) -> bool:
-    tensors = (prediction.energy, prediction.forces, prediction.value)
+    tensors = (prediction.energy, prediction.forces, prediction.virial, prediction.value)
     return all(tensor is None or bool(torch.isfinite(tensor).all()) for tensor in tensors)
 
 
@@ -129,6 +137,7 @@ class Predictor:
         max_edges: int = 65536, strict: bool = True,
     ):  # fmt: skip
         if isinstance(model, GFMModel):
+            refuse_options_of_loaded(device, compile)
             self.model = model
         else:
             self.model = load_model(model, dtype=parse_dtype(dtype), device=parse_device(device)).compile(

@@ -8,6 +8,7 @@ import lzma
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import ase.io
 import numpy as np
@@ -68,10 +69,7 @@ def load_frames(files: Mapping[str, Sequence[Path]], cache: Path | None = None) 
         InputFileError: a file that is missing or not extended XYZ, or a frame without an energy.
     """
     if cache is not None and cache.exists():
-        with np.load(cache, allow_pickle=False) as stored:
-            return Frames(
-                **{name: stored[name] for name in stored.files if name != "heads"}, heads=tuple(stored["heads"])
-            )
+        return _read_cache(cache, tuple(files))
     rows: list[tuple] = []
     groups: list[str] = []
     for index, paths in enumerate(files.values()):
@@ -93,8 +91,23 @@ def load_frames(files: Mapping[str, Sequence[Path]], cache: Path | None = None) 
     return frames
 
 
+def _read_cache(cache: Path, heads: tuple[str, ...]) -> Frames:
+    try:
+        with np.load(cache, allow_pickle=False) as stored:
+            columns = {name: stored[name] for name in stored.files}
+        kept = tuple(str(head) for head in columns.pop("heads"))
+        frames = Frames(**columns, heads=kept)
+    except (OSError, ValueError, TypeError, KeyError, EOFError, BadZipFile) as error:
+        raise InputFileError(f"{cache}: no cache of frames ({one_line(error)}): delete it") from error
+    if kept != heads:
+        raise InputFileError(f"{cache}: holds heads {', '.join(kept)}, not {', '.join(heads)}: delete it")
+    return frames
+
+
 def read_extxyz(path: Path) -> list[Atoms]:
     """All frames of an .extxyz or .extxyz.xz file (decompressed first: ASE seeks, which is quadratic in .xz)."""
+    if not path.is_file():
+        raise InputFileError(f"{path}: no such file")
     try:
         if path.suffix == ".xz":
             with lzma.open(path, "rt") as handle:

@@ -15,14 +15,14 @@ import numpy as np
 import safetensors.torch
 import torch
 from ase.data import chemical_symbols
-from gfm_calc.train.frames import TRAIN, Frames, fit_reference_energies, load_frames
-from gfm_calc.train.objective import Labels, batch_loss
 
 from gfm_calc.artifacts import write_file
 from gfm_calc.checkpoint import save_model
 from gfm_calc.config import HeadSpec, ModelConfig, from_mapping, read_toml
 from gfm_calc.graph import AtomicGraph, GraphBatch
 from gfm_calc.model import GFMModel
+from gfm_calc.train.frames import TRAIN, Frames, fit_reference_energies, load_frames
+from gfm_calc.train.objective import Labels, batch_loss
 
 
 @dataclass(frozen=True, kw_only=True)

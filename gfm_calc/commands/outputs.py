@@ -76,6 +76,8 @@ def files_aside(directory: Path, names: Sequence[str], overwrite: bool) -> Itera
         with tempfile.TemporaryDirectory(prefix=".gfm-", dir=directory) as folder:
             yield Path(folder)
             for name in names:
+                refuse_existing(directory / name, overwrite)  # it may have come while we worked
+            for name in names:
                 os.replace(Path(folder) / name, directory / name)
     except OSError as error:
         if isinstance(error, BrokenPipeError):

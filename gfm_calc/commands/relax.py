@@ -78,13 +78,16 @@ def run(args: argparse.Namespace) -> None:
         raise ConfigError("--pressure acts on the cell: add --cell")
     fmt = structure_format(args.output)
     refuse_existing(args.output, args.overwrite)
+    _refuse_same_file(args)
     writer = nullcontext() if args.trajectory is None else FrameWriter(args.trajectory, args.overwrite)
     atoms, frame = read_input(args)
     how = Relaxation(fmax=args.fmax, steps=args.steps, optimizer=args.optimizer, cell=args.cell, pressure=args.pressure)
-    with located(args.input, frame), writer as trajectory, Progress("relax", "steps") as progress:
-        result = relax(atoms, how, _observer(atoms, trajectory, progress))
-    about = {"converged": result.converged, "head": atoms.calc.head, "model_id": atoms.calc.model_id}
-    with written_aside(args.output, args.overwrite) as aside:
+    with written_aside(
+        args.output, args.overwrite
+    ) as aside:  # before the work: a folder that refuses us is known at once
+        with located(args.input, frame), writer as trajectory, Progress("relax", "steps") as progress:
+            result = relax(atoms, how, _observer(atoms, trajectory, progress))
+        about = {"converged": result.converged, "head": atoms.calc.head, "model_id": atoms.calc.model_id}
         write_structure(aside, fmt, atoms, {**_results(atoms), **about})
     left = f"largest force {result.fmax:.3g} eV/Å after {result.steps} steps"
     if not result.converged:
@@ -94,6 +97,11 @@ def run(args: argparse.Namespace) -> None:
         )
     volume = f", volume {atoms.get_volume():.4f} Å³" if atoms.cell.rank == 3 else ""
     print(f"{args.output}: relaxed, energy {result.energy:.6f} eV{volume}, {left}")
+
+
+def _refuse_same_file(args: argparse.Namespace) -> None:
+    if args.trajectory is not None and args.trajectory.resolve() in (args.output.resolve(), Path(args.input).resolve()):
+        raise ConfigError(f"--trajectory {args.trajectory} is the input or the output: give it a name of its own")
 
 
 def relax(atoms: Atoms, how: Relaxation, observe: Callable[[int], None] | None = None) -> Relaxed:

@@ -21,7 +21,7 @@ def state() -> dict[str, object]:
     return {
         "dtype": torch.get_default_dtype(), "device": torch.get_default_device(), "threads": torch.get_num_threads(),
         "interop threads": torch.get_num_interop_threads(), "torch seed": torch.get_rng_state().numpy().tobytes(),
-        "numpy seed": str(np.random.mtrand._rand.bit_generator.state), "python seed": random.getstate(),
+        "numpy seed": str(np.random.get_state()), "python seed": random.getstate(),  # noqa: NPY002
         "deterministic": torch.are_deterministic_algorithms_enabled(), "grad": torch.is_grad_enabled(),
         "inference": torch.is_inference_mode_enabled(), "anomaly": torch.is_anomaly_enabled(),
         "precision": torch.get_float32_matmul_precision(), "mkldnn": torch.backends.mkldnn.enabled,

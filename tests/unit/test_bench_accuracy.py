@@ -133,6 +133,18 @@ def test_cache_of_another_recipe_is_refused(tmp_path, frames):
         load_test_frames(recipe, tmp_path, cache)
 
 
+@pytest.mark.parametrize("content", [b"", b"not a zip", b"PK\x03\x04 cut off"])
+def test_damaged_cache_is_refused_by_name(tmp_path, content):
+    recipe, cache = tmp_path / "r.toml", tmp_path / "c.npz"
+    recipe.write_text('[[heads]]\nname = "one"\n[[heads.files]]\nname = "a"\n')
+    cache.write_bytes(content)
+    with pytest.raises(InputFileError, match="c.npz"):
+        load_test_frames(recipe, tmp_path, cache)
+    assert cache.read_bytes() == content
+    with pytest.raises(InputFileError, match=r"a\.extxyz\.xz"):
+        load_test_frames(recipe, tmp_path, None)
+
+
 def test_cards_take_the_figures_and_weights_stay(tmp_path, saved_model, entry):
     from gfm_calc.checkpoint import save_model
 

@@ -85,11 +85,11 @@ def test_a_reference_environment_that_fails_is_named_in_one_line():
 
 
 def test_nve_systems_have_64_atoms_or_nearly():
-    assert [len(system.atoms) for system in nve_systems()] == [63, 64, 64]
+    assert [len(system.atoms) for system in nve_systems()] == [64, 64, 63]
 
 
 def test_nve_run_conserves_energy_over_a_few_steps():
-    system = nve_systems()[1]
+    system = nve_systems()[0]
     row = run_nve(system, GFMCalculator(random_model(), head="first"), picoseconds=0.04, sample_every=2)
     assert row["picoseconds"] == pytest.approx(0.04) and row["atoms"] == 64
     assert row["rms_fluctuation_mev_per_atom"] < 5.0

@@ -6,6 +6,7 @@ import pickle
 
 import numpy as np
 import pytest
+import torch
 from ase import Atoms, units
 from ase.build import add_adsorbate, bulk, fcc111, molecule
 from ase.calculators.calculator import PropertyNotImplementedError
@@ -19,7 +20,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from support import batch_of, predict, random_model, structures
 
 from gfm_calc import GFMCalculator
-from gfm_calc.checkpoint import save_model
+from gfm_calc.checkpoint import load_model, save_model
 from gfm_calc.errors import ConfigError, GFMError, HeadError, InvalidStructureError, OutsideDomainError
 from gfm_calc.predictor import Predictor
 
@@ -70,6 +71,7 @@ CHANGES = {
     "positions": lambda a: a.positions.__setitem__((0, 0), a.positions[0, 0] + 0.1),
     "a little": lambda a: a.positions.__setitem__((0, 0), a.positions[0, 0] + 1e-9),
     "cell": lambda a: a.set_cell(a.cell * 1.01),
+    "cell by much": lambda a: a.set_cell(a.cell * 0.75),
     "cell and positions": lambda a: a.set_cell(a.cell * 1.01, scale_atoms=True),
     "pbc": lambda a: a.set_pbc((True, True, False)),
     "element": lambda a: a.numbers.__setitem__(0, 47),
@@ -140,8 +142,10 @@ def test_an_error_leaves_no_old_numbers(model):
     assert not calc.results
     overlap = molecule("H2O")
     overlap.positions[1] = overlap.positions[0]
+    assert atoms.get_potential_energy() == energy
     with pytest.raises(InvalidStructureError):
         calc.calculate(overlap, ["energy"])
+    assert not calc.results
     with pytest.raises(InvalidStructureError):
         calc.get_property("energy", overlap)
     assert atoms.get_potential_energy() == energy
@@ -478,3 +482,39 @@ def test_a_batch_is_not_needed(model):
     atoms = structures()["ion"]
     batch = batch_of(model, atoms)
     assert (batch.charge.item(), batch.spin.item()) == (1, 4)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_works_whatever_mode_the_caller_has_set(saved_model, mode):
+    atoms = molecule("CH3CH2OH")
+    outside = GFMCalculator(saved_model, head="first", dtype="float64").get_forces(atoms)
+    with mode():
+        inside = GFMCalculator(saved_model, head="first", dtype="float64")
+        np.testing.assert_array_equal(inside.get_forces(atoms), outside)
+        hessian = inside.hessian(atoms)
+    atoms.rattle(0.01)
+    assert np.isfinite(inside.get_forces(atoms)).all() and np.isfinite(hessian).all()
+
+
+def test_slab_has_the_same_stress_from_calculator_and_predictor(saved_model):
+    slab = bulk("Cu", cubic=True)
+    slab.pbc = (True, True, False)
+    slab.cell[2, 2] += 10
+    by_calculator = GFMCalculator(saved_model, head="first", dtype="float64").get_stress(slab)
+    by_predictor = next(Predictor(saved_model, ["first"], dtype="float64").predict([slab]))["first"].stress[0]
+    np.testing.assert_array_equal(by_calculator, full_3x3_to_voigt_6_stress(by_predictor.numpy()))
+    assert np.abs(by_calculator[:2]).min() > 0 and not by_calculator[[2, 3, 4]].any()
+
+
+def test_options_of_a_loaded_model_are_refused(saved_model):
+    model = load_model(saved_model)
+    for options in ({"compile": True}, {"device": "cpu"}):
+        with pytest.raises(GFMError, match="loaded"):
+            GFMCalculator(model, head="first", **options)
+
+
+def test_only_atoms_are_taken(saved_model):
+    calculator = GFMCalculator(saved_model, head="first")
+    for call in (calculator.descriptors, calculator.compare_heads, lambda a: calculator.get_property("energy", a)):
+        with pytest.raises(GFMError, match=r"expected ase\.Atoms"):
+            call(["H"])

@@ -1,0 +1,69 @@
+"""Compositions and energies of many frames, in 16 bytes each, for reference energies of any part of them."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Mapping
+
+import numpy as np
+from ase.data import chemical_symbols as SYMBOLS
+
+from ..config import MAX_ATOMIC_NUMBER
+from .references import MIN_STRUCTURES, ReferenceFit, ReferenceFitter
+from .schema import Record
+
+
+class Compositions:
+    """Collects frames; fits reference energies to those that are chosen."""
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, int] = {}
+        self._counts: list[np.ndarray] = []
+        self._composition, self._energy = array("q"), array("d")
+        self._alone: dict[int, str] = {}
+
+    def __len__(self) -> int:
+        return len(self._energy)
+
+    def add(self, record: Record) -> None:
+        """One more frame."""
+        count = np.bincount(record.atomic_numbers, minlength=MAX_ATOMIC_NUMBER + 1)
+        key = count.tobytes()
+        if key not in self._known:
+            self._known[key] = len(self._counts)
+            self._counts.append(count)
+        if len(record) == 1 and not record.pbc.any() and record.charge in (None, 0):
+            self._alone[len(self)] = SYMBOLS[int(record.atomic_numbers[0])]
+        self._composition.append(self._known[key])
+        self._energy.append(record.energy)
+
+    def isolated(self, chosen: np.ndarray) -> dict[str, float]:
+        """symbol -> eV of the chosen single atoms; of several spin states the lowest.
+
+        Args:
+            chosen: [frames] bool.
+        """
+        found: dict[str, float] = {}
+        for index, symbol in self._alone.items():
+            if chosen[index] and not math.isnan(self._energy[index]):
+                found[symbol] = min(self._energy[index], found.get(symbol, math.inf))
+        return found
+
+    def fit(
+        self,
+        chosen: np.ndarray,
+        *,
+        known: Mapping[str, float] | None = None,
+        ridge: float = 1e-10,
+        min_structures: int = MIN_STRUCTURES,
+    ) -> ReferenceFit:
+        """Reference energies of the chosen frames; see `ReferenceFitter`.
+
+        Args:
+            chosen: [frames] bool: the training side.
+        """
+        fitter = ReferenceFitter(known=known)
+        for index in np.flatnonzero(np.asarray(chosen) & np.isfinite(np.asarray(self._energy))).tolist():
+            fitter.add_counts(self._counts[self._composition[index]], self._energy[index])
+        return fitter.fit(ridge=ridge, min_structures=min_structures)

@@ -1,0 +1,156 @@
+"""A few numbers of every frame of a file, and what follows from all of them."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Mapping
+
+import numpy as np
+from ase.data import atomic_numbers as NUMBER_OF
+from ase.data import chemical_symbols as SYMBOLS
+
+from ..config import MAX_ATOMIC_NUMBER
+from .fingerprints import Description
+from .schema import Record
+from .suspicion import all_electron_energy
+
+_COLUMNS = (
+    "num_atoms", "energy", "ratio", "max_force", "net_force", "rms_force", "pressure", "max_stress", "volume", "closest",
+    "typical", "composition", "zero_forces", "frame", "charge", "spin", "axes", "zero_layers",
+)  # fmt: skip
+# Components of forces, for the histogram: decades from 1e-5 to 1e4 eV/Å, ten bins each.
+FORCE_BINS = np.logspace(-5, 4, 91)
+
+
+class FileStatistics:
+    """Collects; after `finish` the columns are arrays [frames], NaN where a frame has no such number.
+
+    num_atoms; energy (eV); ratio (to the energy of free atoms, all electrons); max_force, rms_force (eV/Å); net_force
+    (|sum|, eV/Å); pressure (-trace/3, eV/Å³), max_stress (eV/Å³); volume (Å³ per atom, of crystals); closest, typical
+    (distances over those of bonds); composition (index); zero_forces (atoms whose force is exactly zero, where others are
+    not); zero_layers (1 where those atoms are the lowest along an axis, or fixed by a constraint); frame; charge; spin;
+    axes (periodic ones); residual (eV/atom, after the reference energies).
+    """
+
+    def __init__(self) -> None:
+        self._columns = {name: array("d") for name in _COLUMNS}
+        self._compositions: dict[bytes, int] = {}
+        self._counts: list[np.ndarray] = []
+        self.element_atoms = np.zeros(MAX_ATOMIC_NUMBER + 1, np.int64)
+        self.element_frames = np.zeros(MAX_ATOMIC_NUMBER + 1, np.int64)
+        self.force_histogram = np.zeros(len(FORCE_BINS) + 1, np.int64)
+        self.num_fixed = 0
+        self.columns: dict[str, np.ndarray] = {}
+        self.first = 0
+
+    def __len__(self) -> int:
+        return len(self._columns["num_atoms"])
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.columns[name]
+
+    def add(self, record: Record, description: Description, fixed: np.ndarray | None) -> None:
+        """One more frame."""
+        numbers = record.atomic_numbers
+        count = np.bincount(numbers, minlength=MAX_ATOMIC_NUMBER + 1)
+        self.element_atoms += count
+        self.element_frames += count > 0
+        self.num_fixed += fixed is not None
+        volume = abs(float(np.linalg.det(record.cell))) / len(numbers) if record.pbc.all() else math.nan
+        free = float(all_electron_energy(numbers).sum())
+        row = {
+            "num_atoms": len(numbers), "energy": record.energy, "ratio": record.energy / free, "volume": volume,
+            "closest": description.closest, "typical": description.typical, "composition": self._composition(count),
+            "frame": record.frame, "charge": math.nan if record.charge is None else record.charge,
+            "spin": math.nan if record.spin is None else record.spin, "axes": int(record.pbc.sum()),
+            **self._forces(record, fixed), **_stress(record),
+        }  # fmt: skip
+        for name in _COLUMNS:
+            self._columns[name].append(row[name])
+
+    def finish(self, first: int) -> None:
+        """Turn the columns into arrays.
+
+        Args:
+            first: index of the first frame in the table of all frames.
+        """
+        self.columns = {name: np.asarray(values) for name, values in self._columns.items()}
+        self.columns["energy_per_atom"] = self.columns["energy"] / self.columns["num_atoms"]
+        self.first = first
+
+    @property
+    def has_energies(self) -> bool:
+        """Whether any frame has one."""
+        return bool(np.isfinite(self.columns["energy"]).any())
+
+    @property
+    def elements(self) -> list[str]:
+        """Symbols, by atomic number."""
+        return [SYMBOLS[z] for z in np.flatnonzero(self.element_frames)]
+
+    @property
+    def num_compositions(self) -> int:
+        """How many different formulas."""
+        return len(self._counts)
+
+    def subtract(self, references: Mapping[str, float]) -> None:
+        """Make the column "residual": energy less reference energies, eV/atom."""
+        values = np.zeros(MAX_ATOMIC_NUMBER + 1)
+        for symbol, energy in references.items():
+            values[NUMBER_OF[symbol]] = energy
+        of_composition = np.array([count @ values for count in self._counts])
+        rest = self.columns["energy"] - of_composition[self.columns["composition"].astype(np.int64)]
+        self.columns["residual"] = rest / self.columns["num_atoms"]
+
+    def lowest_is_zero(self) -> bool:
+        """Whether of every composition with several frames the lowest energy is zero, within 1e-3 eV."""
+        composition = self.columns["composition"].astype(np.int64)
+        several = np.bincount(composition) > 2
+        lowest = np.full(len(several), np.inf)
+        np.fmin.at(lowest, composition, self.columns["energy"])
+        return bool(several.any() and (np.abs(lowest[several]) < 1e-3).all())
+
+    def _composition(self, count: np.ndarray) -> int:
+        key = count.tobytes()
+        if key not in self._compositions:
+            self._compositions[key] = len(self._counts)
+            self._counts.append(count)
+        return self._compositions[key]
+
+    def _forces(self, record: Record, fixed: np.ndarray | None) -> dict[str, float]:
+        forces = record.forces
+        if forces is None:
+            return dict.fromkeys(("max_force", "net_force", "rms_force", "zero_forces", "zero_layers"), math.nan)
+        sizes = np.linalg.norm(forces, axis=1)
+        self.force_histogram += np.bincount(
+            np.searchsorted(FORCE_BINS, np.abs(forces).ravel(), side="right"), minlength=len(FORCE_BINS) + 1
+        )
+        zero = sizes == 0
+        partly = zero.any() and not zero.all()
+        return {
+            "max_force": float(sizes.max()),
+            "net_force": float(np.linalg.norm(forces.sum(axis=0))),
+            "rms_force": float(np.sqrt(np.mean(np.square(forces)))),
+            "zero_forces": float(zero.sum()) if partly else 0.0,
+            "zero_layers": float(partly and (_lowest_layers(record, zero) or _is(fixed, zero))),
+        }
+
+
+def _is(fixed: np.ndarray | None, zero: np.ndarray) -> bool:
+    return fixed is not None and len(fixed) > 0 and bool(zero[fixed].all())
+
+
+def _lowest_layers(record: Record, zero: np.ndarray) -> bool:
+    """Whether the atoms without force are those at one end along some axis, as the frozen layers of a slab are."""
+    for axis in range(3):
+        height = record.positions[:, axis]
+        if height[zero].max() < height[~zero].min() - 0.3 or height[zero].min() > height[~zero].max() + 0.3:
+            return True
+    return False
+
+
+def _stress(record: Record) -> dict[str, float]:
+    if record.stress is None:
+        return {"pressure": math.nan, "max_stress": math.nan}
+    return {"pressure": -float(np.trace(record.stress)) / 3.0, "max_stress": float(np.abs(record.stress).max())}

@@ -1,0 +1,306 @@
+"""Judgements: what of a file's numbers a user should look at before training on it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .fingerprints import NEAR
+from .suspicion import EnergyKind, energy_kind, force_suspicion, length_suspicion, stress_suspicion
+
+if TYPE_CHECKING:
+    from .frame_table import FrameTable
+    from .inspection import FileInspection
+
+_SHOWN = 20  # frame numbers that a finding lists
+_SAME_ENERGY = 1e-4  # eV/atom
+_DENSE = 100.0  # Å³ per atom
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One judgement.
+
+    Attributes: `level`: "error" (do not train on it), "warning" (look at it) or "note"; `code`: a word for programs;
+    `text`: one line; `frames`: the first of those that it is about; `num_frames`: how many there are.
+    """
+
+    level: str
+    code: str
+    text: str
+    frames: tuple[int, ...] = ()
+    num_frames: int = 0
+
+
+def findings_of(file: FileInspection, table: FrameTable) -> list[Finding]:
+    """What there is to say of one file."""
+    found: list[Finding] = []
+    for rule in (_broken, _labels, _energies, _consistency, _lengths, _stress, _constraints, _net_forces):
+        found += rule(file)
+    found += _duplicates(file, table)
+    for rule in (_outliers, _references, _charges):
+        found += rule(file)
+    return found
+
+
+def findings_across(files: Sequence[FileInspection], table: FrameTable) -> list[Finding]:
+    """What there is to say of several files together."""
+    if len(files) < 2:
+        return []
+    found = []
+    labels = table.duplicates()
+    source = np.repeat(np.arange(len(files)), [len(file.statistics) for file in files])
+    order = np.lexsort((source, labels))
+    first_of: dict[int, int] = {}
+    pairs: dict[tuple[int, int], int] = {}
+    for k in order.tolist():
+        label = int(labels[k])
+        if label in first_of and source[k] != source[first_of[label]]:
+            pair = (int(source[first_of[label]]), int(source[k]))
+            pairs[pair] = pairs.get(pair, 0) + 1
+        first_of.setdefault(label, k)
+    for (one, two), count in sorted(pairs.items(), key=lambda item: -item[1])[:20]:
+        text = (
+            f"{count} structure{'s' * (count != 1)} of {files[two].path} also occur in {files[one].path}: split over all "
+            "files together"
+        )
+        found.append(Finding(level="warning", code="shared-structures", text=text, num_frames=count))
+    units = {convention.energy_unit for file in files for convention in file.conventions if convention.energy_unit}
+    if len(units) > 1:
+        text = f"energies came in {', '.join(sorted(units))} and were converted to eV"
+        found.append(Finding(level="note", code="several-units", text=text))
+    return found
+
+
+def kind_of_energies(file: FileInspection) -> EnergyKind | None:
+    """Total, cohesive, relative, ...; None without energies."""
+    columns = file.statistics
+    known = np.isfinite(columns["energy"]) & (columns["num_atoms"] > 1)
+    known = known if known.any() else np.isfinite(columns["energy"])
+    if not known.any():
+        return None
+    return energy_kind(
+        columns["energy"][known],
+        columns["num_atoms"][known],
+        columns["ratio"][known],
+        periodic=float((columns["volume"][known] < _DENSE).mean()) > 0.5,
+        lowest_is_zero=columns.lowest_is_zero(),
+    )
+
+
+# ---- rules ----
+
+
+def _broken(file: FileInspection) -> list[Finding]:
+    found = []
+    if file.broken:
+        text = f"{file.broken}; what follows is about the {len(file.statistics)} frames before"
+        found.append(Finding(level="error", code="damaged", text=text))
+    if file.num_errors:
+        text = f"{file.num_errors} frame{'s' * (file.num_errors != 1)} cannot be used; first: {file.errors[0]}"
+        found.append(Finding(level="error", code="unusable-frames", text=text, num_frames=file.num_errors))
+    return found
+
+
+def _labels(file: FileInspection) -> list[Finding]:
+    columns, found = file.statistics, []
+    missing = ~np.isfinite(columns["energy"])
+    if missing.all():
+        found.append(
+            Finding(level="warning", code="no-energies", text="no energies: nothing to train an energy head on")
+        )
+    elif missing.any():
+        found.append(_finding(file, "warning", "some-energies", missing, "{} without an energy"))
+    without = np.isnan(columns["max_force"])
+    if without.all():
+        found.append(Finding(level="note", code="no-forces", text="no forces"))
+    elif without.any():
+        found.append(_finding(file, "warning", "some-forces", without, "{} without forces, others with"))
+    if len(file.conventions) > 1:
+        text = f"labels were understood in {len(file.conventions)} ways; see the list of keys"
+        found.append(Finding(level="note", code="several-conventions", text=text))
+    ungrouped = file.statistics.num_compositions and not file.has_groups
+    if ungrouped:
+        text = (
+            "no groups: frames of one molecule or trajectory cannot be told; see --group-key, or split --by composition"
+        )
+        found.append(Finding(level="note", code="no-groups", text=text))
+    return found
+
+
+def _energies(file: FileInspection) -> list[Finding]:
+    kind = kind_of_energies(file)
+    if kind is None:
+        return []
+    found = []
+    if kind.unit is not None:
+        text = f"the energies look like {kind.unit}, not eV ({kind.reason}): --energy-unit {kind.unit}"
+        found.append(Finding(level="error", code="energy-unit", text=text))
+    elif kind.kind in ("relative", "formation"):
+        text = f"the energies look like {kind.kind} energies ({kind.reason}): never in one head with total energies"
+        found.append(Finding(level="warning", code="energy-kind", text=text))
+    return found
+
+
+def _consistency(file: FileInspection) -> list[Finding]:
+    found = []
+    for check, code in ((file.forces_check, "forces-unit"), (file.stress_check, "stress-unit")):
+        if check.pairs == 0 or check.is_right:
+            continue
+        if check.is_clear:
+            text = f"{check.verdict} (slope {check.median:.3g} ± {check.spread:.2g} over {check.pairs} pairs of frames)"
+            found.append(Finding(level="error" if check.pairs >= 20 else "warning", code=code, text=text))
+        elif check.pairs >= 50 and check.close:
+            what = code.split("-")[0]
+            text = (
+                f"the {what} follow{'s' * (what == 'stress')} the energies poorly (slope {check.median:.2g} ± "
+                f"{check.spread:.2g} over {check.pairs} pairs of frames): noise, several systems, or another key"
+            )
+            found.append(Finding(level="warning", code=f"{what}-noise", text=text))
+    suspected = force_suspicion(file.curvature)
+    if suspected and not any(finding.code == "forces-unit" for finding in found):
+        found.append(Finding(level="warning", code="force-scale", text=suspected))
+    return found
+
+
+def _lengths(file: FileInspection) -> list[Finding]:
+    suspected = length_suspicion(file.statistics["typical"])
+    return [Finding(level="error", code="length-unit", text=suspected)] if suspected else []
+
+
+def _stress(file: FileInspection) -> list[Finding]:
+    if file.stress_check.is_clear:
+        return []
+    pressures = np.abs(file.statistics["pressure"])
+    suspected = stress_suspicion(pressures[~np.isnan(pressures)])
+    return [Finding(level="warning", code="stress-scale", text=suspected)] if suspected else []
+
+
+def _constraints(file: FileInspection) -> list[Finding]:
+    columns = file.statistics
+    layered, some = columns["zero_layers"] > 0, columns["zero_forces"] > 0
+    if layered.any():
+        text = (
+            "{} in which the atoms without any force are frozen ones: forces set to zero by a constraint are no labels"
+        )
+        return [_finding(file, "error" if layered.mean() > 0.05 else "warning", "zeroed-forces", layered, text)]
+    if some.mean() > 0.2:
+        return [
+            _finding(file, "note", "zero-forces", some, "{} with some forces exactly zero: symmetry, or a constraint")
+        ]
+    return []
+
+
+def _net_forces(file: FileInspection) -> list[Finding]:
+    columns = file.statistics
+    with np.errstate(invalid="ignore"):
+        large = columns["net_force"] > np.maximum(0.1, 0.05 * columns["rms_force"] * columns["num_atoms"])
+    if large.mean() > 0.01:
+        worst = float(np.nanmax(columns["net_force"]))
+        text = (
+            f"{{}} whose forces do not add up to zero (up to {worst:.2g} eV/Å): forces are missing, noisy or external"
+        )
+        return [_finding(file, "warning", "net-force", large, text)]
+    return []
+
+
+def _duplicates(file: FileInspection, table: FrameTable) -> list[Finding]:
+    columns = file.statistics
+    labels = table.duplicates_between(file.statistics.first, len(columns))
+    found = []
+    unique, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    repeated = counts[inverse] > 1
+    if repeated.any():
+        spare = len(labels) - len(unique)
+        text = f"{{}} hold a structure that occurs again ({spare} could go)"
+        found.append(_finding(file, "warning", "duplicates", repeated, text))
+        spread = _spread(columns["energy_per_atom"], inverse, len(unique))
+        differing = repeated & (spread[inverse] > _SAME_ENERGY)
+        if differing.any():
+            text = "{} share their structure with another, but not their energy: different settings, states or runs"
+            found.append(_finding(file, "error", "contradictions", differing, text))
+    near = table.duplicates_between(file.statistics.first, len(columns), NEAR)
+    close = len(labels) - len(np.unique(near)) - (len(labels) - len(unique))
+    if close > 0:
+        text = f"{_frames(close)} close to another (atoms moved by some hundredths of an Å): split by group"
+        found.append(Finding(level="note", code="near-duplicates", text=text, num_frames=close))
+    return found
+
+
+def _spread(values: np.ndarray, label: np.ndarray, count: int) -> np.ndarray:
+    low, high = np.full(count, np.inf), np.full(count, -np.inf)
+    np.fmin.at(low, label, values)
+    np.fmax.at(high, label, values)
+    return high - low
+
+
+def _outliers(file: FileInspection) -> list[Finding]:
+    from .inspection import residual_outliers
+
+    columns, found = file.statistics, []
+    if file.fit is not None:
+        alone = (columns["num_atoms"] == 1) & (columns["axes"] == 0)  # free atoms are far from everything by right
+        worst = residual_outliers(np.where(alone, np.nan, columns["residual"]), 10.0, 0.5)
+        if len(worst):
+            value = float(columns["residual"][worst[0]])
+            text = f"{{}} with energies far from the rest (worst: {value:+.3g} eV/atom after the reference energies)"
+            found.append(_listed(file, "warning", "energy-outliers", worst, text))
+    large = np.flatnonzero(columns["max_force"] > 50.0)
+    if len(large):
+        large = large[np.argsort(-columns["max_force"][large], kind="stable")]
+        text = f"{{}} with forces above 50 eV/Å (largest {columns['max_force'][large[0]]:.3g})"
+        found.append(_listed(file, "warning", "large-forces", large, text))
+    close = np.flatnonzero(columns["closest"] < 0.5)
+    if len(close):
+        close = close[np.argsort(columns["closest"][close], kind="stable")]
+        text = f"{{}} with atoms at less than half a bond (closest {columns['closest'][close[0]]:.2f} of one)"
+        found.append(_listed(file, "warning", "close-atoms", close, text))
+    return found
+
+
+def _references(file: FileInspection) -> list[Finding]:
+    fit, found = file.fit, []
+    if fit is None:
+        return []
+    if not fit.is_unique:
+        text = (
+            f"reference energies: rank {fit.rank} of {len(fit.energies)} elements: the compositions do not determine "
+            f"{', '.join(s for s, why in fit.flagged.items() if 'not determined' in why) or 'all of them'} singly; give "
+            "isolated atoms, or more compositions"
+        )
+        found.append(Finding(level="note", code="reference-rank", text=text))
+    rare = [symbol for symbol, why in fit.flagged.items() if "structure" in why]
+    if rare:
+        text = f"elements in very few frames: {', '.join(f'{s} ({fit.counts[s]})' for s in rare[:20])}"
+        found.append(Finding(level="warning", code="rare-elements", text=text))
+    return found
+
+
+def _charges(file: FileInspection) -> list[Finding]:
+    columns, found = file.statistics, []
+    charged = np.nan_to_num(columns["charge"]) != 0
+    silent = charged & np.isnan(columns["spin"])
+    if silent.any():
+        text = "{} with a charge but no spin: the lowest multiplicity is taken"
+        found.append(_finding(file, "note", "no-spin", silent, text))
+    return found
+
+
+def _finding(file: FileInspection, level: str, code: str, mask: np.ndarray, text: str) -> Finding:
+    return _listed(file, level, code, np.flatnonzero(mask), text)
+
+
+def _listed(file: FileInspection, level: str, code: str, indices: np.ndarray, text: str) -> Finding:
+    frames = tuple(int(frame) for frame in file.statistics["frame"][indices[:_SHOWN]])
+    count = len(indices)
+    share = count / len(file.statistics)
+    shown = _frames(count) + (f" ({share:.0%})" if share >= 0.01 and not math.isnan(share) else "")
+    return Finding(level=level, code=code, text=text.format(shown), frames=frames, num_frames=count)
+
+
+def _frames(count: int) -> str:
+    return f"{count} frame{'s' * (count != 1)}"

@@ -1,0 +1,130 @@
+"""What the size of numbers says about their unit and kind: total, atomisation, relative or formation energies."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from ase.units import GPa, Hartree, kcal, kJ, mol
+
+_PER_EV = {"Ha": 1 / Hartree, "Ry": 2 / Hartree, "kcal/mol": mol / kcal, "kJ/mol": mol / kJ, "meV": 1000.0}
+_BAND = (0.85, 1.15)  # of the ratio to the all-electron energy
+
+
+def all_electron_energy(atomic_numbers: np.ndarray) -> np.ndarray:
+    """Energy of neutral atoms in eV, good to some per cent beyond helium.
+
+    Source: Schwinger, Phys. Rev. A 24, 2353 (1981), DOI 10.1103/PhysRevA.24.2353; hydrogen exact.
+    """
+    z = np.asarray(atomic_numbers, dtype=np.float64)
+    energy = -0.768745 * z ** (7 / 3) + 0.5 * z**2 - 0.269900 * z ** (5 / 3)
+    return np.where(z == 1, -0.5, energy) * Hartree
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnergyKind:
+    """What the energies seem to be.
+
+    Attributes: `kind`: "all-electron total", "valence total", "cohesive", "relative", "formation" or "unclear";
+    `reason`: why; `unit`: the unit that is suspected where it is not eV, or None; `ratio`: to the all-electron energy.
+    """
+
+    kind: str
+    reason: str
+    unit: str | None = None
+    ratio: float = math.nan
+
+
+def energy_kind(
+    energies: np.ndarray, sizes: np.ndarray, ratios: np.ndarray, periodic: bool, lowest_is_zero: bool
+) -> EnergyKind:
+    """Judge energies that were read as eV.
+
+    Args:
+        energies: [frames] eV.
+        sizes: [frames] numbers of atoms.
+        ratios: [frames] the energies over the sum of `all_electron_energy`.
+        periodic: most frames are crystals (a cell without much vacuum).
+        lowest_is_zero: of every composition with several frames, the lowest energy is zero.
+    """
+    per_atom = energies / sizes
+    ratio, mean = float(np.median(ratios)), float(np.median(per_atom))
+    spread = float(np.percentile(np.abs(ratios / ratio - 1.0), 90)) if ratio else math.inf
+    if _BAND[0] < ratio < _BAND[1]:
+        return EnergyKind(kind="all-electron total", reason=f"{ratio:.2f} of the all-electron energy", ratio=ratio)
+    if ratio > 0 and spread < 0.1:
+        for unit, size in _PER_EV.items():
+            near = _BAND[0] < ratio / size < _BAND[1]
+            # Valence energies come to any fraction below one, so a small ratio means little in a crystal.
+            if near and (size > 1 or not periodic):
+                reason = f"{ratio / size:.2f} of the all-electron energy if the unit is {unit}"
+                return EnergyKind(kind="all-electron total", reason=reason, unit=unit, ratio=ratio)
+    if lowest_is_zero:
+        return EnergyKind(kind="relative", reason="the lowest energy of each composition is zero", ratio=ratio)
+    if mean < -15.0:
+        return EnergyKind(
+            kind="valence total", reason=f"{mean:.1f} eV/atom: pseudopotentials, or a frozen core", ratio=ratio
+        )
+    if -15.0 <= mean < -1.0 and float(np.percentile(per_atom, 95)) < 0.5:
+        reason = f"{mean:.2f} eV/atom, the size of a bond: relative to free atoms of some kind, as VASP's totals are"
+        return EnergyKind(kind="cohesive", reason=reason, ratio=ratio)
+    if abs(mean) <= 1.0 and periodic:
+        return EnergyKind(kind="formation", reason=f"{mean:.2f} eV/atom, too small for a total", ratio=ratio)
+    if float(np.percentile(energies, 2)) >= 0.0 and not periodic:
+        return EnergyKind(
+            kind="relative", reason="positive, which no total energy of a bound structure is", ratio=ratio
+        )
+    varied = float(np.percentile(sizes, 90)) > 2.0 * float(np.percentile(sizes, 10))
+    if varied and float(np.percentile(np.abs(energies), 90)) < 5.0 and not periodic:
+        reason = "a few eV whatever the size: interaction or relative energies"
+        return EnergyKind(kind="relative", reason=reason, ratio=ratio)
+    return EnergyKind(kind="unclear", reason=f"median {mean:.3g} eV/atom", ratio=ratio)
+
+
+def length_suspicion(typical: np.ndarray) -> str | None:
+    """The option to try where nearest distances are not those of bonds.
+
+    Args:
+        typical: [frames] median of each atom's nearest distance over the sum of covalent radii, NaN without neighbours.
+    """
+    known = typical[~np.isnan(typical)]
+    if len(known) == 0:
+        return None
+    ratio = float(np.median(known))
+    if 1.6 < ratio < 2.2:
+        return f"nearest distances are {ratio:.2f} of a bond: positions in bohr? --length-unit bohr"
+    if 0.42 < ratio < 0.62:
+        return f"nearest distances are {ratio:.2f} of a bond: positions in Å taken for bohr?"
+    if ratio < 0.2:
+        return f"nearest distances are {ratio:.2f} of a bond: positions in nm, or fractional? --length-unit nm"
+    return None
+
+
+def force_suspicion(curvature: float) -> str | None:
+    """The unit that the stiffness of bonds suggests, where it is not eV/Å.
+
+    Args:
+        curvature: median change of force with displacement, as read.
+    """
+    if math.isnan(curvature) or 0.4 <= curvature <= 100.0:
+        return None
+    if curvature < 0.4:
+        return f"bonds of {curvature:.2g} eV/Å² are too soft: forces in Ha/Å or Ha/bohr?"
+    return f"bonds of {curvature:.3g} eV/Å² are too stiff: forces in kcal/mol/Å?"
+
+
+def stress_suspicion(pressures: np.ndarray) -> str | None:
+    """The unit that the size of the pressures suggests, where it is not eV/Å³.
+
+    Args:
+        pressures: [frames] |trace|/3 in eV/Å³ as read.
+    """
+    if len(pressures) == 0:
+        return None
+    high = float(np.percentile(pressures, 75))
+    if high > 20.0:
+        return f"pressures of {high / GPa:.3g} GPa: stress in kBar? --stress-unit kBar"
+    if high > 3.0:
+        return f"pressures of {high / GPa:.3g} GPa: stress in GPa, or a virial? --stress-unit GPa or virial:eV"
+    return None

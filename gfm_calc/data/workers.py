@@ -1,0 +1,143 @@
+"""Functions run in processes of their own, which may die, or be ended, without taking us along."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from importlib import import_module
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from ..errors import GFMError, one_line
+
+_READY = None  # a worker's first word
+
+
+class WorkerDiedError(GFMError):
+    """A call whose process died, or took too long and was ended."""
+
+
+def run_in_processes(
+    function: Callable[..., Any], calls: Iterable[tuple], processes: int, *, timeout: float | None = None
+) -> Iterator[tuple[int, Any]]:
+    """`function(*call)` for every call of a module's function; (number of the call, result) in the order in which they come.
+
+    A call that raised gives its exception as the result; one whose process died, or that took longer than `timeout`
+    seconds, a `WorkerDiedError`, and another process takes over.  Processes are started afresh, not forked, so that
+    threads and MPI of this one do not matter; they end with the iterator.  `calls` is read as processes become free.
+    With `processes` 0 the calls are made in this process, which is not safe from them.
+    """
+    if not processes:
+        yield from ((number, _called(function, call)) for number, call in enumerate(calls))
+        return
+    numbered = enumerate(calls)
+    workers: list[_Worker] = []
+    try:
+        while True:
+            for worker in [worker for worker in workers if worker.call is None]:
+                if (item := next(numbered, None)) is not None:
+                    worker.give(*item)
+            while len(workers) < max(1, processes) and (item := next(numbered, None)) is not None:
+                workers.append(_Worker(function, timeout))
+                workers[-1].give(*item)
+            busy = [worker for worker in workers if worker.call is not None]
+            if not busy:
+                return
+            wait([worker.connection for worker in busy], min(worker.patience() for worker in busy))
+            for worker in busy:
+                if (answer := worker.answer()) is not None:
+                    yield answer
+            workers = [worker for worker in workers if not worker.ended]
+    finally:
+        for worker in workers:
+            worker.end()
+
+
+class _Worker:
+    """One process, and the number of the call that it works on."""
+
+    def __init__(self, function: Callable[..., Any], timeout: float | None):
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        name = (function.__module__, function.__qualname__)
+        self._process = context.Process(target=_serve, args=(*name, theirs), daemon=True)
+        self._process.start()
+        theirs.close()
+        self._timeout = timeout
+        self._ready, self._since = False, 0.0
+        self.call: int | None = None
+        self.ended = False
+
+    def give(self, number: int, call: tuple) -> None:
+        """Hand over a call."""
+        self.call, self._since = number, time.monotonic()
+        try:
+            self.connection.send(call)
+        except OSError:
+            pass  # it has died: `answer` will notice
+
+    def patience(self) -> float:
+        """Seconds until its call has taken too long; the time that the process needs to start is not counted."""
+        if self._timeout is None or not self._ready:
+            return 60.0
+        return max(0.0, self._since + self._timeout - time.monotonic())
+
+    def answer(self) -> tuple[int, Any] | None:
+        """(number, result) of its call, if that is over."""
+        reason = f"took longer than {self._timeout:g} s" if self._timeout and not self.patience() else None
+        try:
+            while self.connection.poll():
+                found = self.connection.recv()
+                if found is not _READY:
+                    return self._finish(found[0])
+                self._ready, self._since = True, time.monotonic()
+        except (EOFError, OSError):
+            self._process.join(10)
+            reason = f"its process died ({_cause(self._process.exitcode)})"
+        if reason is None:
+            return None
+        self.end()
+        return self._finish(WorkerDiedError(reason))
+
+    def _finish(self, result: Any) -> tuple[int, Any]:
+        number, self.call = self.call, None
+        assert number is not None  # only workers with a call are asked
+        return number, result
+
+    def end(self) -> None:
+        """End the process at once."""
+        self.ended = True
+        self._process.kill()
+        self._process.join()
+        self.connection.close()
+
+
+def _cause(code: int | None) -> str:
+    return f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+
+
+def _called(function: Callable[..., Any], call: tuple) -> Any:
+    try:
+        return function(*call)
+    except Exception as error:
+        return error
+
+
+def _serve(module: str, name: str, connection: Connection) -> None:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of this process, before anything that reads it: we are many
+    function = getattr(import_module(module), name)
+    connection.send(_READY)
+    while True:
+        try:
+            call = connection.recv()
+        except EOFError:
+            return
+        answer = _called(function, call)
+        try:
+            connection.send((answer,))
+        except BrokenPipeError:
+            return  # nobody is there to hear it
+        except Exception as error:  # an answer that cannot be sent
+            connection.send((GFMError(one_line(error)),))
