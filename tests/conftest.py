@@ -60,10 +60,12 @@ class Tally:
 
 
 @pytest.fixture
-def tally(record_property):
-    """A `Tally`; its verdict is passed when the test ends."""
+def tally(record_property, request):
+    """A `Tally`; its verdict is passed when the test ends, unless the test was skipped."""
     counted = Tally()
     yield counted
+    if getattr(request.node, "was_skipped", False):
+        return
     record_property("promise_cases", counted.cases)
     record_property("promise_failures", len(counted.failures))
     counted.verdict()
@@ -75,6 +77,8 @@ def tally(record_property):
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item, call):
     outcome = yield
+    if call.when != "teardown" and call.excinfo is not None and call.excinfo.errisinstance(pytest.skip.Exception):
+        item.was_skipped = True
     marker = item.get_closest_marker("promise")
     if marker is not None:
         report = outcome.get_result()

@@ -31,6 +31,7 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "data", help="look at labelled data; build and split datasets; add labels",
         description="Labelled structures: what is in files, datasets, splits, new labels.",
+        epilog="example:\n  gfm data inspect labelled.extxyz", formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     below = parser.add_subparsers(title="commands", dest="data_command", metavar="COMMAND", required=True)
     _add_inspect(below)
@@ -99,7 +100,7 @@ def _add_split(subparsers: Any) -> None:
         metavar="X",
         help="'data' takes single atoms among the training frames, or a .json {symbol: eV}",
     )
-    references.add_argument("--ridge", type=number, default=1e-10, metavar="X", help="default: %(default)s")
+    references.add_argument("--ridge", type=number, default=1e-12, metavar="X", help="default: %(default)s")
     add_read_options(parser)
 
 

@@ -23,11 +23,11 @@ class Block:
         ptr: [n+1] int64.
         atomic_numbers: [A] uint8.
         positions: [A, 3] float64, Å.
-        forces: [A, 3] float64, eV/Å, NaN where a structure has none; None where no structure has any.
+        forces: [A, 3] float64, eV/Å, NaN where a structure has none; may be None where none has any.
         cell: [n, 3, 3] float64, Å, rows are the cell vectors.
         pbc: [n, 3] bool.
         energy: [n] float64, eV, NaN where there is none.
-        stress: [n, 3, 3] float64, eV/Å³, NaN where a structure has none; None where no structure has any.
+        stress: [n, 3, 3] float64, eV/Å³, NaN where a structure has none; may be None where none has any.
         charge: [n] int16, e, or NO_CHARGE.  spin: [n] uint16, multiplicity 2S+1, or NO_SPIN.
         frame: [n] int64, index in the file it came from.
         group, source: n names each, or None where they were not read.

@@ -23,8 +23,9 @@ from ..artifacts import MANIFEST, canonical_json, commit, refuse_foreign, sha256
 from ..config import HeadSpec, to_mapping
 from ..errors import ConfigError, CorruptFileError, GFMError, InvalidStructureError, one_line
 from .block import Block
+from .mapped import MappedFile, Shard
 from .schema import Record
-from .shard import DATA, Shard, ShardFile, ShardInfo, chunk_digests, write_shard
+from .shard import DATA, ShardInfo, chunk_digests, write_shard
 from .store import FORMAT_VERSION, KIND, Dataset, open_dataset
 from .summary import merge, summarise
 from .tasks import Task
@@ -294,8 +295,8 @@ class _Job:
             for info, pieces in zip(shards, digests):
                 seen = memoryview(bytearray(info.num_chunks))
                 data = self.directory / info.name / DATA
-                file = ShardFile(data, info.files[DATA]["size"], memoryview(pieces), seen)
-                ptr = Shard(info, file).read("ptr", [(1, info.structures + 1)])
+                file = MappedFile(data, info.files[DATA]["size"], memoryview(pieces), seen)
+                ptr = Shard(info, file).read("ptr", slice(1, info.structures + 1))
                 handle.write((ptr.astype("<i8") + base).tobytes())
                 base += info.atoms
         return path

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 MAX_DECIMALS = 9
-_NAN = np.iinfo(np.int32).min  # stands for NaN among decimals
+NAN = np.iinfo(np.int32).min  # stands for NaN among decimals
 _LARGEST = np.iinfo(np.int32).max
 _INTEGERS = ("|u1", "|i1", "<u2", "<i2", "<u4", "<i4", "<i8")
 DTYPES = (*_INTEGERS, "<f4", "<f8")
@@ -80,13 +80,13 @@ def encode(column: np.ndarray, *, plain: bool = False) -> tuple[np.ndarray, Enco
 
 
 def decode(raw: np.ndarray, encoding: Encoding) -> np.ndarray:
-    """The values of rows of a column: floats as float64, integers as they are kept."""
-    if encoding.decimals is not None:
-        values = raw / 10.0**encoding.decimals
-        if encoding.holes:
-            values[raw == _NAN] = np.nan
-        return values
-    return raw.astype(np.float64) if encoding.dtype == "<f4" else raw
+    """The values of rows of a column: floats as float64, integers as they are kept; always a new array."""
+    if encoding.decimals is None:
+        return raw.astype(np.float64 if raw.dtype.kind == "f" else raw.dtype)
+    values = raw / 10.0**encoding.decimals
+    if encoding.holes:
+        values[raw == NAN] = np.nan
+    return values
 
 
 def _encode_floats(values: np.ndarray) -> tuple[np.ndarray, int | None, bool]:
@@ -99,7 +99,7 @@ def _encode_floats(values: np.ndarray) -> tuple[np.ndarray, int | None, bool]:
     finite = values[~gaps] if holes else values.reshape(-1)
     for decimals in range(MAX_DECIMALS + 1):
         if _are_decimals(finite[:4096], decimals) and _are_decimals(finite, decimals):
-            kept = np.full(values.shape, _NAN, np.int32)
+            kept = np.full(values.shape, NAN, np.int32)
             kept[~gaps] = np.rint(finite * 10.0**decimals).astype(np.int32)
             return kept, decimals, holes
     with np.errstate(over="ignore"):

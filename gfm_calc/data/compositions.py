@@ -10,7 +10,7 @@ import numpy as np
 from ase.data import chemical_symbols as SYMBOLS
 
 from ..config import MAX_ATOMIC_NUMBER
-from .references import MIN_STRUCTURES, ReferenceFit, ReferenceFitter
+from .references import MIN_STRUCTURES, RIDGE, ReferenceFit, ReferenceFitter
 from .schema import Record
 
 
@@ -55,7 +55,7 @@ class Compositions:
         chosen: np.ndarray,
         *,
         known: Mapping[str, float] | None = None,
-        ridge: float = 1e-10,
+        ridge: float = RIDGE,
         min_structures: int = MIN_STRUCTURES,
     ) -> ReferenceFit:
         """Reference energies of the chosen frames; see `ReferenceFitter`.

@@ -55,8 +55,9 @@ class DistributedStore:
             raise ConfigError("a store needs at least one structure, and groups and nodes of at least one rank")
         self.head, self.directory = dataset.head, dataset.directory
         self._length = count
+        self._memory: _Windows | None = None
         if comm is None or comm.size == 1:
-            parts, rank, self._memory = 1, 0, None
+            parts, rank = 1, 0
         else:
             group = comm.Split(comm.rank // (group_size or comm.size), comm.rank)
             parts, rank = group.size, group.rank

@@ -24,6 +24,7 @@ from .schema import Record
 _BLOCK = 2048  # equations folded in at a time
 _NULL = 1e-9  # relative to the largest singular value: directions that the compositions leave open
 MIN_STRUCTURES = 10
+RIDGE = 1e-12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,13 +102,13 @@ class ReferenceFitter:
         if self._filled == _BLOCK:
             self._fold()
 
-    def fit(self, *, ridge: float = 1e-10, min_structures: int = MIN_STRUCTURES) -> ReferenceFit:
+    def fit(self, *, ridge: float = RIDGE, min_structures: int = MIN_STRUCTURES) -> ReferenceFit:
         """Solve min |A x - e|² + ridge s² |x - c|², s the largest singular value of A.
 
         c is the mean energy per atom; in foundation mode, where x is the difference to the existing head, zero.
 
         Args:
-            ridge: of what the compositions leave open the least; 1e-10 changes what they determine by less than it matters.
+            ridge: settles what the compositions leave open; `RIDGE` changes what they determine by less than it matters.
             min_structures: elements in fewer are flagged.
 
         Raises:
@@ -174,7 +175,7 @@ def fit_reference_energies(
     records: Iterable[Record],
     *,
     known: Mapping[str, float] | None = None,
-    ridge: float = 1e-10,
+    ridge: float = RIDGE,
     min_structures: int = MIN_STRUCTURES,
 ) -> ReferenceFit:
     """Fit to records (of the training split only); those without an energy are passed over.

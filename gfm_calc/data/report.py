@@ -84,7 +84,9 @@ def _file(file: FileInspection) -> dict[str, Any]:
         },
         "compositions": columns.num_compositions,
         "periodicity": periodicity(file),
-        "conventions": [{**asdict(convention), "frames": frames} for convention, frames in file.conventions.items()],
+        "conventions": [
+            {**plain(asdict(convention)), "frames": frames} for convention, frames in file.conventions.items()
+        ],
         "other_keys": file.other_keys,
         "energy_kind": None if kind is None else plain(asdict(kind)),
         "ranges": ranges(file),

@@ -1,8 +1,7 @@
 """A shard: one block of structures in one ADIOS2 BP5 file, written once.
 
-`write_shard` lets ADIOS2 write the file and then finds each column in it, byte for byte.  Reading needs no ADIOS2: rows
-are read in place, at the offsets found then, after the pieces they lie in have been compared with their digests
-(`ShardFile`); a damaged BP5 file can hang or crash ADIOS2's own reader.  Any other ADIOS2 program reads the shards, too.
+`write_shard` lets ADIOS2 write the file and then finds each column in it, byte for byte.  Reading needs no ADIOS2 (see
+`mapped`): a damaged BP5 file can hang or crash its reader.  Any other ADIOS2 program reads the shards, too.
 """
 
 from __future__ import annotations
@@ -11,9 +10,8 @@ import hashlib
 import mmap
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +19,8 @@ import numpy as np
 
 from ..artifacts import sha256_of_file, sync_path
 from ..errors import CorruptFileError, GFMError, MissingDependencyError, one_line
-from .block import ATOM_COLUMNS, NO_CHARGE, NO_SPIN, Block
-from .columns import Encoding, decode, encode
-from .schema import Record
+from .block import ATOM_COLUMNS, Block
+from .columns import Encoding, encode
 
 CHUNK = 1 << 18  # bytes that are checked at once
 DATA = "data.0"  # the file of a .bp directory that holds the columns
@@ -180,151 +177,3 @@ def _find_columns(path: Path, encoded: Mapping[str, tuple[np.ndarray, Encoding]]
                 raise ValueError(f"column {name} is not in the file as it was written")
             offsets[name], after = at, at + len(raw)
     return offsets
-
-
-# ---- reading ----
-
-
-class ShardFile:
-    """An open data file whose pieces are compared with their digests once, when they are first read.
-
-    Args:
-        path, size: of the file.
-        digests: 32 bytes for each piece of `CHUNK` bytes.
-        seen: one byte a piece, 1 where it was found good; kept by the caller, so that a file may be closed.
-    """
-
-    def __init__(self, path: Path, size: int, digests: memoryview, seen: memoryview):
-        self.path, self.size, self._digests, self._seen = path, size, digests, seen
-        self._descriptor = -1
-        try:
-            self._descriptor = os.open(path, os.O_RDONLY)
-        except OSError as error:
-            raise CorruptFileError(f"{path}: cannot be read ({one_line(error)})") from error
-        if os.fstat(self._descriptor).st_size != size:
-            self.close()
-            raise CorruptFileError(f"{path}: is not {size} bytes as its manifest says: damaged, fetch it again")
-
-    def close(self) -> None:
-        """Close the file; reading then is an error."""
-        descriptor, self._descriptor = self._descriptor, -1
-        if descriptor >= 0:
-            os.close(descriptor)
-
-    __del__ = close
-
-    def read(self, offset: int, count: int) -> bytes:
-        """`count` bytes at `offset`.
-
-        Raises:
-            CorruptFileError: beyond the end, or not what its digest says.
-        """
-        if not count:
-            return b""
-        first, last = offset // CHUNK, (offset + count - 1) // CHUNK
-        if not (self._seen[first] and self._seen[last]) or last > first + 1:
-            self._check(first, last)
-        return self._pread(offset, count)
-
-    def _check(self, first: int, last: int) -> None:
-        for chunk in range(first, last + 1):
-            if not self._seen[chunk]:
-                piece = self._pread(chunk * CHUNK, min(CHUNK, self.size - chunk * CHUNK))
-                if hashlib.sha256(piece).digest() != self._digests[32 * chunk : 32 * chunk + 32]:
-                    raise CorruptFileError(
-                        f"{self.path}: its checksum does not match the manifest: damaged, fetch it again"
-                    )
-                self._seen[chunk] = 1
-
-    def _pread(self, offset: int, count: int) -> bytes:
-        try:
-            found = os.pread(self._descriptor, count, offset)
-        except OSError as error:
-            raise CorruptFileError(f"{self.path}: cannot be read ({one_line(error)})") from error
-        if len(found) != count:
-            raise CorruptFileError(f"{self.path}: ends too early: damaged, fetch it again")
-        return found
-
-
-class Column:
-    """One column of an open shard: rows in place, decoded."""
-
-    def __init__(self, offset: int, how: Encoding, file: ShardFile):
-        self._how, self._file, self._offset, self._width = how, file, offset, how.row_bytes
-        self._dtype, self._rows, self._tail = np.dtype(how.dtype), how.shape[0], how.shape[1:]
-        self._constant = decode(self._raw([(0, 1)]), how)[0] if how.constant else None
-
-    def row(self, index: int) -> Any:
-        """Row `index`; it may be shared, so it is for reading only."""
-        return self.rows(index, index + 1)[0] if self._constant is None else self._constant
-
-    def rows(self, start: int, stop: int) -> np.ndarray:
-        """Rows `start` to `stop`."""
-        return self.gather(((start, stop),))
-
-    def gather(self, runs: Sequence[tuple[int, int]]) -> np.ndarray:
-        """The rows of several half-open ranges, one after the other.
-
-        Raises:
-            CorruptFileError: damaged.
-        """
-        if self._constant is not None:
-            return np.repeat(self._constant[None], sum(stop - start for start, stop in runs), axis=0)
-        return decode(self._raw(runs), self._how)
-
-    def _raw(self, runs: Sequence[tuple[int, int]]) -> np.ndarray:
-        parts = []
-        for start, stop in runs:
-            if not 0 <= start <= stop <= self._rows:
-                raise CorruptFileError(f"{self._file.path}: has no rows {start} to {stop}: damaged, fetch it again")
-            parts.append(self._file.read(self._offset + start * self._width, (stop - start) * self._width))
-        data = parts[0] if len(parts) == 1 else b"".join(parts)
-        return np.frombuffer(data, self._dtype).reshape(-1, *self._tail)
-
-
-class Shard:
-    """An open shard: `columns` {name: Column}, and the words of the columns of names."""
-
-    def __init__(self, info: ShardInfo, file: ShardFile):
-        self.columns = {name: Column(offset, how, file) for name, (offset, how) in info.columns.items()}
-        several = {name: info.columns[f"{name}_ptr"][1].rows > 2 for name in NAMES}
-        self._only_word = {name: None if several[name] else self._word(name, 0) for name in NAMES}
-
-    def read(self, name: str, runs: Sequence[tuple[int, int]]) -> Any:
-        """Rows of a column (see `Column.gather`); None where the shard has no such column."""
-        column = self.columns.get(name)
-        return None if column is None else column.gather(runs)
-
-    def words(self, name: str, runs: Sequence[tuple[int, int]]) -> list[str]:
-        """The words of a column of names."""
-        word = self._only_word[name]
-        if word is not None:
-            return [word] * sum(stop - start for start, stop in runs)
-        numbers = self.columns[name].gather(runs).tolist()
-        words = {number: self._word(name, number) for number in set(numbers)}
-        return [words[number] for number in numbers]
-
-    def word(self, name: str, row: int) -> str:
-        """The word of one row."""
-        word = self._only_word[name]
-        return self._word(name, int(self.columns[name].row(row))) if word is None else word
-
-    def _word(self, name: str, number: int) -> str:
-        start, stop = self.columns[f"{name}_ptr"].rows(number, number + 2).tolist()
-        return self.columns[f"{name}_text"].rows(start, stop).tobytes().decode("utf-8", "replace")
-
-    def record(self, row: int, first_atom: int, stop_atom: int) -> Record:
-        """One structure, whose atoms are these of the shard."""
-        columns = self.columns
-        forces = columns["forces"].rows(first_atom, stop_atom) if "forces" in columns else None
-        stress = columns["stress"].row(row) if "stress" in columns else None
-        charge, spin = int(columns["charge"].row(row)), int(columns["spin"].row(row))
-        return Record(
-            atomic_numbers=columns["atomic_numbers"].rows(first_atom, stop_atom).astype(np.int64),
-            positions=columns["positions"].rows(first_atom, stop_atom), cell=columns["cell"].row(row),
-            pbc=columns["pbc"].row(row).astype(bool), energy=float(columns["energy"].row(row)),
-            forces=None if forces is None or isnan(forces[0, 0]) else forces,
-            stress=None if stress is None or isnan(stress[0, 0]) else stress,
-            charge=None if charge == NO_CHARGE else charge, spin=None if spin == NO_SPIN else spin,
-            group=self.word("group", row), source=self.word("source", row), frame=int(columns["frame"].row(row)),
-        )  # fmt: skip

@@ -20,8 +20,11 @@ from ..artifacts import open_artifact, sha256_of_file
 from ..config import HeadSpec, from_mapping
 from ..errors import ConfigError, CorruptFileError, one_line
 from .block import Block
+from .columns import Encoding
+from .fast_atoms import labelled_atoms
+from .mapped import Column, MappedFile, Rows, Shard
 from .schema import Record
-from .shard import CHUNK, DATA, NAMES, Shard, ShardFile, ShardInfo
+from .shard import CHUNK, DATA, NAMES, ShardInfo
 
 FORMAT_VERSION = 1
 KIND = "dataset"
@@ -74,7 +77,9 @@ class Dataset(Sequence[Atoms]):
             raise CorruptFileError(f"{directory}: its index does not fit its shards: damaged, fetch it again")
         self._first_chunks = first
         self._seen = memoryview(bytearray(first[-1]))
-        self._index = ShardFile(index, size, *self._chunks(0))
+        self._index_file = MappedFile(index, size, *self._chunks(0))
+        how = Encoding(dtype="<i8", shape=(len(self) + 1,), rows=len(self) + 1)
+        self._index = Column(0, how, self._index_file)
         self._open: OrderedDict[int, Shard] = OrderedDict()
 
     def __len__(self) -> int:
@@ -89,15 +94,10 @@ class Dataset(Sequence[Atoms]):
         """
         if isinstance(index, slice):
             return [self[k] for k in range(*index.indices(len(self)))]
-        atoms = self.record(index).to_atoms()
-        atoms.info["head"] = self.head.name
-        return atoms
+        return labelled_atoms(self.record(index), self.head.name)
 
     def __iter__(self) -> Iterator[Atoms]:
-        for record in self.records():
-            atoms = record.to_atoms()
-            atoms.info["head"] = self.head.name
-            yield atoms
+        return (labelled_atoms(record, self.head.name) for record in self.records())
 
     def __repr__(self) -> str:
         return f"Dataset({str(self.directory)!r}, head {self.head.name}, {len(self)} structures)"
@@ -114,7 +114,7 @@ class Dataset(Sequence[Atoms]):
         """Structure `index`, see `__getitem__`, as a `Record`."""
         index = self._checked(index)
         number = bisect_right(self._starts, index) - 1
-        first, stop = self._atom_starts([(index, index + 2)]).tolist()
+        first, stop = self._index.value(index), self._index.value(index + 1)
         before = self._first_atoms[number]
         return self._shard(number).record(index - self._starts[number], first - before, stop - before)
 
@@ -137,33 +137,30 @@ class Dataset(Sequence[Atoms]):
         wanted = np.asarray(indices, np.int64)
         if not wanted.size or wanted.min() < 0 or wanted.max() >= len(self):
             raise IndexError(f"indices must lie within 0 and {len(self) - 1}, and be at least one")
-        order = None
-        if (np.diff(wanted) < 0).any():
-            order = np.argsort(wanted, kind="stable")
-            wanted = wanted[order]
-        runs = _runs(wanted)
-        blocks = []
-        for start, group in _by_shard(runs, self._starts):
-            blocks.append(self._read(start, group, names=names))
-        block = Block.concatenate(blocks)
-        return block if order is None else block.take(np.argsort(order))
+        shards = np.searchsorted(self._starts, wanted, side="right") - 1
+        numbers = np.unique(shards).tolist()
+        if len(numbers) == 1:
+            return self._read(numbers[0], wanted, names=names)
+        chosen = [np.flatnonzero(shards == number) for number in numbers]
+        block = Block.concatenate([self._read(n, wanted[rows], names=names) for n, rows in zip(numbers, chosen)])
+        order = np.concatenate(chosen)
+        return block if (np.diff(order) == 1).all() else block.take(np.argsort(order))
 
     def atom_counts(self, indices: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
         """Number of atoms of the structures `indices` (default: all, 8 bytes each), int64."""
         if indices is None:
-            return np.diff(self._atom_starts([(0, len(self) + 1)]))
-        wanted = np.asarray(indices, np.int64)
-        ends = self._atom_starts([(k, k + 2) for k in wanted.tolist()]).reshape(-1, 2)
-        return ends[:, 1] - ends[:, 0]
+            self._index_file.check_size()
+            return np.diff(self._index.rows(slice(0, len(self) + 1)))
+        return self._atom_ranges(np.asarray(indices, np.int64))[1]
 
     def atom_start(self, index: int) -> int:
         """Atoms of all structures before `index` (which may be the length)."""
-        return int(self._atom_starts([(index, index + 1)])[0])
+        return self._index.value(index)
 
     def groups(self) -> Iterator[list[str]]:
         """The groups of all structures in order, a list a shard."""
         for number, info in enumerate(self.shards):
-            yield self._shard(number).words("group", [(0, info.structures)])
+            yield self._shard(number).words("group", slice(0, info.structures))
 
     def verify(self) -> None:
         """Compare every file with its checksum.
@@ -183,7 +180,9 @@ class Dataset(Sequence[Atoms]):
         """The content of the index, checked, in pieces: for a build that adds to this dataset."""
         size = 8 * (len(self) + 1)
         for offset in range(0, size, CHUNK):
-            yield self._index.read(offset, min(CHUNK, size - offset))
+            stop = min(offset + CHUNK, size)
+            self._index_file.check(offset, stop)
+            yield self._index_file.map[offset:stop]
 
     def shard_digests(self) -> bytes:
         """The digests of the pieces of all shards: for a build that adds to this dataset."""
@@ -197,16 +196,20 @@ class Dataset(Sequence[Atoms]):
             raise IndexError(f"{self.directory} has no structure {number}; it holds {len(self)}")
         return number % len(self)
 
-    def _read(self, index: int, runs: Sequence[tuple[int, int]], *, names: bool) -> Block:
-        """The structures of the ranges `runs`, all of them in the shard of `index`."""
-        number = bisect_right(self._starts, index) - 1
-        shard, first, first_atom = self._shard(number), self._starts[number], self._first_atoms[number]
-        ends = [self._atom_starts([(start, stop + 1)]) - first_atom for start, stop in runs]
-        rows = [(start - first, stop - first) for start, stop in runs]
-        atoms = [(int(found[0]), int(found[-1])) for found in ends]
-        counts = np.diff(ends[0]) if len(ends) == 1 else np.concatenate([np.diff(found) for found in ends])
+    def _read(self, number: int, indices: np.ndarray, *, names: bool) -> Block:
+        """The structures `indices`, all of them in shard `number`."""
+        shard = self._shard(number)
+        rows: Rows = indices - self._starts[number]
+        if len(indices) == indices[-1] - indices[0] + 1 and (np.diff(indices) == 1).all():
+            rows = slice(int(rows[0]), int(rows[-1]) + 1)
+        starts, counts = self._atom_ranges(indices)
+        starts = starts - self._first_atoms[number]
         ptr = np.zeros(len(counts) + 1, np.int64)
         np.cumsum(counts, out=ptr[1:])
+        if isinstance(rows, slice):
+            atoms: Rows = slice(int(starts[0]), int(starts[0] + ptr[-1]))
+        else:
+            atoms = np.arange(ptr[-1]) + np.repeat(starts - ptr[:-1], counts)
         words = {name: shard.words(name, rows) if names else None for name in NAMES}
         return Block(
             ptr=ptr, atomic_numbers=shard.read("atomic_numbers", atoms), positions=shard.read("positions", atoms),
@@ -216,18 +219,21 @@ class Dataset(Sequence[Atoms]):
             frame=shard.read("frame", rows).astype(np.int64), **words,
         )  # fmt: skip
 
-    def _atom_starts(self, runs: Sequence[tuple[int, int]]) -> np.ndarray:
-        parts = [self._index.read(8 * start, 8 * (stop - start)) for start, stop in runs]
-        return np.frombuffer(parts[0] if len(parts) == 1 else b"".join(parts), "<i8")
+    def _atom_ranges(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(atoms before, number of atoms) of structures."""
+        self._index_file.check_size()
+        starts = self._index.rows(indices)
+        return starts, self._index.rows(indices + 1) - starts
 
     def _shard(self, number: int) -> Shard:
         shard = self._open.get(number)
         if shard is None:
             info = self.shards[number]
-            file = ShardFile(self.directory / info.name / DATA, info.files[DATA]["size"], *self._chunks(number + 1))
+            file = MappedFile(self.directory / info.name / DATA, info.files[DATA]["size"], *self._chunks(number + 1))
             shard = self._open[number] = Shard(info, file)
             if len(self._open) > _MAX_OPEN:
                 self._open.popitem(last=False)  # closed when nobody reads from it any more
+        shard.file.check_size()
         return shard
 
     def _chunks(self, number: int) -> tuple[memoryview, memoryview]:
@@ -286,27 +292,3 @@ def _check_sizes(path: Path, info: ShardInfo) -> None:
         file = path / name
         if not file.is_file() or file.stat().st_size != entry["size"]:
             raise CorruptFileError(f"{file}: missing or of the wrong size: damaged, fetch it again")
-
-
-def _runs(indices: np.ndarray) -> list[tuple[int, int]]:
-    """Sorted indices as half-open ranges of consecutive ones."""
-    breaks = np.flatnonzero(np.diff(indices) != 1) + 1
-    starts = indices[np.concatenate([[0], breaks])]
-    stops = indices[np.concatenate([breaks - 1, [len(indices) - 1]])] + 1
-    return list(zip(starts.tolist(), stops.tolist()))
-
-
-def _by_shard(runs: Sequence[tuple[int, int]], starts: Sequence[int]) -> Iterator[tuple[int, list[tuple[int, int]]]]:
-    """(an index, its ranges) of each shard; ranges are cut where shards meet."""
-    group: list[tuple[int, int]] = []
-    end = -1
-    for start, stop in runs:
-        while start < stop:
-            if start >= end:
-                if group:
-                    yield group[0][0], group
-                group, end = [], starts[bisect_right(starts, start)]
-            group.append((start, min(stop, end)))
-            start = min(stop, end)
-    if group:
-        yield group[0][0], group

@@ -13,13 +13,13 @@ _BAND = (0.85, 1.15)  # of the ratio to the all-electron energy
 
 
 def all_electron_energy(atomic_numbers: np.ndarray) -> np.ndarray:
-    """Energy of neutral atoms in eV, good to some per cent beyond helium.
+    """Energy of neutral atoms in eV, good to some per cent.
 
-    Source: Schwinger, Phys. Rev. A 24, 2353 (1981), DOI 10.1103/PhysRevA.24.2353; hydrogen exact.
+    Source: Schwinger, Phys. Rev. A 24, 2353 (1981), DOI 10.1103/PhysRevA.24.2353; hydrogen and helium exact.
     """
     z = np.asarray(atomic_numbers, dtype=np.float64)
     energy = -0.768745 * z ** (7 / 3) + 0.5 * z**2 - 0.269900 * z ** (5 / 3)
-    return np.where(z == 1, -0.5, energy) * Hartree
+    return np.where(z == 1, -0.5, np.where(z == 2, -2.9037, energy)) * Hartree
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +92,7 @@ def length_suspicion(typical: np.ndarray) -> str | None:
     if len(known) == 0:
         return None
     ratio = float(np.median(known))
-    if 1.6 < ratio < 2.2:
+    if 1.45 < ratio < 2.3:
         return f"nearest distances are {ratio:.2f} of a bond: positions in bohr? --length-unit bohr"
     if 0.42 < ratio < 0.62:
         return f"nearest distances are {ratio:.2f} of a bond: positions in Å taken for bohr?"

@@ -28,7 +28,9 @@ NAMES = ("ptr", "atomic_numbers", "positions", "forces", "cell", "pbc", "energy"
 
 def check(found, wanted):
     for name in NAMES:
-        np.testing.assert_array_equal(getattr(found, name), getattr(wanted, name), err_msg=name)
+        shape = wanted.positions.shape if name == "forces" else wanted.cell.shape  # of labels that nobody has
+        a, b = (np.full(shape, np.nan) if x is None else x for x in (getattr(found, name), getattr(wanted, name)))
+        np.testing.assert_array_equal(a, b, err_msg=name)
 """
 
 
@@ -131,7 +133,8 @@ while True:
     for block in store.prefetch(np.array_split(np.arange(len(dataset)), 5)):
         pass
 """
-CAUSES = {"killed": "signal: 9", "raises": "the cable is out", "exits": "exit code: 3"}
+# mpirun says what killed a rank; a rank that exits says so by the job's exit code alone.
+CAUSES = {"killed": (9, "killed (signal 9)"), "raises": (1, "the cable is out"), "exits": (3, "")}
 
 
 @pytest.mark.promise("R8")
@@ -140,9 +143,10 @@ CAUSES = {"killed": "signal: 9", "raises": "the cable is out", "exits": "exit co
 def test_a_rank_that_dies_ends_the_job(mpirun, dataset, how, way):
     done = run_ranks(mpirun, 2, DIES, dataset.directory, how, way)
     seconds = time.time() - float(done.stdout.split("dies at")[1].split()[0])
-    assert done.returncode != 0
+    code, words = CAUSES[how]
     assert seconds < 10, f"{seconds:.1f} s until the job had ended"
-    assert CAUSES[how] in (done.stdout + done.stderr).lower(), done.stdout + done.stderr
+    assert done.returncode == code
+    assert words in (done.stdout + done.stderr).lower(), done.stdout + done.stderr
 
 
 BUILD = """

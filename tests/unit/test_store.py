@@ -49,6 +49,7 @@ def restored(column, **options):
     kept, how = encode(column, **options)
     assert how.is_sound() and how.num_bytes == kept.nbytes and kept.dtype == np.dtype(how.dtype)
     read = decode(np.frombuffer(kept.tobytes(), how.dtype).reshape(how.shape), how)
+    assert read.flags.owndata and read.flags.writeable
     return np.repeat(read, len(column), axis=0) if how.constant else read
 
 

@@ -1,0 +1,351 @@
+"""What an inspection says: nothing of sound data, the right thing and the mend of each kind of unsound data."""
+
+import html.parser
+import json
+
+import ase.io
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk, fcc111, molecule
+from ase.calculators.emt import EMT
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.units import Bohr, GPa, Hartree, kcal, mol
+from data_files import FIXTURES, methanol
+
+from gfm_calc.commands.inspection_report import page, text
+from gfm_calc.data.consistency import ConsistencyCheck
+from gfm_calc.data.inspection import inspect
+from gfm_calc.data.readers import ReadOptions, read
+from gfm_calc.data.report import mapping
+from gfm_calc.data.suspicion import all_electron_energy
+from gfm_calc.errors import InputFileError
+
+
+def labelled(atoms: Atoms) -> Atoms:
+    """With energy, forces and stress of EMT: a potential whose derivatives are exact; free atoms are the zero, not crystals."""
+    atoms.calc = EMT()
+    results = {
+        "energy": atoms.get_potential_energy() - 3.5 * len(atoms),
+        "forces": atoms.get_forces(apply_constraint=False),
+    }
+    if atoms.pbc.all():
+        results["stress"] = atoms.get_stress(apply_constraint=False)
+    atoms.calc = SinglePointCalculator(atoms, **results)
+    return atoms
+
+
+@pytest.fixture(scope="module")
+def crystals() -> list[Atoms]:
+    """A trajectory of small steps, then one of strains; Cu and CuAu."""
+    random = np.random.default_rng(0)
+    found = []
+    for base in (
+        bulk("Cu", cubic=True),
+        Atoms("Cu2Au2", bulk("Cu", cubic=True).positions * 1.06, cell=[3.83] * 3, pbc=True),
+    ):
+        base.rattle(0.1, seed=1)
+        base.info["group"] = str(base.symbols)
+        for _ in range(60):
+            base.positions += random.normal(scale=0.02, size=base.positions.shape)
+            found.append(labelled(base.copy()))
+        for _ in range(60):
+            strain = random.normal(scale=0.008, size=(3, 3))
+            base.set_cell(base.cell.array @ (np.eye(3) + strain + strain.T), scale_atoms=True)
+            found.append(labelled(base.copy()))
+    return found
+
+
+def changed(frames, path, *, energy=1.0, forces=1.0, stress=1.0, length=1.0):
+    """The frames with their labels multiplied, as a file."""
+    several = []
+    for atoms in frames:
+        copy = atoms.copy()
+        copy.set_cell(copy.cell * length)
+        copy.positions *= length
+        given = atoms.calc.results
+        results = {"energy": given["energy"] * energy, "forces": given["forces"] * forces}
+        if "stress" in given:
+            results["stress"] = given["stress"] * stress
+        copy.calc = SinglePointCalculator(copy, **results)
+        several.append(copy)
+    ase.io.write(path, several, format="extxyz")
+    return path
+
+
+def codes(path, **options) -> dict[str, str]:
+    """{code: text} of the findings of a file that are no mere notes."""
+    found = inspect([path], options=ReadOptions(**options))
+    return {finding.code: finding.text for finding in found.all_findings() if finding.level != "note"}
+
+
+# ---- sound data ----
+
+
+def test_sound_data_give_no_warning(crystals, tmp_path):
+    path = changed(crystals, tmp_path / "a.extxyz")
+    assert codes(path) == {}
+    (file,) = inspect([path]).files
+    assert file.forces_check.is_right and file.forces_check.median == pytest.approx(1.0, abs=0.02)
+    assert file.stress_check.is_right and file.stress_check.median == pytest.approx(1.0, abs=0.02)
+    assert file.fit.rank == 2 and file.fit.is_unique and file.statistics.elements == ["Cu", "Au"]
+
+
+def test_the_fixtures():
+    (file,) = inspect([FIXTURES / "methanol.extxyz"]).files
+    report = mapping(inspect([FIXTURES / "methanol.extxyz"]))["files"][0]
+    assert report["frames"] == 16 and report["atoms"] == 76 and report["elements"]["O"] == {"atoms": 13, "frames": 13}
+    assert report["energy_kind"]["kind"] == "all-electron total" and report["energy_kind"]["unit"] is None
+    assert report["isolated_atoms"]["H"] == -13.568422 and report["other_keys"] == {
+        "head": 16,
+        "source": 16,
+        "split": 12,
+    }
+    assert report["conventions"][0]["energy_keys"] == ["energy"] or report["conventions"][0]["energy_keys"] == (
+        "energy",
+    )
+    assert [finding.code for finding in file.findings] == ["several-conventions", "rare-elements"]
+
+
+def test_all_electron_energies_are_near_the_exact_ones():
+    """Non-relativistic exact or Hartree-Fock energies of atoms, in Ha."""
+    for z, energy in (
+        (1, -0.5),
+        (2, -2.9037),
+        (6, -37.845),
+        (8, -75.067),
+        (10, -128.94),
+        (18, -527.54),
+        (36, -2752.05),
+    ):
+        assert float(all_electron_energy(np.array([z]))[0]) == pytest.approx(energy * Hartree, rel=0.03)
+
+
+# ---- units and signs ----
+
+
+def test_forces_of_the_wrong_sign(crystals, tmp_path):
+    assert "--forces-are-gradients" in codes(changed(crystals, tmp_path / "a.extxyz", forces=-1.0))["forces-unit"]
+
+
+@pytest.mark.parametrize(
+    "factors, hint",
+    [
+        ({"forces": Bohr / Hartree}, "--forces-unit Ha/bohr"),
+        ({"forces": 1 / Hartree}, "--forces-unit Ha/A"),
+        ({"energy": 1 / Hartree}, "--energy-unit Ha"),
+        ({"energy": mol / kcal}, "--energy-unit kcal/mol"),
+        ({"forces": mol / kcal}, "--forces-unit kcal/mol/A"),
+        ({"energy": 0.25}, "--energy-per-atom"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, str) else "",
+)
+def test_units_of_forces_and_energies_that_do_not_match(crystals, tmp_path, factors, hint):
+    assert hint in codes(changed(crystals, tmp_path / "a.extxyz", **factors))["forces-unit"]
+
+
+@pytest.mark.parametrize(
+    "factor, hint",
+    [
+        (1 / GPa, "GPa: --stress-unit GPa --stress-sign tension"),
+        (-10 / GPa, "--stress-unit kBar --stress-sign compression"),
+        (-1.0, "--stress-sign compression"),
+        (-1 / GPa, "--stress-unit GPa --stress-sign compression"),
+    ],
+)
+def test_units_and_signs_of_stress(crystals, tmp_path, factor, hint):
+    found = codes(changed(crystals, tmp_path / "a.extxyz", stress=factor))
+    assert hint in found["stress-unit"] and "forces-unit" not in found
+
+
+def test_the_hint_mends_it(crystals, tmp_path):
+    """Read as the findings say, the files are sound again."""
+    stress = changed(crystals, tmp_path / "a.extxyz", stress=-10 / GPa)
+    assert codes(stress, stress_unit="kBar", stress_sign="compression") == {}
+    forces = changed(crystals, tmp_path / "b.extxyz", forces=-Bohr / Hartree)
+    assert codes(forces, forces_unit="Ha/bohr", forces_are_gradients=True) == {}
+    assert codes(changed(crystals, tmp_path / "c.extxyz", energy=0.25), energy_per_atom=True) == {}
+
+
+def test_positions_in_bohr(crystals, tmp_path):
+    path = changed(crystals, tmp_path / "a.extxyz", length=1 / Bohr)
+    assert "--length-unit bohr" in codes(path)["length-unit"]
+    assert "length-unit" not in codes(path, length_unit="bohr")
+
+
+@pytest.mark.parametrize("unit, factor", [("Ha", 1 / Hartree), ("kcal/mol", mol / kcal)])
+def test_molecular_totals_in_another_unit(tmp_path, unit, factor):
+    """All labels in the wrong unit agree with each other: only the size of the energies tells."""
+    frames = [record.to_atoms() for record in methanol()]
+    found = codes(changed(frames, tmp_path / "a.extxyz", energy=factor, forces=factor))
+    assert f"--energy-unit {unit}" in found["energy-unit"]
+    assert codes(changed(frames, tmp_path / "b.extxyz")) == {}
+
+
+def test_shuffled_frames_are_compared_too(tmp_path):
+    random = np.random.default_rng(3)
+    frames = []
+    for name in ("H2O", "CH4"):
+        for _ in range(60):
+            atoms = molecule(name)
+            atoms.positions += random.normal(scale=0.04, size=atoms.positions.shape)
+            frames.append(labelled(atoms))
+    order = random.permutation(len(frames))
+    path = changed([frames[k] for k in order], tmp_path / "a.extxyz", forces=-1.0)
+    assert "--forces-are-gradients" in codes(path)["forces-unit"]
+
+
+def test_steps_through_the_cell_wall(crystals):
+    """Wrapped positions jump by a cell vector: the work must not."""
+    check = ConsistencyCheck()
+    for atoms in crystals[:60]:
+        copy = atoms.copy()
+        copy.positions += 0.02
+        copy.wrap()
+        copy.calc = atoms.calc
+        copy.calc.atoms = copy
+        from gfm_calc.data.schema import Record
+
+        check.add(Record.from_atoms(copy))
+    assert check.forces().is_right
+
+
+# ---- kinds of energies ----
+
+
+def test_formation_and_relative_energies(crystals, tmp_path):
+    mixed = []
+    for k, atoms in enumerate(crystals):
+        copy = atoms.copy()
+        copy.calc = SinglePointCalculator(copy, energy=0.1 * len(atoms) * (-1) ** k)
+        mixed.append(copy)
+    ase.io.write(tmp_path / "a.extxyz", mixed)
+    assert "formation" in codes(tmp_path / "a.extxyz")["energy-kind"]
+    records = methanol()
+    lowest = min(record.energy for record in records)
+    frames = []
+    for record in records:
+        atoms = record.structure()
+        atoms.calc = SinglePointCalculator(atoms, energy=record.energy - lowest)
+        frames.append(atoms)
+    ase.io.write(tmp_path / "b.extxyz", frames)
+    assert "relative" in codes(tmp_path / "b.extxyz")["energy-kind"]
+
+
+# ---- constraints, duplicates, outliers ----
+
+
+def test_forces_that_a_constraint_set_to_zero(tmp_path):
+    random = np.random.default_rng(0)
+    frames = []
+    for _ in range(20):
+        slab = fcc111("Cu", (2, 2, 4), vacuum=6.0)
+        slab.pbc = True
+        slab.positions += random.normal(scale=0.05, size=slab.positions.shape)
+        slab = labelled(slab)
+        slab.calc.results["forces"] = np.where(slab.positions[:, 2:] < 10.0, 0.0, slab.calc.results["forces"])
+        frames.append(slab)
+    path = tmp_path / "a.extxyz"
+    ase.io.write(path, frames)
+    found = codes(path)
+    assert "20 frames" in found["zeroed-forces"] and "net-force" in found
+
+
+def test_duplicates_and_contradictions(crystals, tmp_path):
+    frames = [atoms.copy() for atoms in crystals[:30]]
+    for atoms, original in zip(frames, crystals):
+        atoms.calc = SinglePointCalculator(atoms, energy=original.calc.results["energy"])
+    again = frames[3].copy()
+    again.rotate(90, "z", rotate_cell=True)
+    again.calc = SinglePointCalculator(again, energy=frames[3].calc.results["energy"])
+    other = frames[5].copy()
+    other.calc = SinglePointCalculator(other, energy=frames[5].calc.results["energy"] + 0.5)
+    ase.io.write(tmp_path / "a.extxyz", [*frames, again, other])
+    (file,) = inspect([tmp_path / "a.extxyz"]).files
+    found = {finding.code: finding for finding in file.findings}
+    assert found["duplicates"].frames == (3, 5, 30, 31) and "(2 could go)" in found["duplicates"].text
+    assert found["contradictions"].frames == (5, 31) and found["contradictions"].level == "error"
+    assert "near-duplicates" not in found
+
+
+def test_the_same_structure_in_two_files(crystals, tmp_path):
+    one, two = changed(crystals[:20], tmp_path / "a.extxyz"), changed(crystals[15:40], tmp_path / "b.extxyz")
+    (finding,) = [finding for finding in inspect([one, two]).findings if finding.code == "shared-structures"]
+    assert finding.num_frames == 5 and str(two) in finding.text and str(one) in finding.text
+
+
+def test_outliers_are_named_by_frame(crystals, tmp_path):
+    frames = [atoms.copy() for atoms in crystals]
+    for k, (atoms, original) in enumerate(zip(frames, crystals)):
+        energy, forces = original.calc.results["energy"], original.calc.results["forces"].copy()
+        energy += 60.0 if k == 17 else 0.0
+        forces[0] += 80.0 if k == 42 else 0.0
+        atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=forces)
+    frames[99].positions[1] = frames[99].positions[0] + 0.6
+    ase.io.write(tmp_path / "a.extxyz", frames)
+    (file,) = inspect([tmp_path / "a.extxyz"]).files
+    found = {finding.code: finding.frames for finding in file.findings}
+    assert found["energy-outliers"] == (17,) and found["large-forces"] == (42,) and found["close-atoms"] == (99,)
+
+
+def test_frames_without_labels_and_unusable_frames(tmp_path):
+    path = tmp_path / "a.xyz"
+    body = "".join(f"2\nenergy={-30 - k} charge=1\nH 0 0 0\nH 0 0 {0.7 + 0.01 * k}\n" for k in range(8))
+    path.write_text(body + "2\nhere=none\nH 0 0 0\nH 0 0 1\n" + "2\nenergy=-1\nH 0 0 0\nQ 0 0 1\n")
+    (file,) = inspect([path]).files
+    found = {finding.code: finding for finding in file.findings}
+    assert found["some-energies"].frames == (8,) and found["unusable-frames"].num_frames == 1
+    assert "unknown element 'Q'" in found["unusable-frames"].text and found["no-spin"].num_frames == 8
+    assert {"no-forces", "no-groups"} <= found.keys()
+
+
+def test_a_file_that_ends_too_soon_is_judged_as_far_as_it_goes(tmp_path):
+    content = (FIXTURES / "methanol.extxyz").read_text()
+    (tmp_path / "a.extxyz").write_text(content[:2000])
+    (file,) = inspect([tmp_path / "a.extxyz"]).files
+    assert file.findings[0].code == "damaged" and "truncated" in file.findings[0].text and len(file.statistics) == 4
+
+
+def test_questions_come_first(tmp_path):
+    (tmp_path / "a.xyz").write_text("1\nenergy=1 dft_energy=2\nH 0 0 0\n")
+    with pytest.raises(InputFileError, match="--energy-key"):
+        inspect([tmp_path / "a.xyz"])
+    (tmp_path / "b.xyz").write_text("what\n")
+    with pytest.raises(InputFileError, match="damaged"):
+        inspect([tmp_path / "b.xyz"])
+
+
+# ---- reports ----
+
+
+def test_the_reports_say_the_same(crystals, tmp_path):
+    path = changed(crystals, tmp_path / "a <&> b.extxyz", forces=-1.0)
+    found = inspect([path, FIXTURES / "methanol.extxyz"])
+    said, shown, stored = text(found), page(found), json.dumps(mapping(found), allow_nan=False)
+    for words in ("--forces-are-gradients", "isolated"):
+        assert words in said and words in shown
+    assert "--forces-are-gradients" in stored and "a &lt;&amp;&gt; b.extxyz" in shown and "a <&> b" not in shown
+    assert shown.count("data:image/png;base64,") >= 8 and "http" not in shown
+    for count in json.loads(stored)["files"][0]["ranges"].values():
+        assert sum(count["histogram"]["counts"]) == count["count"]
+
+
+def test_the_page_is_well_formed():
+    open_tags = []
+
+    class Checker(html.parser.HTMLParser):
+        def handle_starttag(self, tag, attrs):
+            if tag not in ("meta", "img"):
+                open_tags.append(tag)
+
+        def handle_endtag(self, tag):
+            assert open_tags.pop() == tag
+
+    Checker().feed(page(inspect([FIXTURES / "nbmotaw.extxyz.xz"])))
+    assert not open_tags
+
+
+def test_reading_is_not_changed_by_inspecting():
+    before = [record.energy for record in read(FIXTURES / "nbmotaw.extxyz.xz")]
+    inspect([FIXTURES / "nbmotaw.extxyz.xz"])
+    assert [record.energy for record in read(FIXTURES / "nbmotaw.extxyz.xz")] == before
