@@ -90,9 +90,7 @@ def test_a_dataset_gets_another_fidelity(tmp_path):
         assert record.info["group"] == (given.group or f"{given.source}:{given.frame}")
 
 
-@pytest.mark.xfail(
-    strict=False, reason="known: on a busy machine a sound structure may be recorded as failed beside a killed worker"
-)
+@pytest.mark.xfail(strict=False, reason="known: a sound structure may be recorded as failed beside a killed worker")
 def test_misbehaving_calculators(tmp_path):
     structures = [
         Atoms(symbols, positions=[[0, 0, 0], [0, 0, 2]]) for symbols in ("H2", "He2", "C2", "Li2", "Be2", "B2", "N2")
