@@ -18,7 +18,8 @@ def add_parser(subparsers: Any) -> None:
     summary = "accuracy, physics, speed and reliability figures"
     parser = subparsers.add_parser("bench", help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
     benches = parser.add_subparsers(title="benchmarks", dest="benchmark", metavar="BENCHMARK", required=True)
-    for add in (_add_speed, _add_heads, _add_accuracy, _add_physics, _add_reliability, _add_report, _add_card):
+    adders = (_add_speed, _add_heads, _add_accuracy, _add_physics, _add_data, _add_reliability, _add_report, _add_card)
+    for add in adders:
         add(benches)
 
 
@@ -83,6 +84,24 @@ def _add_physics(benches: Any) -> None:
     parser.add_argument("--peer", type=_peer, action="append", default=[], metavar="sevennet=PYTHON",
                         help="python of an environment with sevenn, for the references of crystals")  # fmt: skip
     _add_device(parser, None)
+    _add_output(parser)
+
+
+def _add_data(benches: Any) -> None:
+    parser = new_parser(
+        benches, "data", run_data, summary="building, reading and loading datasets, beside other formats",
+        example="gfm bench data --data pool -o data.json\n  gfm bench data --parts million --structures 1000000",
+    )  # fmt: skip
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help=".extxyz.xz files whose frames name head and group")
+    parser.add_argument("--parts", type=_words, default=("pool", "reads", "loader", "ranks", "million"),
+                        metavar="NAME,NAME", help="of pool, reads, loader, ranks, million; default: all")  # fmt: skip
+    parser.add_argument("--scratch", type=Path, metavar="DIR",
+                        help="make the datasets in a folder here, which is removed in the end (default: the system's)")  # fmt: skip
+    parser.add_argument("--structures", type=positive_int, default=10_000_000, metavar="N",
+                        help="of the part million; default: %(default)s")  # fmt: skip
+    parser.add_argument("--frames", type=_integers, default=(20_000, 5_000), metavar="N,N",
+                        help="molecules and crystals for reads, loader and ranks; default: 20000,5000")  # fmt: skip
+    parser.add_argument("--rounds", type=positive_int, default=5, help="of turns; default: %(default)s")
     _add_output(parser)
 
 
@@ -196,6 +215,23 @@ def run_physics(args: argparse.Namespace) -> None:
         sevennet=dict(args.peer).get("sevennet"), parts=args.parts,
     )  # fmt: skip
     _finish(args, "physics", extra_versions=_optional("tblite"), **measured)
+
+
+def run_data(args: argparse.Namespace) -> None:
+    """Measure the data platform."""
+    from gfm_calc.benchmarks.data import DataPlan, run_data
+
+    if len(args.frames) != 2:
+        raise ConfigError("--frames: give two numbers, of molecules and of crystals")
+    plan = DataPlan(
+        folder=args.data, parts=args.parts, scratch=args.scratch, structures=args.structures, molecules=args.frames[0],
+        crystals=args.frames[1], rounds=args.rounds,
+    )  # fmt: skip
+    measured = run_data(plan)
+    others: dict[str, str] = {}
+    for package in ("adios2", "h5py", "lmdb", "mpi4py"):
+        others |= _optional(package)
+    _finish(args, "data", extra_versions=others, settings={"rounds": plan.rounds}, **measured)
 
 
 def run_reliability(args: argparse.Namespace) -> None:

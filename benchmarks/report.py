@@ -192,6 +192,91 @@ def _geometry(found: Mapping[str, float] | None) -> str:
     )
 
 
+def _data(result: Mapping[str, Any]) -> Iterator[Table]:
+    pool, million = result.get("pool"), result.get("million")
+    if pool:
+        yield from _pool(pool)
+    yield from _reads(result.get("reads", {"sets": []}))
+    sets = result.get("loader", {"sets": []})["sets"]
+    keys = ("atoms_per_structure", "edges_per_atom", "loader", "here", "eager", "compiled")
+    keys += ("loader_over_eager", "loader_over_compiled")
+    header = ["", "atoms", "edges an atom", "loader, 2 processes", "loader, none", "training, eager", "compiled",
+              "loader / eager", "loader / compiled"]  # fmt: skip
+    rows = [[row["set"], *(_figure(row[key]) for key in keys)] for row in sets]
+    yield Table("Structures a second: the loader, and what one thread of training the small model takes", header, rows)
+    header = ["", "ranks", "compared", "way", "one, µs", "99 %", "32 at once, µs", "99 %", "MB/s"]
+    rows = [
+        [job["set"], str(job["ranks"]), f"{job['compared']:,}", way, *_microseconds(found["single"]),
+         *_microseconds(found["batch"]), _figure(found["batch_mb_per_s"])]
+        for job in result.get("ranks", {"jobs": []})["jobs"] for way, found in job["ways"].items()
+    ]  # fmt: skip
+    yield Table("Structures from the memory of other MPI ranks, and from the disk's cache", header, rows)
+    if million:
+        yield _million(million)
+
+
+def _pool(pool: Mapping[str, Any]) -> Iterator[Table]:
+    size, build, split = pool["bytes"], pool["build"], pool["split"]
+    rows = [
+        ["files, heads, frames", f"{pool['files']}, {len(pool['heads'])}, {pool['frames']:,}"],
+        ["read back bit for bit", f"{pool['compared']['frames'] - pool['compared']['differing']:,} frames"],
+        [f"build, {build['processes']} processes", f"{_figure(build['frames_per_s'])} frames/s, {_figure(build['mb_per_s'])} MB/s "
+         f"of text, {_figure(build['peak_mb'])} MB a process"],
+        ["bytes on disk", _megabytes(size["ours"])],
+        *([name, f"{_megabytes(size[key])}, {size[key] / size['ours']:.2f} times ours"]
+          for name, key in (("as extxyz.xz", "extxyz_xz"), ("as extxyz", "extxyz"))),
+        [f"as float32 with edges of {size['cutoff']:g} Å", f"{_megabytes(size['with_edges'])}, "
+         f"{size['with_edges'] / size['ours']:.2f} times ours (reckoned from {size['edges']:,} edges)"],
+        ["split by group over all heads", f"{split['train']:,} training, {split['validation']:,} validation, {split['test']:,} "
+         f"test; {split['leaks']} structures on two sides ({split['shared_before']} before groups that share one were joined)"],
+    ]  # fmt: skip
+    yield Table("A folder of labelled files as datasets", ["", ""], rows)
+    header = ["head", "files", "frames", "atoms", "MB", "seconds", "training frames", "elements", "residual, eV/atom"]
+    rows = [
+        [row["head"], str(row["files"]), f"{row['frames']:,}", f"{row['atoms']:,}", f"{row['bytes'] / 1e6:.2f}",
+         _figure(row["seconds"]), f"{row['train_frames']:,}", str(row["fitted_elements"]), _figure(row["residual_ev_per_atom"])]
+        for row in pool["heads"]
+    ]  # fmt: skip
+    yield Table("Each head: build, and reference energies fitted to its training side", header, rows, detail=True)
+
+
+def _reads(reads: Mapping[str, Any]) -> Iterator[Table]:
+    header = ["", "format", "MB", "one structure, µs", "99 %", "just opened", "times ours", "structures/s, by 32", "ours times"]
+    rows = []
+    for found in reads["sets"]:
+        ours = found["formats"]["gfm-calc"]
+        for name, row in found["formats"].items():
+            slower = row["median_us"] / ours["median_us"], ours["structures_per_s"] / row["structures_per_s"]
+            rows.append([
+                f"{found['structures']:,} {found['set']}", name, f"{row['bytes'] / 1e6:.2f}", *_microseconds(row),
+                _figure(row["first_us"]), f"{slower[0]:.2f}", _figure(row["structures_per_s"]), f"{slower[1]:.2f}",
+            ])  # fmt: skip
+    yield Table("Random reads: a structure as ase.Atoms with labels, and batches of 32 as arrays", header, rows)
+
+
+def _million(million: Mapping[str, Any]) -> Table:
+    opened, reads, peak = million["open"], million["reads"], million["peak_mb"]
+    rows = [
+        ["build, 2 processes", f"{_figure(million['seconds'])} s, {_figure(million['structures_per_s'])} structures/s"],
+        ["memory while it is built", f"{_figure(peak['largest_child'])} MB a process, {_figure(peak['parent'])} MB beside them"],
+        ["on disk", f"{_megabytes(million['bytes']['all'])}, of which the index {_megabytes(million['bytes']['index'])}"],
+        ["time to open", f"{_figure(1e3 * opened['seconds'])} ms"],
+        ["memory when open", f"{_figure(opened['grown_mb'])} MB, {_figure(opened['after_reads_mb'] - opened['memory_mb'])} MB "
+         "more after the reads"],
+        ["random read, first of its place", f"{_figure(reads['first']['median_us'])} µs (99 %: {_figure(reads['first']['p99_us'])})"],
+        ["random read, again", f"{_figure(reads['again']['median_us'])} µs (99 %: {_figure(reads['again']['p99_us'])})"],
+    ]  # fmt: skip
+    return Table(f"{million['structures']:,} synthetic structures, {million['atoms']:,} atoms", ["", ""], rows)
+
+
+def _microseconds(found: Mapping[str, float]) -> list[str]:
+    return [_figure(found["median_us"]), _figure(found["p99_us"])]
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB"
+
+
 def _reliability(result: Mapping[str, Any]) -> Iterator[Table]:
     header = ["promise", "tests", "cases", "failed", "tests skipped"]
     rows = [[str(row[key]) for key in ("promise", "tests", "count", "failed", "skipped")] for row in result["promises"]]
@@ -206,5 +291,6 @@ def _figure(value: float | None) -> str:
 
 
 _TABLES: dict[str, Callable[[Mapping[str, Any]], Iterator[Table]]] = {
-    "speed": _speed, "heads": _heads, "accuracy": _accuracy, "physics": _physics, "reliability": _reliability,
+    "speed": _speed, "heads": _heads, "accuracy": _accuracy, "physics": _physics, "data": _data,
+    "reliability": _reliability,
 }  # fmt: skip

@@ -25,7 +25,10 @@ from .errors import GFMError
 # Light modules: all of them are imported for `gfm --help`.
 COMMANDS = ("models", "doctor", "predict", "relax", "md", "eos", "phonons", "data")
 # Parts of the product with commands of their own: {command: (module, line for `gfm --help`)}, imported when called.
-PARTS = {"bench": ("gfm_calc.benchmarks.cli", "accuracy, physics, speed and reliability figures")}
+PARTS = {
+    "train": ("gfm_calc.train.cli", "train a multi-head model on datasets, on one process or many"),
+    "bench": ("gfm_calc.benchmarks.cli", "accuracy, physics, speed and reliability figures"),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -72,6 +72,26 @@ class EnergyHeads(ExactBuffers):
         energies = (activated * output).sum(dim=-1) * scale.to(scalars.dtype)
         return (energies.t() + shift.index_select(1, atomic_numbers)) * gate
 
+    def own(
+        self, scalars: Tensor, gate: Tensor, atomic_numbers: Tensor, head: Tensor, slots: Tensor, slot_of: Tensor
+    ) -> Tensor:
+        """Interaction energies [N] in eV where each atom has one head: for training on a mixture.
+
+        Args:
+            scalars, gate, atomic_numbers: as for `forward`.
+            head: [N], which head.
+            slots: [H, M], the atoms of each head in a row, filled up with any atom.
+            slot_of: [N], where in the flattened `slots` each atom is.
+        """
+        heads, width = slots.shape
+        if heads == 1:
+            return self(scalars, gate, atomic_numbers)[0]
+        rows = scalars.index_select(0, slots.view(-1)).view(heads, width, -1)
+        activated = nn.functional.silu(torch.bmm(rows, self.hidden) + self.hidden_bias.unsqueeze(1))
+        energies = (activated * self.output.unsqueeze(1)).sum(dim=-1) * self.scale.to(scalars.dtype).unsqueeze(1)
+        shift = self.shift.view(-1).index_select(0, head * self.shift.shape[1] + atomic_numbers)
+        return (energies.view(-1).index_select(0, slot_of) + shift) * gate
+
 
 class PropertyHead(ExactBuffers):
     """A property of a structure ("scalar", a sum or a mean over atoms) or of its atoms ("atom_scalar", "atom_vector").

@@ -184,6 +184,11 @@ class GFMModel(nn.Module):
         energies = self.energy_stack(encoded.scalars, encoded.gate, encoded.atomic_numbers, index)
         return energies if encoded.repulsion is None else energies + encoded.repulsion
 
+    def decode_own(self, encoded: Encoded, head: Tensor, slots: Tensor, slot_of: Tensor) -> Tensor:
+        """Interaction energies [N] in eV, each atom with the head of its own structure; see `EnergyHeads.own`."""
+        energies = self.energy_stack.own(encoded.scalars, encoded.gate, encoded.atomic_numbers, head, slots, slot_of)
+        return energies if encoded.repulsion is None else energies + encoded.repulsion
+
     def atom_energies(self, inputs: ModelInputs, index: Tensor | None = None) -> Tensor:
         """`decode(encode(inputs), index)`: the function whose gradient with respect to edge_vector gives the forces."""
         return self.decode(self.encode(inputs), index)

@@ -1,6 +1,8 @@
-"""`python -m gfm_calc.train`."""
+"""`python -m gfm_calc.train`: `gfm train`, for launchers of many processes."""
 
-from gfm_calc.train.trainer import main
+import sys
+
+from gfm_calc.cli import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(["train", *sys.argv[1:]]))

@@ -1,24 +1,38 @@
-"""The loss: per-atom energy, forces and stress of a batch whose structures belong to different heads."""
+"""The loss: per-atom energy, forces and stress of a batch whose structures belong to different heads.
+
+L = 1/G sum_s w_s [ a_E rho((E - E_s) / n) + a_F 1/n sum_i c_i rho(|F_i - F_si|) + a_S rho(|sigma - sigma_s|) ]
+
+G is the number of structures of a step on all processes, so sums over batches and processes are the loss of the step.  What
+a structure is not labelled with does not count.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from gfm_calc.data.loader import LabelledBatch
 from gfm_calc.encoders.base import scatter_sum
 from gfm_calc.model import GFMModel, ModelInputs
+from gfm_calc.train.recipe import ObjectiveRecipe
 
 _SOFT = 1e-6  # under the root of a norm, so that a perfect prediction has a gradient
+TERMS = ("energy", "forces", "stress")
 
 
 class Labels(NamedTuple):
-    """Targets of a batch (N atoms, B structures): atom_head [N], the head of each atom's structure; energy [B] in eV,
-    reference energies subtracted; forces [N, 3] eV/Å; stress [B, 3, 3] eV/Å³; atoms [B]; volume [B] Å³; and the weight
-    of every label, 0 where it is missing: energy_weight [B], force_weight [N], stress_weight [B]."""
+    """Targets of a batch (N atoms, B structures, H heads of the model).
 
-    atom_head: Tensor
+    energy [B] in eV, reference energies subtracted; forces [N, 3] eV/Å; stress [B, 3, 3] eV/Å³; atoms [B]; volume [B] Å³;
+    the weight of every label, 0 where it is missing: energy_weight [B], force_weight [N], stress_weight [B]; given [B, 3],
+    the weight of a structure for each term that it has labels for; structure_head [B], atom_head [N]; slots [H, M] and
+    slot_of [N] (see `EnergyHeads.own`).
+    """
+
     energy: Tensor
     forces: Tensor
     stress: Tensor
@@ -27,33 +41,130 @@ class Labels(NamedTuple):
     energy_weight: Tensor
     force_weight: Tensor
     stress_weight: Tensor
+    given: Tensor
+    structure_head: Tensor
+    atom_head: Tensor
+    slots: Tensor
+    slot_of: Tensor
 
 
-def batch_loss(model: GFMModel, vectors: Tensor, inputs: ModelInputs, labels: Labels) -> tuple[Tensor, Tensor]:
-    """The loss and its parts.
-
-    Energies enter by their absolute error an atom, forces by the length of the error vector, stress by its Frobenius
-    norm: errors are not squared, so that the strained frames do not drown the others.
+class Objective(nn.Module):
+    """The loss as a function of (model, batch); its parameters, if any, are learnt weights of heads and terms.
 
     Args:
-        vectors: [E, 3], a leaf that requires its gradient; takes the place of `inputs.edge_vector`.
-
-    Returns:
-        loss [], parts [3]: the unweighted sums of energy, force and stress errors.
+        recipe: what counts how much.
+        weights: of the structures of each head of the model (loss weights over sampling shares), [H].
+        precision: "float64", "float32", "tf32" or "bf16".
     """
-    energies = model.atom_energies(inputs._replace(edge_vector=vectors))
-    own = energies.gather(0, labels.atom_head.unsqueeze(0)).squeeze(0)
-    (gradient,) = torch.autograd.grad(own.sum(), vectors, create_graph=True)
-    source, target = inputs.edge_index[0], inputs.edge_index[1]
-    atoms, structures = own.shape[0], labels.energy.shape[0]
-    forces = scatter_sum(gradient, target, atoms) - scatter_sum(gradient, source, atoms)
-    totals = scatter_sum(own, inputs.batch, structures)
-    outer = (vectors.unsqueeze(2) * gradient.unsqueeze(1)).reshape(-1, 9)
-    virial = scatter_sum(outer, inputs.batch.index_select(0, target), structures).view(-1, 3, 3)
 
-    energy_error = ((totals - labels.energy) / labels.atoms).abs() * labels.energy_weight
-    force_error = ((forces - labels.forces).square().sum(-1) + _SOFT).sqrt() * labels.force_weight
-    stress_error = virial / labels.volume.view(-1, 1, 1) - labels.stress
-    stress_error = (stress_error.square().sum((1, 2)) + _SOFT).sqrt() * labels.stress_weight
-    parts = torch.stack([energy_error.sum(), force_error.sum(), stress_error.sum()])
-    return parts.sum(), parts.detach()
+    def __init__(self, recipe: ObjectiveRecipe, weights: Sequence[float], precision: str):
+        super().__init__()
+        self.recipe, self.weights, self.precision = recipe, np.asarray(weights, float), precision
+        # s of Kendall et al., DOI 10.1109/CVPR.2018.00781: L -> exp(-s) L + s
+        self.log_variance = nn.Parameter(torch.zeros(len(self.weights), len(TERMS))) if recipe.uncertainty else None
+
+    def labels(self, model: GFMModel, batch: LabelledBatch, rows: Tensor, structures: int) -> Labels:
+        """The targets of a batch, on the model's device.
+
+        Args:
+            rows: [number of the run's heads], which of the model's heads each is; -1 for those it does not have.
+            structures: G.
+        """
+        graph, recipe = batch.graph, self.recipe
+        head = rows.index_select(0, batch.head)
+        owner = graph.batch
+        atom_head = head.index_select(0, owner)
+        sizes = graph.ptr.diff().to(torch.float64)
+        reference = model.energy_stack.reference.cpu()[atom_head, graph.atomic_numbers]
+        energy = batch.energy - scatter_sum(reference, owner, len(batch))
+        length = batch.forces.norm(dim=1)
+        has_force, has_stress = torch.isfinite(length), torch.isfinite(batch.stress).all(dim=2).all(dim=1)
+        weight = torch.as_tensor(self.weights).index_select(0, head) / structures
+        soft = 1 / (1 + length / recipe.soften) if recipe.soften else torch.ones_like(length)
+        force_weight = torch.where(has_force, soft * (weight / sizes).index_select(0, owner), 0.0)
+        volume = torch.where(has_stress, torch.linalg.det(graph.cell).abs(), 1.0)
+        slots, slot_of = head_slots(atom_head, len(self.weights))
+        first = has_force.index_select(0, graph.ptr[:-1])
+        given = torch.stack([torch.isfinite(energy), first, has_stress], dim=1) * weight.unsqueeze(1)
+
+        def cast(tensor: Tensor) -> Tensor:
+            return tensor.to(model.device, model.dtype)
+
+        return Labels(
+            energy=cast(energy.nan_to_num()), forces=cast(batch.forces.nan_to_num()),
+            stress=cast(batch.stress.nan_to_num()), atoms=cast(sizes), volume=cast(volume),
+            energy_weight=cast(torch.where(torch.isfinite(energy), recipe.energy * weight, 0.0)),
+            force_weight=cast(recipe.forces * force_weight),
+            stress_weight=cast(torch.where(has_stress, recipe.stress * weight, 0.0)), given=cast(given),
+            structure_head=head.to(model.device), atom_head=atom_head.to(model.device), slots=slots.to(model.device),
+            slot_of=slot_of.to(model.device),
+        )  # fmt: skip
+
+    def forward(
+        self, model: GFMModel, vectors: Tensor, inputs: ModelInputs, labels: Labels, mechanical: bool
+    ) -> tuple[Tensor, Tensor]:
+        """The loss and what each structure adds to it.
+
+        Args:
+            vectors: [E, 3], a leaf that requires its gradient; takes the place of `inputs.edge_vector`.
+            mechanical: whether any structure has forces or stress.
+
+        Returns:
+            loss [], parts [B, 3] (energy, forces, stress), without gradient.
+        """
+        atoms, structures = labels.atom_head.shape[0], labels.energy.shape[0]
+        with torch.autocast(vectors.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            encoded = model.encode(inputs._replace(edge_vector=vectors))
+            own = model.decode_own(encoded, labels.atom_head, labels.slots, labels.slot_of)
+        totals = scatter_sum(own, inputs.batch, structures)
+        parts = [self._rho((totals - labels.energy) / labels.atoms) * labels.energy_weight]
+        if mechanical:
+            (gradient,) = torch.autograd.grad(own.sum(), vectors, create_graph=True)
+            source, target = inputs.edge_index[0], inputs.edge_index[1]
+            forces = scatter_sum(gradient, target, atoms) - scatter_sum(gradient, source, atoms)
+            error = self._rho_of_norm((forces - labels.forces).square().sum(-1)) * labels.force_weight
+            outer = (vectors.unsqueeze(2) * gradient.unsqueeze(1)).reshape(-1, 9)
+            virial = scatter_sum(outer, inputs.batch.index_select(0, target), structures).view(-1, 3, 3)
+            stress = virial / labels.volume.view(-1, 1, 1) - labels.stress
+            parts.append(scatter_sum(error, inputs.batch, structures))
+            parts.append(self._rho_of_norm(stress.square().sum((1, 2))) * labels.stress_weight)
+        found = torch.stack(parts, dim=1)
+        if self.log_variance is not None:
+            found = self._balanced(found, labels)
+        return found.sum(), found.detach()
+
+    def _balanced(self, parts: Tensor, labels: Labels) -> Tensor:
+        assert self.log_variance is not None
+        chosen = self.log_variance.index_select(0, labels.structure_head)[:, : parts.shape[1]]
+        return torch.exp(-chosen) * parts + chosen * labels.given[:, : parts.shape[1]]
+
+    def _rho(self, error: Tensor) -> Tensor:
+        if self.recipe.loss == "l1":
+            return error.abs()
+        if self.recipe.loss == "l2":
+            return error.square()
+        return nn.functional.huber_loss(error, torch.zeros_like(error), reduction="none", delta=self.recipe.delta)
+
+    def _rho_of_norm(self, squared: Tensor) -> Tensor:
+        if self.recipe.loss == "l2":
+            return squared
+        return self._rho((squared + _SOFT).sqrt())
+
+
+def head_slots(atom_head: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+    """(slots [H, M], slot_of [N]): the atoms of each head in a row of their own, filled up with atom 0.
+
+    Args:
+        atom_head: [N], the head of each atom.
+        heads: H.
+    """
+    counts = torch.bincount(atom_head, minlength=heads)
+    width = max(1, int(counts.max()))
+    order = torch.argsort(atom_head, stable=True)
+    place = torch.arange(len(order)) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
+    slot = atom_head[order] * width + place
+    slots = torch.zeros(heads * width, dtype=torch.int64)
+    slots[slot] = order
+    slot_of = torch.empty_like(order)
+    slot_of[order] = slot
+    return slots.view(heads, width), slot_of

@@ -24,7 +24,9 @@ _RESERVOIR = 300
 _ENOUGH = 4000  # pairs
 _FEW = 20
 _LEAST_WORK = 2e-3  # energy units; below, rounding decides
+_LEAST_SHARE = 0.5  # of the work of the forces, for the stress: below, the error of the former decides
 _TOLERANCE = 0.12  # relative, to recognise a factor
+_AS_LIKELY = 0.03  # by which a mistake may be farther from the slope than the nearest one, beside twice that
 _CLEAR = 0.5  # spread of the slopes, relative: beyond, there is no verdict
 
 
@@ -32,7 +34,8 @@ _CLEAR = 0.5  # spread of the slopes, relative: beyond, there is no verdict
 class Slope:
     """The median of (energy difference) / (work), and its spread (half the central 50 %), over `pairs` pairs.
 
-    `close`: the pairs are neighbours in the file, so that a bad slope is not due to long steps.
+    `close`: the pairs are neighbours in the file, so that a bad slope is not due to long steps; `recognised`: it is that
+    of a known mistake.
     """
 
     pairs: int
@@ -40,17 +43,29 @@ class Slope:
     spread: float = math.nan
     verdict: str = ""
     per_atom: float = math.nan  # the same with the energy difference times the number of atoms
+    per_atom_spread: float = math.nan
     close: bool = True
+    recognised: bool = False
 
     @property
     def is_clear(self) -> bool:
         """Whether the slopes agree well enough to say something."""
-        return self.pairs >= 5 and abs(self.spread) < _CLEAR * abs(self.median)
+        return self.pairs >= 5 and min(self.scatter, self.scatter_per_atom) < _CLEAR
 
     @property
     def is_right(self) -> bool:
         """Whether the slope is 1, within what the spread allows."""
         return self.is_clear and abs(self.median - 1.0) < max(_TOLERANCE, 1.5 * self.spread)
+
+    @property
+    def scatter(self) -> float:
+        """The spread, relative."""
+        return abs(self.spread / self.median) if self.median else math.inf
+
+    @property
+    def scatter_per_atom(self) -> float:
+        """That of the slopes of energies per atom."""
+        return abs(self.per_atom_spread / self.per_atom) if self.per_atom else math.inf
 
 
 class ConsistencyCheck:
@@ -80,10 +95,13 @@ class ConsistencyCheck:
         elif (slot := int(self._random.integers(self._seen))) < _RESERVOIR:
             self._kept[slot] = record
 
-    def forces(self) -> Slope:
-        """Of the forces."""
+    def forces(self, energies_are_ev: bool = False) -> Slope:
+        """Of the forces; where the energies are known to be in eV, by their size, only the forces can be wrong."""
         self._pair_up_the_rest()
-        return _judged(replace(_slope(self._forces), close=self._close), _FORCE_FACTORS, "forces")
+        known = tuple(
+            (factor, text) for factor, text in _FORCE_FACTORS if not (energies_are_ev and text.startswith("the energies"))
+        )
+        return _judged(replace(_slope(self._forces), close=self._close), known, "forces")
 
     def stress(self) -> Slope:
         """Of the stress, the forces taken as they are."""
@@ -143,7 +161,8 @@ class ConsistencyCheck:
         elif one.stress is not None and two.stress is not None:
             volume = 0.5 * (abs(np.linalg.det(one.cell)) + abs(np.linalg.det(two.cell)))
             pressed = volume * float((0.5 * (one.stress + two.stress) * strain).sum())
-            self._note(self._stress, pressed, change - work, len(one))
+            if abs(pressed) > _LEAST_SHARE * abs(work):
+                self._note(self._stress, pressed, change - work, len(one))
 
     @staticmethod
     def _note(where: list[tuple[float, float, int]], work: float, change: float, count: int) -> None:
@@ -158,24 +177,38 @@ def _slope(pairs: list[tuple[float, float, int]]) -> Slope:
     strong = np.abs(work) >= np.median(np.abs(work))  # the weaker half is noise first
     ratio, per_atom = change[strong] / work[strong], (change * count)[strong] / work[strong]
     low, middle, high = np.percentile(ratio, [25, 50, 75])
+    low_per_atom, high_per_atom = np.percentile(per_atom, [25, 75])
     return Slope(
-        pairs=len(pairs), median=float(middle), spread=float(high - low) / 2, per_atom=float(np.median(per_atom))
+        pairs=len(pairs),
+        median=float(middle),
+        spread=float(high - low) / 2,
+        per_atom=float(np.median(per_atom)),
+        per_atom_spread=float(high_per_atom - low_per_atom) / 2,
     )
 
 
 def _judged(found: Slope, factors: tuple[tuple[float, str], ...], what: str) -> Slope:
-    """The slope with a sentence where it is clear."""
+    """The slope with a sentence where it is clear: the nearest known mistake, and others that are as likely."""
     if not found.is_clear:
         return found
     verb = "belongs" if what == "stress" else "belong"
     if found.is_right:
         return replace(found, verdict=f"the {what} {verb} to the energies")
-    if abs(found.per_atom - 1.0) < _TOLERANCE:
-        return replace(found, verdict="the energies look like energies per atom: --energy-per-atom")
-    for factor, meaning in factors:
-        if abs(found.median / factor - 1.0) < _TOLERANCE:
-            return replace(found, verdict=meaning)
+    likely: list[tuple[float, str]] = []
+    if found.scatter < _CLEAR:
+        likely = [(_distance(found.median / factor), meaning) for factor, meaning in factors]
+        likely = [(far, meaning) for far, meaning in likely if far < max(_TOLERANCE, 1.2 * found.scatter)]
+    far = _distance(found.per_atom)
+    if far < max(_TOLERANCE, found.scatter_per_atom) and found.scatter_per_atom < 1.2 * found.scatter:
+        likely.append((far, "the energies look like energies per atom: --energy-per-atom"))
+    likely = [meaning for far, meaning in sorted(likely) if far < 2.0 * min(likely)[0] + _AS_LIKELY]
+    if likely:
+        return replace(found, verdict="; or ".join(likely[:3]), recognised=True)
     return replace(found, verdict=f"the {what} do{'es' * (what == 'stress')} not belong to the energies")
+
+
+def _distance(ratio: float) -> float:
+    return abs(math.log(ratio)) if ratio > 0 else math.inf
 
 
 _KCAL, _KJ = kcal / mol, kJ / mol
@@ -189,6 +222,11 @@ _FORCE_FACTORS = (
     (1.0 / _KCAL, "the energies look like kcal/mol beside forces in eV/Å: --energy-unit kcal/mol --forces-unit eV/A"),
     (_KCAL, "the forces look like kcal/mol/Å beside energies in eV: --forces-unit kcal/mol/A"),
     (_KJ, "the forces look like kJ/mol/Å beside energies in eV: --forces-unit kJ/mol/A"),
+    (0.5 * Hartree / Bohr, "the forces look like Ry/bohr beside energies in eV: --forces-unit Ry/bohr"),
+    (0.5 * Hartree, "the forces look like Ry/Å beside energies in eV: --forces-unit Ry/A"),
+    (2.0 / Hartree, "the energies look like Ry beside forces in eV/Å: --energy-unit Ry --forces-unit eV/A"),
+    (1.0 / _KJ, "the energies look like kJ/mol beside forces in eV/Å: --energy-unit kJ/mol --forces-unit eV/A"),
+    (0.1, "the forces look like energies per nm: --forces-unit .../nm"),
     (0.5, "the forces look doubled, or the energies like Ry beside forces in Ha"),
     (2.0, "the energies look doubled, or the forces like Ry beside energies in Ha"),
 )

@@ -22,38 +22,39 @@ FAST = set(vars(Atoms())) == _ATOMS and set(vars(_EMPTY)) == _CALCULATOR
 
 
 def labelled_atoms(record: Record, head: str) -> Atoms:
-    """`record.to_atoms()` with `head` in `info`; the record's arrays may be shared, the result's are its own."""
+    """`record.to_atoms()` with `head` in `info`.  The record's arrays become those of the result: give it up."""
     if not FAST:
         atoms = record.to_atoms()
         atoms.info["head"] = head
         return atoms
-    info = {
-        "charge": record.charge,
-        "spin": record.spin,
-        "group": record.group or None,
-        "source": record.source or None,
-    }
-    atoms = _atoms(record, {key: value for key, value in info.items() if value is not None} | {"head": head})
+    info: dict[str, Any] = {"head": head}
+    for name in ("charge", "spin"):
+        if (value := getattr(record, name)) is not None:
+            info[name] = value
+    for name in ("group", "source"):
+        if value := getattr(record, name):
+            info[name] = value
     results: dict[str, Any] = {} if math.isnan(record.energy) else {"energy": record.energy}
     if record.forces is not None:
-        results["forces"] = record.forces.copy()
+        results["forces"] = record.forces
     if record.stress is not None:
         s = record.stress
         off_diagonal = (s[1, 2] + s[2, 1], s[0, 2] + s[2, 0], s[0, 1] + s[1, 0])
         results["stress"] = np.array([s[0, 0], s[1, 1], s[2, 2], *(value / 2 for value in off_diagonal)])
+    cell, pbc, numbers, positions = record.cell, record.pbc, record.atomic_numbers, record.positions
     calculator = SinglePointCalculator.__new__(SinglePointCalculator)
-    vars(calculator).update(
-        atoms=_atoms(record, dict(atoms.info)), results=results, parameters=_EMPTY.parameters.copy(), _directory=".",
-        prefix=None, use_cache=False, get_spin_polarized=calculator._deprecated_get_spin_polarized,
+    calculator.__dict__.update(
+        atoms=_atoms(cell.copy(), pbc.copy(), numbers.copy(), positions.copy(), info.copy(), None), results=results,
+        parameters=_EMPTY.parameters.copy(), _directory=".", prefix=None, use_cache=False,
+        get_spin_polarized=calculator._deprecated_get_spin_polarized,
     )  # fmt: skip
-    vars(atoms)["_calc"] = calculator
-    return atoms
+    return _atoms(cell, pbc, numbers, positions, info, calculator)
 
 
-def _atoms(record: Record, info: dict[str, Any]) -> Atoms:
+def _atoms(cell, pbc, numbers, positions, info, calculator) -> Atoms:
     atoms = Atoms.__new__(Atoms)
-    vars(atoms).update(
-        _cellobj=Cell(record.cell.copy()), _pbc=record.pbc.copy(), _celldisp=np.zeros((3, 1)), _constraints=[], info=info,
-        arrays={"numbers": record.atomic_numbers.copy(), "positions": record.positions.copy()}, _calc=None,
+    atoms.__dict__.update(
+        _cellobj=Cell(cell), _pbc=pbc, _celldisp=np.zeros((3, 1)), _constraints=[], info=info,
+        arrays={"numbers": numbers, "positions": positions}, _calc=calculator,
     )  # fmt: skip
     return atoms

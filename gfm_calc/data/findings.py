@@ -18,8 +18,11 @@ if TYPE_CHECKING:
 
 _SHOWN = 20  # frame numbers that a finding lists
 _SAME_ENERGY = 1e-4  # eV/atom
+_OTHER_ENERGY = 5e-3  # eV/atom, beyond what k-points and convergence do
 _NOBLE = (2, 10, 18, 36, 54, 86)
 _DENSE = 100.0  # Å³ per atom
+_SEVERAL = 5  # formulas, whose valence energies are no fixed part of their all-electron energies
+_STIFF = 2.0  # eV/Å²: what forces do over a step where energies and forces are in eV; in Ry or Ha it is far less
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +93,16 @@ def kind_of_energies(file: FileInspection) -> EnergyKind | None:
         columns["ratio"][known],
         periodic=float((columns["volume"][known] < _DENSE).mean()) > 0.5,
         lowest_is_zero=columns.lowest_is_zero(),
+        several=columns.num_compositions >= _SEVERAL,
+        stiff=file.forces_check is not None and file.forces_check.is_right and file.curvature > _STIFF,
+        hydrogen=_hydrogen(file),
     )
+
+
+def _hydrogen(file: FileInspection) -> float:
+    """Its fitted reference energy, NaN where the compositions leave it open."""
+    fit = file.fit
+    return math.nan if fit is None or "H" in fit.flagged or "H" not in fit.energies else fit.energies["H"]
 
 
 # ---- rules ----
@@ -124,12 +136,29 @@ def _labels(file: FileInspection) -> list[Finding]:
     if len(file.conventions) > 1:
         text = f"labels were understood in {len(file.conventions)} ways; see the list of keys"
         found.append(Finding(level="note", code="several-conventions", text=text))
+    found += _mixed_keys(file)
     ungrouped = file.statistics.num_compositions and not file.has_groups
     if ungrouped:
         text = (
             "no groups: frames of one molecule or trajectory cannot be told; see --group-key, or split --by composition"
         )
         found.append(Finding(level="note", code="no-groups", text=text))
+    return found
+
+
+def _mixed_keys(file: FileInspection) -> list[Finding]:
+    """Where frames hold their energy or forces under names that no single frame shows to be the same."""
+    found = []
+    for what in ("energy", "forces"):
+        frames: dict[tuple[str, ...], int] = {}
+        for convention, count in file.conventions.items():
+            keys = getattr(convention, f"{what}_keys")
+            if keys:
+                frames[keys] = frames.get(keys, 0) + count
+        if len(frames) > 1 and not set.intersection(*map(set, frames)):
+            shown = ", ".join(f"{'/'.join(keys)} ({count})" for keys, count in frames.items())
+            text = f"the {what} has a different name in different frames: {shown}; is it the same level of theory?"
+            found.append(Finding(level="warning", code=f"mixed-{what}-keys", text=text))
     return found
 
 
@@ -140,7 +169,7 @@ def _energies(file: FileInspection) -> list[Finding]:
     found = []
     if kind.unit is not None:
         text = f"the energies look like {kind.unit}, not eV ({kind.reason}): --energy-unit {kind.unit}"
-        found.append(Finding(level="error", code="energy-unit", text=text))
+        found.append(Finding(level="error" if kind.is_sure else "warning", code="energy-unit", text=text))
     elif kind.kind in ("relative", "formation"):
         text = f"the energies look like {kind.kind} energies ({kind.reason}): never in one head with total energies"
         found.append(Finding(level="warning", code="energy-kind", text=text))
@@ -152,7 +181,7 @@ def _consistency(file: FileInspection) -> list[Finding]:
     for check, code in ((file.forces_check, "forces-unit"), (file.stress_check, "stress-unit")):
         if check.pairs == 0 or check.is_right:
             continue
-        if check.is_clear:
+        if check.is_clear and (check.recognised or check.pairs >= 20):
             text = f"{check.verdict} (slope {check.median:.3g} ± {check.spread:.2g} over {check.pairs} pairs of frames)"
             found.append(Finding(level="error" if check.pairs >= 20 else "warning", code=code, text=text))
         elif check.pairs >= 50 and check.close:
@@ -186,7 +215,10 @@ def _stress(file: FileInspection) -> list[Finding]:
 
 def _constraints(file: FileInspection) -> list[Finding]:
     columns = file.statistics
-    layered, some = columns["zero_layers"] > 0, columns["zero_forces"] > 0
+    some = columns["zero_forces"] > 0
+    with np.errstate(invalid="ignore"):  # by symmetry forces vanish and balance; where some were taken away they do not
+        least = np.maximum(2e-3, 0.05 * columns["rms_force"] * np.sqrt(columns["num_atoms"]))
+        layered = (columns["zero_layers"] > 0) & (columns["net_force"] > least)
     if layered.any():
         text = (
             "{} in which the atoms without any force are frozen ones: forces set to zero by a constraint are no labels"
@@ -225,8 +257,13 @@ def _duplicates(file: FileInspection, table: FrameTable) -> list[Finding]:
         spread = _spread(columns["energy_per_atom"], inverse, len(unique))
         differing = repeated & (spread[inverse] > _SAME_ENERGY)
         if differing.any():
-            text = "{} share their structure with another, but not their energy: different settings, states or runs"
-            found.append(_finding(file, "error", "contradictions", differing, text))
+            worst = float(spread[inverse[differing]].max())
+            text = (
+                f"{{}} share their structure with another, but not their energy (up to {1000 * worst:.3g} meV/atom apart): "
+                "different settings, states or runs"
+            )
+            level = "error" if worst > _OTHER_ENERGY else "warning"
+            found.append(_finding(file, level, "contradictions", differing, text))
     near = table.duplicates_between(file.statistics.first, len(columns), NEAR)
     close = len(labels) - len(np.unique(near)) - (len(labels) - len(unique))
     if close > 0:

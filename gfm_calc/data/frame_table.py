@@ -68,6 +68,10 @@ class FrameTable:
             found[self.sources[source]].append(self.groups[group])
         return found
 
+    def group_numbers(self) -> np.ndarray:
+        """[frames] index into `groups` of every frame."""
+        return np.array(self._group, np.int64)
+
     def sides(self, split: Split) -> np.ndarray:
         """[frames] index into SIDES of every frame, `UNUSED` for those that an official list leaves out."""
         of_group = np.array([_index(split.side_of_group(group)) for group in self.groups], np.int8)

@@ -17,7 +17,7 @@ import numpy as np
 from ..errors import GFMError, InputFileError
 from .consistency import ConsistencyCheck
 from .file_statistics import FileStatistics
-from .findings import Finding, findings_across, findings_of
+from .findings import Finding, findings_across, findings_of, kind_of_energies
 from .fingerprints import describe
 from .frame_table import FrameTable
 from .readers import Labeller, RawFrame, ReadOptions, read_raw
@@ -129,7 +129,9 @@ def _inspect_file(
     if file.statistics.has_energies:
         file.fit = fitter.fit()
         file.statistics.subtract(file.fit.energies)
-    file.forces_check, file.stress_check, file.curvature = check.forces(), check.stress(), check.curvature()
+    kind = kind_of_energies(file)
+    known = kind is not None and kind.kind == "all-electron total" and kind.unit is None
+    file.forces_check, file.stress_check, file.curvature = check.forces(known), check.stress(), check.curvature()
     file.findings = findings_of(file, table)
     return file
 

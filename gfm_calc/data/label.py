@@ -147,7 +147,22 @@ def _label_one(atoms: Atoms | GFMError, source: str, frame: int, name: str, opti
     if isinstance(atoms, GFMError):
         raise atoms
     atoms = clean_structure(atoms, source, frame)
-    calculator = make_calculator(name, options)(atoms)
+    known = make_calculator.cache_info().hits
+    try:
+        calculator = make_calculator(name, options)(atoms)
+        found = _labels(calculator, atoms)
+    except GFMError:
+        used_before = make_calculator.cache_info().hits > known
+        make_calculator.cache_clear()  # what failed may be broken now: the next structure gets a new one
+        if not used_before:
+            raise
+        found = _labels(make_calculator(name, options)(atoms), atoms)  # or it was broken before
+    forces = found.pop("forces", None)
+    atoms.info |= found | {"source": source, "frame": frame, "calculator": name}
+    return extxyz_text(atoms, forces=forces)
+
+
+def _labels(calculator: Any, atoms: Atoms) -> dict[str, Any]:
     try:
         found = _calculated(calculator, atoms)
     except Exception as error:  # calculators raise whatever comes
@@ -155,9 +170,7 @@ def _label_one(atoms: Atoms | GFMError, source: str, frame: int, name: str, opti
     for key, value in found.items():
         if not np.isfinite(value).all():
             raise GFMError(f"its {key} is not finite")
-    forces = found.pop("forces", None)
-    atoms.info |= found | {"source": source, "frame": frame, "calculator": name}
-    return extxyz_text(atoms, forces=forces)
+    return found
 
 
 def _calculated(calculator: Any, atoms: Atoms) -> dict[str, Any]:

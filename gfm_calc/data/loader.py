@@ -109,6 +109,8 @@ class Loader:
         cutoff: of the model, Å.
         max_atoms, max_edges: budget of a batch; a structure beyond it is a batch of its own.
         rank, world: which share of every step is made here.
+        heads: of the sources, those that these ranks draw from (default: all).
+        edges_per_atom: expected of each source, so that shares are equal in work.
         workers: processes that make batches; 0 makes them in this one.  Stores in memory are read in this one.
         ahead: batches that each worker makes ahead.
         names: of the sources, for messages.
@@ -117,13 +119,16 @@ class Loader:
     def __init__(
         self, sources: Sequence[Source], cutoff: float, *, max_atoms: int = 4096, max_edges: float = float("inf"),
         rank: int = 0, world: int = 1, workers: int = 0, ahead: int = 4, names: Sequence[str] = (),
+        heads: Sequence[int] | None = None, edges_per_atom: Sequence[float] | None = None,
     ):  # fmt: skip
         if not sources or min(len(source) for source in sources) < 1:
             raise ConfigError("a loader needs at least one source, and structures in each")
         if not 0 <= rank < world or max_atoms < 1 or not max_edges >= 1 or workers < 0 or ahead < 1:
             raise ConfigError("a loader needs 0 <= rank < world, positive budgets, workers >= 0 and ahead >= 1")
         self.sources, self.max_atoms, self.rank, self.world = list(sources), max_atoms, rank, world
-        self.workers, self.ahead = workers, ahead
+        self.workers, self.ahead, self.heads = workers, ahead, heads
+        self._edges_per_atom = None if edges_per_atom is None else np.asarray(edges_per_atom, float)
+        self._max_edges = max_edges
         self._read_here = any(getattr(source, "in_memory", False) for source in sources)
         self._maker = _Maker(None if self._read_here else self.sources, cutoff, max_edges, tuple(names))
 
@@ -140,11 +145,12 @@ class Loader:
                 f"the plan counts {plan.counts} structures, the sources hold {[len(s) for s in self.sources]}"
             )
 
+        budget = (self.max_atoms,) if self._edges_per_atom is None else (self._max_edges, self.max_atoms)
+
         def parts() -> Iterator[list[Batch]]:
             step = start
             while stop is None or step < stop:
-                budget = (self.max_atoms,)
-                yield batches(plan, step, self.rank, self.world, sizes=self._sizes, budget=budget)
+                yield batches(plan, step, self.rank, self.world, sizes=self._costs, budget=budget, heads=self.heads)
                 step += 1
 
         return self._grouped(parts())
@@ -168,6 +174,13 @@ class Loader:
                         yield Batch(head=np.full(stop - start, head), index=indices[start:stop])
                     number += 1
                     start = stop
+
+    def _costs(self, drawn: Batch) -> np.ndarray:
+        """Expected edges (where they are known) and atoms of each draw."""
+        atoms = self._sizes(drawn)
+        if self._edges_per_atom is None:
+            return atoms
+        return np.concatenate([atoms * (self._edges_per_atom[drawn.head] + 1)[:, None], atoms], axis=1)
 
     def _sizes(self, drawn: Batch) -> np.ndarray:
         found = np.empty((len(drawn), 1))

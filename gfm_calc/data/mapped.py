@@ -16,9 +16,10 @@ from ..errors import CorruptFileError, one_line
 from .block import NO_CHARGE, NO_SPIN
 from .columns import NAN, Encoding, decode
 from .schema import Record
-from .shard import CHUNK, NAMES, ShardInfo
+from .shard import CHUNK, ShardInfo
 
 Rows = slice | np.ndarray  # which rows of a column: a range, or their numbers
+_MAX_KNOWN = 4096  # names that are kept for each shard
 _FORMATS = {"|u1": "B", "|i1": "b", "<u2": "H", "<i2": "h", "<u4": "I", "<i4": "i", "<i8": "q", "<f4": "f", "<f8": "d"}
 
 
@@ -35,7 +36,7 @@ class MappedFile:
     """
 
     def __init__(self, path: Path, size: int, digests: memoryview, seen: memoryview):
-        self.path, self._size, self._digests, self._seen = path, size, digests, seen
+        self.path, self._size, self._digests, self.seen = path, size, digests, seen
         self._seen_array = np.frombuffer(seen, np.uint8)
         self._descriptor = -1
         try:
@@ -60,7 +61,8 @@ class MappedFile:
     def check(self, start: int, stop: int) -> None:
         """CorruptFileError where the bytes from `start` to `stop` (not empty) are not those that were written."""
         first, last = start // CHUNK, (stop - 1) // CHUNK
-        if not (self._seen[first] and self._seen[last]) or last > first + 1:
+        seen = self.seen
+        if not (seen[first] and seen[last]) or last > first + 1:
             for chunk in range(first, last + 1):
                 self._check_chunk(chunk)
 
@@ -71,7 +73,7 @@ class MappedFile:
             self._check_chunk(chunk)
 
     def _check_chunk(self, chunk: int) -> None:
-        if self._seen[chunk]:
+        if self.seen[chunk]:
             return
         try:
             piece = os.pread(self._descriptor, min(CHUNK, self._size - chunk * CHUNK), chunk * CHUNK)
@@ -79,7 +81,7 @@ class MappedFile:
             raise CorruptFileError(f"{self.path}: cannot be read ({one_line(error)})") from error
         if hashlib.sha256(piece).digest() != self._digests[32 * chunk : 32 * chunk + 32]:
             raise CorruptFileError(f"{self.path}: its checksum does not match the manifest: damaged, fetch it again")
-        self._seen[chunk] = 1
+        self.seen[chunk] = 1
 
 
 class Column:
@@ -87,57 +89,75 @@ class Column:
 
     def __init__(self, offset: int, how: Encoding, file: MappedFile):
         self._offset, self._width, self._how, self._file = offset, how.row_bytes, how, file
+        self._map, self._seen = file.map, file.seen
         self._dtype, self._rows = np.dtype(how.dtype), how.shape[0]
-        self._shape = (-1, *how.shape[1:])
+        self._shape, self._folded = (-1, *how.shape[1:]), len(how.shape) > 1
         self._items = self._width // self._dtype.itemsize
         self._unpack = struct.Struct("<" + _FORMATS[how.dtype]).unpack_from
-        self._scale = None if how.decimals is None else 10.0**how.decimals
-        self._constant = decode(self._raw(slice(0, 1)), how)[0] if how.constant else None
+        self._scale, self._holes = None if how.decimals is None else 10.0**how.decimals, how.holes
+        # What all rows hold, and, in a column of single numbers, as a number.
+        self._constant = self._span(0, 1)[0] if how.constant else None
+        self._only = self._constant.item() if self._constant is not None and self._items == 1 else None
 
     def value(self, row: int) -> Any:
         """The number in a row of a column of single numbers."""
-        if self._constant is not None:
-            return self._constant.item()
-        start = self._offset + row * self._width
-        self._check(row, row + 1, start)
-        (found,) = self._unpack(self._file.map, start)
+        if self._only is not None:
+            return self._only
+        at = self._offset + row * self._width
+        # As `_check`, without its calls: eight numbers are looked up for every structure that is read.
+        if not (0 <= row < self._rows and self._seen[at // CHUNK] and self._seen[(at + self._width - 1) // CHUNK]):
+            self._check(row, row + 1)
+        (found,) = self._unpack(self._map, at)
         if self._scale is None:
             return found
-        return float("nan") if self._how.holes and found == NAN else found / self._scale
+        return float("nan") if self._holes and found == NAN else found / self._scale
 
     def row(self, row: int) -> np.ndarray:
         """A row."""
-        return self.rows(slice(row, row + 1))[0]
+        return self.span(row, row + 1)[0] if self._constant is None else self._constant.copy()
 
-    def rows(self, rows: Rows) -> np.ndarray:
-        """Some rows.
+    def span(self, start: int, stop: int) -> np.ndarray:
+        """The rows from `start` to `stop`.
 
         Raises:
             CorruptFileError: damaged.
         """
         if self._constant is not None:
-            count = rows.stop - rows.start if isinstance(rows, slice) else len(rows)
-            return np.repeat(self._constant[None], count, axis=0)
-        return decode(self._raw(rows), self._how)
+            return np.repeat(self._constant[None], stop - start, axis=0)
+        return self._span(start, stop)
 
-    def _raw(self, rows: Rows) -> np.ndarray:
+    def rows(self, rows: Rows) -> np.ndarray:
+        """Some rows, in the order of their numbers."""
         if isinstance(rows, slice):
-            start, stop = rows.start, rows.stop
-            first = self._offset + start * self._width
-            self._check(start, stop, first)
-            return np.frombuffer(self._file.map, self._dtype, (stop - start) * self._items, first).reshape(self._shape)
+            return self.span(rows.start, rows.stop)
+        if self._constant is not None:
+            return np.repeat(self._constant[None], len(rows), axis=0)
         if rows.size and (rows.min() < 0 or rows.max() >= self._rows):
-            self._check(-1, 0, 0)
+            self._check(-1, 0)
         if rows.size and self._width:
             self._file.check_pieces(self._offset + rows * self._width, self._width)
         whole = np.frombuffer(self._file.map, self._dtype, self._rows * self._items, self._offset)
-        return whole.reshape(self._shape)[rows]
+        return self._decoded(whole.reshape(self._shape)[rows])
 
-    def _check(self, start: int, stop: int, first: int) -> None:
+    def _span(self, start: int, stop: int) -> np.ndarray:
+        count, first = (stop - start) * self._items, self._offset + start * self._width
+        chunk, last = first // CHUNK, (self._offset + stop * self._width - 1) // CHUNK
+        near = 0 <= start < stop <= self._rows and chunk <= last <= chunk + 1
+        if not (near and self._seen[chunk] and self._seen[last]):
+            self._check(start, stop)
+        found = np.frombuffer(self._file.map, self._dtype, count, first)
+        return self._decoded(found.reshape(self._shape) if self._folded else found)
+
+    def _decoded(self, raw: np.ndarray) -> np.ndarray:
+        if self._scale is None or self._holes:
+            return decode(raw, self._how)
+        return raw / self._scale
+
+    def _check(self, start: int, stop: int) -> None:
         if not 0 <= start <= stop <= self._rows:
             raise CorruptFileError(f"{self._file.path}: has no rows {start} to {stop}: damaged, fetch it again")
         if stop > start and self._width:
-            self._file.check(first, first + (stop - start) * self._width)
+            self._file.check(self._offset + start * self._width, self._offset + stop * self._width)
 
 
 class Shard:
@@ -146,8 +166,7 @@ class Shard:
     def __init__(self, info: ShardInfo, file: MappedFile):
         self.file = file
         self._columns = {name: Column(offset, how, file) for name, (offset, how) in info.columns.items()}
-        several = {name: info.columns[f"{name}_ptr"][1].rows > 2 for name in NAMES}
-        self._only_word = {name: None if several[name] else self._word(name, 0) for name in NAMES}
+        self._known: dict[tuple[str, int], str] = {}
 
     def read(self, name: str, rows: Rows) -> Any:
         """Rows of a column; None where the shard has no such column."""
@@ -162,24 +181,26 @@ class Shard:
 
     def record(self, row: int, first_atom: int, stop_atom: int) -> Record:
         """One structure, whose atoms are these of the shard."""
-        columns, atoms = self._columns, slice(first_atom, stop_atom)
-        forces = columns["forces"].rows(atoms) if "forces" in columns else None
+        columns = self._columns
+        forces = columns["forces"].span(first_atom, stop_atom) if "forces" in columns else None
         stress = columns["stress"].row(row) if "stress" in columns else None
         charge, spin = columns["charge"].value(row), columns["spin"].value(row)
         return Record(
-            atomic_numbers=columns["atomic_numbers"].rows(atoms).astype(np.int64),
-            positions=columns["positions"].rows(atoms), cell=columns["cell"].row(row),
+            atomic_numbers=columns["atomic_numbers"].span(first_atom, stop_atom).astype(np.int64),
+            positions=columns["positions"].span(first_atom, stop_atom), cell=columns["cell"].row(row),
             pbc=columns["pbc"].row(row).astype(bool), energy=columns["energy"].value(row),
             forces=None if forces is None or isnan(forces[0, 0]) else forces,
             stress=None if stress is None or isnan(stress[0, 0]) else stress,
             charge=None if charge == NO_CHARGE else charge, spin=None if spin == NO_SPIN else spin,
-            group=self._word_of("group", row), source=self._word_of("source", row), frame=columns["frame"].value(row),
+            group=self._word("group", columns["group"].value(row)), frame=columns["frame"].value(row),
+            source=self._word("source", columns["source"].value(row)),
         )  # fmt: skip
 
-    def _word_of(self, name: str, row: int) -> str:
-        word = self._only_word[name]
-        return self._word(name, self._columns[name].value(row)) if word is None else word
-
     def _word(self, name: str, number: int) -> str:
-        start, stop = self._columns[f"{name}_ptr"].rows(slice(number, number + 2)).tolist()
-        return self._columns[f"{name}_text"].rows(slice(start, stop)).tobytes().decode("utf-8", "replace")
+        word = self._known.get((name, number))
+        if word is None:
+            start, stop = self._columns[f"{name}_ptr"].span(number, number + 2).tolist()
+            word = self._columns[f"{name}_text"].span(start, stop).tobytes().decode("utf-8", "replace")
+            if len(self._known) < _MAX_KNOWN:
+                self._known[name, number] = word
+        return word

@@ -1,7 +1,7 @@
 """Which structures a step of training sees: pure functions of (seed, step, rank, world).
 
-The stream of draws never ends.  A head gets a share p ~ n^tau of it (n: its structures), and goes through its structures
-in seeded order, all of them before any comes again.  A step takes the next `structures` draws of the stream, deals them
+The stream of draws never ends.  A head gets a share p ~ n^tau of it (n: its structures), evenly spaced, and goes through its
+structures in seeded order, all of them before any comes again.  A step takes the next `structures` draws of the stream, deals them
 to the ranks so that all have about the same number of atoms, and cuts each rank's hand into batches that keep to a
 budget of atoms and edges.  The state of all this is the number of the step; memory does not grow with the number of
 structures, since orders are computed by a cipher (a permutation) and not kept.
@@ -92,13 +92,14 @@ def draws(plan: SamplingPlan, step: int) -> Batch:
 
 def batches(
     plan: SamplingPlan, step: int, rank: int = 0, world: int = 1, *, sizes: Callable[[Batch], np.ndarray],
-    budget: Sequence[float],
+    budget: Sequence[float], heads: Sequence[int] | None = None,
 ) -> list[Batch]:  # fmt: skip
     """The batches of one rank in one step.
 
     Args:
         sizes: gives what each draw costs, [b, k]: its atoms first, then for example its edges.
         budget: the most that a batch may cost, [k]; a structure that costs more is a batch of its own.
+        heads: whose draws these ranks compute (default: all heads).
 
     Returns:
         as many batches on every rank, unless there are fewer structures than that (a rank may then have none).
@@ -106,6 +107,11 @@ def batches(
     if not 0 <= rank < world:
         raise ConfigError(f"rank must lie within 0 and {world - 1}, not {rank}")
     drawn = draws(plan, step)
+    if heads is not None:
+        chosen = np.isin(drawn.head, heads)
+        drawn = Batch(head=drawn.head[chosen], index=drawn.index[chosen])
+        if not len(drawn):
+            return []
     bins = deal(sizes(drawn), budget, world)
     return [Batch(head=drawn.head[part], index=drawn.index[part]) for part in bins[rank::world] if len(part)]
 
@@ -206,14 +212,15 @@ def _in_order(plan: SamplingPlan, head: int, turns: np.ndarray) -> np.ndarray:
 def _period(plan: SamplingPlan, period: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(head of each draw of a period, how often it was drawn before in it, draws of each head in any period)."""
     quota = _quota(plan.weights())
-    ordered = np.repeat(np.arange(len(quota)), quota)
-    if len(quota) == 1:
-        return ordered, np.arange(PERIOD), quota
-    sequence = ordered[permuted(plan.seed, period * (len(plan.counts) + 1), PERIOD, np.arange(PERIOD))]
-    places = np.argsort(sequence, kind="stable")
-    counted = np.empty(PERIOD, np.int64)
-    counted[places] = np.arange(PERIOD) - np.repeat(np.cumsum(quota) - quota, quota)
-    return sequence, counted, quota
+    heads = np.repeat(np.arange(len(quota)), quota)
+    turns = np.arange(PERIOD) - np.repeat(np.cumsum(quota) - quota, quota)
+    # Each head's draws are evenly spaced, from a seeded beginning: every step has each head's share, give or take one.
+    starts = _mixed(
+        np.arange(len(quota), dtype=np.uint64) + _mixed(np.uint64((plan.seed * PERIOD + period) & int(_MASK)))
+    )
+    keys = (turns + np.repeat(starts / 2.0**64, quota)) / np.repeat(quota, quota)
+    order = np.argsort(keys, kind="stable")
+    return heads[order], turns[order], quota
 
 
 def _quota(weights: np.ndarray) -> np.ndarray:

@@ -97,7 +97,7 @@ class Dataset(Sequence[Atoms]):
         return labelled_atoms(self.record(index), self.head.name)
 
     def __iter__(self) -> Iterator[Atoms]:
-        return (labelled_atoms(record, self.head.name) for record in self.records())
+        return map(self.__getitem__, range(len(self)))
 
     def __repr__(self) -> str:
         return f"Dataset({str(self.directory)!r}, head {self.head.name}, {len(self)} structures)"

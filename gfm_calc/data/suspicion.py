@@ -27,18 +27,21 @@ class EnergyKind:
     """What the energies seem to be.
 
     Attributes: `kind`: "all-electron total", "valence total", "cohesive", "relative", "formation" or "unclear";
-    `reason`: why; `unit`: the unit that is suspected where it is not eV, or None; `ratio`: to the all-electron energy.
+    `reason`: why; `unit`: the unit that is suspected where it is not eV, or None; `ratio`: to the all-electron energy;
+    `is_sure`: of the unit, because nothing else gives such numbers.
     """
 
     kind: str
     reason: str
     unit: str | None = None
     ratio: float = math.nan
+    is_sure: bool = True
 
 
 def energy_kind(
-    energies: np.ndarray, sizes: np.ndarray, ratios: np.ndarray, periodic: bool, lowest_is_zero: bool
-) -> EnergyKind:
+    energies: np.ndarray, sizes: np.ndarray, ratios: np.ndarray, periodic: bool, lowest_is_zero: bool, *,
+    several: bool = True, stiff: bool = False, hydrogen: float = math.nan,
+) -> EnergyKind:  # fmt: skip
     """Judge energies that were read as eV.
 
     Args:
@@ -47,6 +50,9 @@ def energy_kind(
         ratios: [frames] the energies over the sum of `all_electron_energy`.
         periodic: most frames are crystals (a cell without much vacuum).
         lowest_is_zero: of every composition with several frames, the lowest energy is zero.
+        several: the frames have several formulas.
+        stiff: the forces belong to the energies and change over a step as forces in eV/Å do.
+        hydrogen: its fitted reference energy, NaN where it is not known.
     """
     per_atom = energies / sizes
     ratio, mean = float(np.median(ratios)), float(np.median(per_atom))
@@ -56,10 +62,16 @@ def energy_kind(
     if ratio > 0 and spread < 0.1:
         for unit, size in _PER_EV.items():
             near = _BAND[0] < ratio / size < _BAND[1]
-            # Valence energies come to any fraction below one, so a small ratio means little in a crystal.
-            if near and (size > 1 or not periodic):
+            # Valence energies come to any fraction below one, so a small ratio means little in a crystal, in a single
+            # formula, or where the forces speak against it.
+            if near and (size > 1 or not (periodic or stiff)):
                 reason = f"{ratio / size:.2f} of the all-electron energy if the unit is {unit}"
-                return EnergyKind(kind="all-electron total", reason=reason, unit=unit, ratio=ratio)
+                sure = size > 1 or (several and spread < 0.05)
+                reason += "" if sure else "; or valence energies in eV"
+                return EnergyKind(kind="all-electron total", reason=reason, unit=unit, ratio=ratio, is_sure=sure)
+    found = _by_hydrogen(hydrogen, ratio) if not stiff and not periodic else None
+    if found is not None:
+        return found
     if lowest_is_zero:
         return EnergyKind(kind="relative", reason="the lowest energy of each composition is zero", ratio=ratio)
     if mean < -15.0:
@@ -70,16 +82,31 @@ def energy_kind(
         reason = f"{mean:.2f} eV/atom, the size of a bond: relative to free atoms of some kind, as VASP's totals are"
         return EnergyKind(kind="cohesive", reason=reason, ratio=ratio)
     if abs(mean) <= 1.0 and periodic:
-        return EnergyKind(kind="formation", reason=f"{mean:.2f} eV/atom, too small for a total", ratio=ratio)
-    if float(np.percentile(energies, 2)) >= 0.0 and not periodic:
+        reason = f"{mean:.2f} eV/atom, too small for a total in eV; or it is one in Ha or Ry"
+        return EnergyKind(kind="formation", reason=reason, ratio=ratio)
+    if float(np.percentile(energies, 2)) >= 0.0:
         return EnergyKind(
             kind="relative", reason="positive, which no total energy of a bound structure is", ratio=ratio
         )
+    if float(np.percentile(np.abs(per_atom), 98)) < 1.0:
+        reason = "less than 1 eV/atom: relative, formation or interaction energies"
+        return EnergyKind(kind="relative", reason=reason, ratio=ratio)
     varied = float(np.percentile(sizes, 90)) > 2.0 * float(np.percentile(sizes, 10))
     if varied and float(np.percentile(np.abs(energies), 90)) < 5.0 and not periodic:
         reason = "a few eV whatever the size: interaction or relative energies"
         return EnergyKind(kind="relative", reason=reason, ratio=ratio)
     return EnergyKind(kind="unclear", reason=f"median {mean:.3g} eV/atom", ratio=ratio)
+
+
+def _by_hydrogen(energy: float, ratio: float) -> EnergyKind | None:
+    """Hydrogen has no core: in any total energy of molecules it counts 9 to 20 eV, binding included."""
+    if math.isnan(energy):
+        return None
+    for unit in ("Ha", "kcal/mol", "kJ/mol"):
+        if 9.0 < -energy / _PER_EV[unit] < 20.0:
+            reason = f"hydrogen counts {energy:.3g}, as it does in {unit}"
+            return EnergyKind(kind="valence total", reason=reason, unit=unit, ratio=ratio, is_sure=False)
+    return None
 
 
 def length_suspicion(typical: np.ndarray) -> str | None:

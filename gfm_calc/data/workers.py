@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
 from multiprocessing.connection import Connection, wait
@@ -24,22 +25,29 @@ def run_in_processes(
 ) -> Iterator[tuple[int, Any]]:
     """`function(*call)` for every call of a module's function; (number of the call, result) in the order in which they come.
 
-    A call that raised gives its exception as the result; one whose process died, or that took longer than `timeout`
-    seconds, a `WorkerDiedError`, and another process takes over.  Processes are started afresh, not forked, so that
-    threads and MPI of this one do not matter; they end with the iterator.  `calls` is read as processes become free.
+    A call that raised gives its exception as the result; one whose process died twice, or that took longer than `timeout`
+    seconds, a `WorkerDiedError`, and another process takes over.  (A process may be ended for the sake of another: a
+    call is tried once more before it gets the blame.)  Processes are started afresh, not forked, so that threads and MPI
+    of this one do not matter; they end with the iterator.  `calls` is read as processes become free.
     With `processes` 0 the calls are made in this process, which is not safe from them.
     """
     if not processes:
         yield from ((number, _called(function, call)) for number, call in enumerate(calls))
         return
+    again: deque[tuple[int, tuple]] = deque()
+    tried: set[int] = set()
     numbered = enumerate(calls)
     workers: list[_Worker] = []
+
+    def following() -> tuple[int, tuple] | None:
+        return again.popleft() if again else next(numbered, None)
+
     try:
         while True:
             for worker in [worker for worker in workers if worker.call is None]:
-                if (item := next(numbered, None)) is not None:
+                if (item := following()) is not None:
                     worker.give(*item)
-            while len(workers) < max(1, processes) and (item := next(numbered, None)) is not None:
+            while len(workers) < max(1, processes) and (item := following()) is not None:
                 workers.append(_Worker(function, timeout))
                 workers[-1].give(*item)
             busy = [worker for worker in workers if worker.call is not None]
@@ -47,16 +55,27 @@ def run_in_processes(
                 return
             wait([worker.connection for worker in busy], min(worker.patience() for worker in busy))
             for worker in busy:
-                if (answer := worker.answer()) is not None:
-                    yield answer
+                call = worker.call
+                if (answer := worker.answer()) is None:
+                    continue
+                if isinstance(answer[1], _Died) and call is not None and call[0] not in tried:
+                    tried.add(call[0])
+                    again.append(call)
+                    continue
+                tried.discard(answer[0])
+                yield answer
             workers = [worker for worker in workers if not worker.ended]
     finally:
         for worker in workers:
             worker.end()
 
 
+class _Died(WorkerDiedError):
+    """The process ended by itself, or by somebody else."""
+
+
 class _Worker:
-    """One process, and the number of the call that it works on."""
+    """One process, and the call (its number and arguments) that it works on."""
 
     def __init__(self, function: Callable[..., Any], timeout: float | None):
         context = multiprocessing.get_context("spawn")
@@ -67,12 +86,12 @@ class _Worker:
         theirs.close()
         self._timeout = timeout
         self._ready, self._since = False, 0.0
-        self.call: int | None = None
+        self.call: tuple[int, tuple] | None = None
         self.ended = False
 
     def give(self, number: int, call: tuple) -> None:
         """Hand over a call."""
-        self.call, self._since = number, time.monotonic()
+        self.call, self._since = (number, call), time.monotonic()
         try:
             self.connection.send(call)
         except OSError:
@@ -86,7 +105,9 @@ class _Worker:
 
     def answer(self) -> tuple[int, Any] | None:
         """(number, result) of its call, if that is over."""
-        reason = f"took longer than {self._timeout:g} s" if self._timeout and not self.patience() else None
+        outcome = (
+            WorkerDiedError(f"took longer than {self._timeout:g} s") if self._timeout and not self.patience() else None
+        )
         try:
             while self.connection.poll():
                 found = self.connection.recv()
@@ -94,16 +115,16 @@ class _Worker:
                     return self._finish(found[0])
                 self._ready, self._since = True, time.monotonic()
         except (EOFError, OSError):
-            self._process.join(10)
-            reason = f"its process died ({_cause(self._process.exitcode)})"
-        if reason is None:
+            self._process.join(60)
+            outcome = _Died(f"its process died ({_cause(self._process.exitcode)})")
+        if outcome is None:
             return None
         self.end()
-        return self._finish(WorkerDiedError(reason))
+        return self._finish(outcome)
 
     def _finish(self, result: Any) -> tuple[int, Any]:
-        number, self.call = self.call, None
-        assert number is not None  # only workers with a call are asked
+        assert self.call is not None  # only workers with a call are asked
+        (number, _), self.call = self.call, None
         return number, result
 
     def end(self) -> None:

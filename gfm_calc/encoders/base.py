@@ -69,11 +69,14 @@ class NodeEmbedding(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Interface of all encoders.  A subclass takes a `ModelConfig` and is equivariant by construction."""
+    """Interface of all encoders.  A subclass takes a `ModelConfig` and is equivariant by construction.
+
+    Attributes: `recompute`, compute each layer again in the backward pass instead of keeping what it made.
+    """
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.config = config
+        self.config, self.recompute = config, False
 
     def forward(self, features: Tensor, edges: EdgeGeometry) -> tuple[Tensor, Tensor]:
         """Initial features [N, F] and edges -> scalars [N, F] and vectors [N, 3, F]."""
@@ -95,7 +98,12 @@ class ExactBuffers(nn.Module):
 
 
 def scatter_sum(values: Tensor, index: Tensor, size: int) -> Tensor:
-    """Sum the rows of `values` [E, ...] into [size, ...] by `index` [E]; deterministic on CPU, forward and backward."""
+    """Sum the rows of `values` [E, ...] into [size, ...] by `index` [E]; deterministic on CPU, forward and backward.
+
+    Sums of bfloat16 are float32.
+    """
+    if values.dtype == torch.bfloat16:
+        values = values.float()
     return values.new_zeros((size, *values.shape[1:])).index_add(0, index, values)
 
 

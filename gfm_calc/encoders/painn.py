@@ -8,8 +8,11 @@ vectors is rounded off at zero (see `_EPSILON`).
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..config import ModelConfig
 from .base import EdgeGeometry, Encoder, init_linear, mlp, scatter_sum
@@ -32,9 +35,17 @@ class PaiNN(Encoder):
         scalars = features
         vectors: Tensor | None = None
         for message, update in zip(self.messages, self.updates):
-            scalars, vectors = update(*message(scalars, vectors, edges))
+            layer = partial(_layer, message, update)
+            if self.recompute and torch.is_grad_enabled():
+                scalars, vectors = checkpoint(layer, scalars, vectors, edges, use_reentrant=False)
+            else:
+                scalars, vectors = layer(scalars, vectors, edges)
         assert vectors is not None
         return scalars, vectors
+
+
+def _layer(message: Message, update: Update, scalars: Tensor, vectors: Tensor | None, edges: EdgeGeometry):
+    return update(*message(scalars, vectors, edges))
 
 
 class Message(nn.Module):

@@ -9,7 +9,7 @@ import ase
 import pytest
 from data_files import FIXTURES, WRITERS, methanol
 
-from gfm_calc.data.readers import ReadOptions, read
+from gfm_calc.data.readers import ReadOptions, isolated, read
 from gfm_calc.data.schema import Record
 from gfm_calc.errors import GFMError
 
@@ -100,6 +100,12 @@ def check(path: Path, options: ReadOptions, tally, what: str) -> None:
             tally.check(True, what)
     except Exception as error:
         tally.check(False, f"{what}: {type(error).__name__}: {error}")
+
+
+@pytest.fixture(autouse=True)
+def short_patience(monkeypatch):
+    """A damaged HDF5 file may keep its library busy for ever: do not wait two minutes for each."""
+    monkeypatch.setattr(isolated, "SILENCE", 15.0)
 
 
 def run(folder: Path, count: int, tally) -> None:

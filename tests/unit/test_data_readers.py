@@ -221,6 +221,47 @@ def test_hdf5_links_out_of_the_file_are_not_followed(tmp_path):
             list(read(tmp_path / name))
 
 
+def test_a_reader_that_hangs_is_given_up(tmp_path, monkeypatch):
+    """HDF5 goes round in circles on some damaged files; here it waits for a pipe that nobody writes to."""
+    import os
+
+    from gfm_calc.data.readers import isolated
+
+    monkeypatch.setattr(isolated, "SILENCE", 1.0)
+    os.mkfifo(tmp_path / "a.h5")
+    with pytest.raises(InputFileError, match="silent for 1 s: damaged"):
+        list(read(tmp_path / "a.h5"))
+
+
+def test_a_reader_that_dies_is_an_error_and_the_next_file_is_read(tmp_path, monkeypatch):
+    from gfm_calc.data.readers import isolated
+
+    write_transition1x(tmp_path / "a.h5", methanol())
+    used = []
+    take = isolated._take
+    monkeypatch.setattr(isolated, "_take", lambda: used.append(take()) or used[-1])
+    monkeypatch.setattr(
+        isolated._Reader, "message", lambda self: self._process.kill() or (_ for _ in ()).throw(isolated._Gone("died"))
+    )
+    with pytest.raises(InputFileError, match="its reader died: damaged"):
+        list(read(tmp_path / "a.h5"))
+    monkeypatch.undo()
+    assert len(list(read(tmp_path / "a.h5"))) == 12 and not used[0].is_alive()
+
+
+def test_a_reader_is_used_again_and_ended_when_it_is_left(tmp_path):
+    from gfm_calc.data.readers import isolated
+
+    write_transition1x(tmp_path / "a.h5", methanol())
+    list(read(tmp_path / "a.h5"))
+    (kept,) = isolated._idle
+    frames = read(tmp_path / "a.h5")
+    next(frames)
+    assert not isolated._idle and kept.is_alive()
+    frames.close()
+    assert not isolated._idle and not kept.is_alive()
+
+
 # ---- memory, compression, streams ----
 
 

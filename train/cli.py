@@ -1,0 +1,143 @@
+"""`gfm train`, also under torchrun, mpirun and srun (`python -m gfm_calc.train`)."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gfm_calc.commands.options import new_parser, positive_int
+from gfm_calc.errors import ConfigError, GFMError
+
+if TYPE_CHECKING:
+    from gfm_calc.train.parallel import Ranks
+    from gfm_calc.train.preparation import Head
+    from gfm_calc.train.recipe import Recipe
+
+_RECIPES = Path(__file__).resolve().parent / "recipes"
+_EXAMPLE = """gfm train tiny --set data.path=datasets -o run
+  torchrun --nproc-per-node 4 -m gfm_calc.train tiny --set data.path=datasets --set parallel.mode=multitask -o run
+  mpirun -n 4 python -m mpi4py -m gfm_calc.train tiny --set data.path=datasets -o run"""
+EXIT_STOPPED = 143  # by a signal; saved, and can be resumed
+
+
+def add_parser(subparsers: Any) -> None:
+    """Register `gfm train`."""
+    parser = new_parser(
+        subparsers,
+        "train",
+        run,
+        summary="train a multi-head model on datasets, on one process or many",
+        example=_EXAMPLE,
+    )
+    add_arguments(parser)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `gfm train`."""
+    parser.add_argument(
+        "recipe", metavar="RECIPE", help="a TOML file, or a packaged one: " + ", ".join(packaged_recipes())
+    )
+    parser.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE", dest="settings",
+                        help="instead of what the recipe says; may be given several times")  # fmt: skip
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="RUN", help="folder of the run")
+    parser.add_argument("--resume", action="store_true", help="go on where the run in RUN was")
+    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: the GPU where there is one)")
+    parser.add_argument(
+        "--threads", type=positive_int, metavar="N", help="CPU threads of each process (default: torch's)"
+    )
+    parser.add_argument("--no-report", dest="report", action="store_false", help="leave RUN/report.html out")
+
+
+def packaged_recipes() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(path.stem for path in _RECIPES.glob("*.toml"))
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train; every process of a job calls this.
+
+    Raises:
+        GFMError: a wrong recipe, data that cannot be used, or a fault of the run (of one process alone).
+    """
+    from gfm_calc.train.parallel import Ranks, discover
+
+    recipe = find_recipe(args.recipe, args.settings)
+    ranks = Ranks(discover(), args.device, patience=recipe.parallel.patience)
+    try:
+        reason = _run(args, recipe, ranks)
+        ranks.close()
+    except (Exception, KeyboardInterrupt) as error:
+        if ranks.world == 1:
+            raise
+        ranks.fail(error)
+    if reason.startswith("SIG"):
+        sys.exit(EXIT_STOPPED)
+
+
+def find_recipe(name: str, settings: list[str]) -> Recipe:
+    """A packaged recipe, or one from a file."""
+    from gfm_calc.train.recipe import read_recipe
+
+    path = Path(name)
+    if not path.exists() and name in packaged_recipes():
+        path = _RECIPES / f"{name}.toml"
+    return read_recipe(path, settings)
+
+
+def _run(args: argparse.Namespace, recipe: Recipe, ranks: Ranks) -> str:
+    import torch
+
+    from gfm_calc.train.trainer import Trainer
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    if recipe.run.dtype == "tf32":
+        if ranks.device.type != "cuda":
+            raise ConfigError("run.dtype tf32 is for GPUs; use float32 here")
+        torch.backends.cuda.matmul.allow_tf32 = True
+    heads = _begin(args, recipe, ranks)
+    trainer = Trainer(recipe, heads, ranks, args.output)
+    if ranks.rank == 0:
+        for line in trainer.placement.describe(trainer.names):
+            print(line, flush=True)
+    reason = trainer.run()
+    if reason in ("finished", "no improvement"):
+        _finish(args, trainer)
+    elif ranks.rank == 0:
+        print(f"{args.output}: stopped at step {trainer.step} of {recipe.run.steps} ({reason}); --resume goes on")
+    return reason
+
+
+def _begin(args: argparse.Namespace, recipe: Recipe, ranks: Ranks) -> list[Head]:
+    """The run folder and the data, made by the first process, read by all."""
+    from gfm_calc.artifacts import write_file
+    from gfm_calc.train.preparation import load_preparation, prepare, save_preparation
+    from gfm_calc.train.recipe import to_toml
+
+    folder: Path = args.output
+    begun = (folder / "recipe.toml").exists()
+    if begun and not args.resume:
+        raise GFMError(f"{folder}: holds a run; go on with --resume, or choose another folder")
+    if folder.exists() and not folder.is_dir():
+        raise GFMError(f"{folder}: is a file; give a folder")
+    if folder.exists() and not begun and any(p.name not in ("data", "checkpoints") for p in folder.iterdir()):
+        raise GFMError(f"{folder}: holds other files; give a new or empty folder")
+    ranks.wait()  # all have looked
+    if ranks.rank == 0:
+        if not begun:
+            save_preparation(folder / "data", prepare(recipe, recipe.model.cutoff))
+        write_file(folder / "recipe.toml", to_toml(recipe).encode())
+    ranks.wait()
+    return load_preparation(folder / "data")
+
+
+def _finish(args: argparse.Namespace, trainer: Any) -> None:
+    """The model, made from the last checkpoint; the report."""
+    from gfm_calc.train.outcome import save_outcome
+
+    errors = trainer.validate("test", 10**9)
+    if trainer.ranks.rank == 0:
+        for line in save_outcome(trainer, errors, report=args.report):
+            print(line, flush=True)

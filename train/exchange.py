@@ -1,0 +1,119 @@
+"""Gradients added up over the processes that share parameters; optimiser state cut among them where the recipe says so.
+
+With sharding, each process keeps optimiser state and running average of its part alone (ZeRO, stage 1, DOI
+10.1109/SC41405.2020.00024): the sum of the gradients is scattered, each part is updated, the new weights are collected.
+Weights themselves stay whole: gathering them layer by layer (FSDP) would cost three more passes of communication in a step
+that differentiates twice, to save less memory than a batch's activations take.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gfm_calc.train.flat import AdamW, FlatParameters
+from gfm_calc.train.parallel import Ranks
+from gfm_calc.train.state import SavedState
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sharing:
+    """Who shares some parameters with this process.
+
+    Attributes:
+        ranks: all who have them.  part, parts: which part of their state this process holds.
+        part_group: those among whom the state is cut (None: it is not).
+        copy_group: those who hold the same part, with `copies` members (None: nobody else).
+        is_first: whether this process is the first who holds its part, and writes it to the disk.
+    """
+
+    ranks: tuple[int, ...]
+    part: int
+    parts: int
+    part_group: Any
+    copy_group: Any
+    copies: int
+    is_first: bool
+
+
+def share(ranks: Ranks, members: Sequence[Sequence[int]], shard: str) -> Sharing:
+    """How this process shares parameters, of which each set in `members` has a copy; to be called by all processes.
+
+    Args:
+        members: sets of ranks that make up all ranks; a set shares one copy of the parameters.
+        shard: "none", "replica" (cut among the processes of a machine) or "all".
+    """
+    found = None
+    for own in members:
+        width = len(own) if shard == "all" else min(ranks.local_world, len(own)) if shard == "replica" else 1
+        width = width if len(own) % width == 0 else 1
+        rows = [list(own[k : k + width]) for k in range(0, len(own), width)]
+        part_groups = [ranks.group(row) for row in rows]
+        copy_groups = [ranks.group([row[k] for row in rows]) for k in range(width)]
+        if ranks.rank in own:
+            row, part = divmod(list(own).index(ranks.rank), width)
+            found = Sharing(
+                ranks=tuple(own), part=part, parts=width, part_group=part_groups[row], copy_group=copy_groups[part],
+                copies=len(rows), is_first=row == 0,
+            )  # fmt: skip
+    assert found is not None
+    return found
+
+
+class SharedParameters:
+    """Flat parameters and those who share them.
+
+    Args:
+        parameters: name -> parameter; may be empty.
+        decayed: names to which weight decay applies.
+    """
+
+    def __init__(self, ranks: Ranks, sharing: Sharing, parameters: Mapping[str, nn.Parameter], decayed: set[str]):
+        self.ranks, self.sharing = ranks, sharing
+        self.flat = FlatParameters(parameters, decayed, parts=sharing.parts, part=sharing.part)
+        self._own = self.flat.gradient if sharing.parts == 1 else torch.zeros_like(self.flat.average)
+
+    def add_up(self) -> Tensor:
+        """This process's part of the sum of the gradients; further calls of the step may scale it in place."""
+        sharing = self.sharing
+        if sharing.parts > 1:
+            self.ranks.scatter_sum(self.flat.gradient, self._own, sharing.part_group, sharing.parts)
+        if sharing.copies > 1:
+            self.ranks.add_up(self._own, sharing.copy_group, size=sharing.copies)
+        return self._own
+
+    @property
+    def gradient(self) -> Tensor:
+        """What `add_up` returned."""
+        return self._own
+
+    def flat_from(self, saved: SavedState, group: str, heads: Sequence[str] = ()) -> None:
+        """Take the values of a checkpoint; `heads` are the rows of a stack."""
+        saved.fill(self.flat, group, heads)
+
+    def update(self, constants: AdamW, *, rate: float, count: int, decay: float) -> None:
+        """One step of the optimiser; the weights are the same on all who share them afterwards."""
+        self.flat.update(self._own, constants, rate=rate, count=count, decay=decay)
+        self._collect(self.flat.weight)
+
+    def clear(self) -> None:
+        """Set the gradients to zero."""
+        self.flat.gradient.zero_()
+
+    def whole_average(self) -> Tensor:
+        """The running average, whole."""
+        if self.sharing.parts == 1:
+            return self.flat.average
+        whole = torch.zeros_like(self.flat.weight)
+        whole[self.flat.own] = self.flat.average
+        self._collect(whole)
+        return whole
+
+    def _collect(self, whole: Tensor) -> None:
+        if self.sharing.parts > 1:
+            own = whole[self.flat.own].clone()
+            self.ranks.collect(own, whole, self.sharing.part_group, self.sharing.parts)

@@ -1,0 +1,105 @@
+"""Weights, gradients, optimiser state and running average of a set of parameters, each as one flat vector.
+
+One vector is one call to add up over processes, one kernel to update, and can be cut into equal parts among processes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+_ALIGN = 16  # numbers; each parameter begins on a border of 64 bytes (float32)
+STATES = ("weight", "average", "exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamW:
+    """The constants of the update (Loshchilov and Hutter, DOI 10.48550/arXiv.1711.05101)."""
+
+    beta1: float
+    beta2: float
+    weight_decay: float
+    epsilon: float = 1e-8
+
+
+def slots_of(shapes: Mapping[str, tuple[int, ...]], decayed: set[str]) -> dict[str, tuple[int, tuple[int, ...]]]:
+    """name -> (where it begins, shape) of parameters in a flat vector: the decayed ones first, all on borders."""
+    found, at = {}, 0
+    for name in sorted(shapes, key=lambda n: n not in decayed):
+        found[name] = (at, shapes[name])
+        at = _aligned(at + math.prod(shapes[name]))
+    return found
+
+
+def _aligned(size: int, parts: int = 1) -> int:
+    return -(-size // (_ALIGN * parts)) * _ALIGN * parts
+
+
+class FlatParameters:
+    """Parameters whose values and gradients are views of `weight` and `gradient`.
+
+    Args:
+        parameters: name -> parameter, the same on all processes that share them.
+        decayed: names to which weight decay applies.
+        parts, part: into how many parts the state is cut, and which of them this process holds; `weight` and `gradient`
+            are whole everywhere.
+
+    Attributes: `slots`, see `slots_of`; `weight`, `gradient` [n]; `average`, `exp_avg`, `exp_avg_sq` [n / parts], this process's part.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], decayed: set[str], *, parts: int = 1, part: int = 0):
+        self.parts, self.part, self.decayed = parts, part, decayed
+        self.slots = slots_of({name: tuple(p.shape) for name, p in parameters.items()}, decayed)
+        ends = {name: _aligned(start + math.prod(shape)) for name, (start, shape) in self.slots.items()}
+        self._decayed = max((ends[name] for name in ends if name in decayed), default=0)
+        size = _aligned(max(ends.values()), parts)
+        example = next(iter(parameters.values()))
+        self.weight = torch.zeros(size, dtype=example.dtype, device=example.device)
+        self.gradient = torch.zeros_like(self.weight)
+        for name, parameter in parameters.items():
+            self.view(self.weight, name).copy_(parameter.detach())
+            parameter.data = self.view(self.weight, name)
+            parameter.grad = self.view(self.gradient, name)
+        self.length = size // parts
+        self.own = slice(part * self.length, (part + 1) * self.length)
+        self.average = self.weight[self.own].clone()
+        self.exp_avg, self.exp_avg_sq = torch.zeros_like(self.average), torch.zeros_like(self.average)
+
+    @property
+    def names(self) -> list[str]:
+        """Of the parameters."""
+        return list(self.slots)
+
+    def view(self, flat: Tensor, name: str) -> Tensor:
+        """The part of a whole vector that belongs to a parameter, in its shape."""
+        start, shape = self.slots[name]
+        return flat[start : start + math.prod(shape)].view(shape)
+
+    def update(self, gradient: Tensor, constants: AdamW, *, rate: float, count: int, decay: float) -> None:
+        """One step of AdamW on this process's part, then the running average.
+
+        Args:
+            gradient: this process's part [n / parts].
+            rate: learning rate.
+            count: steps so far, this one included.
+            decay: of the running average.
+        """
+        c = constants
+        weight = self.weight[self.own]
+        stop = min(max(self._decayed - self.own.start, 0), self.length)
+        if c.weight_decay and stop:
+            weight[:stop].mul_(1 - rate * c.weight_decay)
+        self.exp_avg.lerp_(gradient, 1 - c.beta1)
+        self.exp_avg_sq.mul_(c.beta2).addcmul_(gradient, gradient, value=1 - c.beta2)
+        root = self.exp_avg_sq.sqrt().div_((1 - c.beta2**count) ** 0.5).add_(c.epsilon)
+        weight.addcdiv_(self.exp_avg, root, value=-rate / (1 - c.beta1**count))
+        self.average.lerp_(weight, 1 - decay)
+
+    def memory(self) -> int:
+        """Bytes of all vectors."""
+        vectors = (self.weight, self.gradient, self.average, self.exp_avg, self.exp_avg_sq)
+        return sum(vector.numel() * vector.element_size() for vector in vectors)

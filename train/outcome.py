@@ -1,0 +1,67 @@
+"""What a finished run leaves: the model, its errors, its report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy
+import torch
+
+from gfm_calc import __version__
+from gfm_calc.artifacts import canonical_json, open_artifact, write_file
+from gfm_calc.checkpoint import save_model
+from gfm_calc.train.models import assemble
+from gfm_calc.train.state import FORMAT_VERSION, KIND, SavedState, newest_checkpoint
+
+if TYPE_CHECKING:
+    from gfm_calc.train.trainer import Trainer
+
+
+def save_outcome(trainer: Trainer, errors: Mapping[str, Mapping[str, float]], *, report: bool) -> list[str]:
+    """RUN/model, RUN/errors.json and RUN/report.html; lines for the terminal.
+
+    Args:
+        errors: of the test side, {head: {"energy_mae", ...}}.
+    """
+    recipe, folder = trainer.recipe, trainer.folder
+    found, _ = newest_checkpoint(folder / "checkpoints")
+    assert found is not None  # it was written before the run ended
+    saved = SavedState(open_artifact(found.directory, kind=KIND, newest_version=FORMAT_VERSION))
+    heads = [
+        replace(head, spec=replace(head.spec, test_errors=dict(errors.get(head.spec.name, {}))))
+        for head in trainer.heads
+    ]
+    model = assemble(recipe.model, heads, saved, "average" if recipe.optimizer.ema else "weight")
+    save_model(model, folder / "model", provenance=provenance(trainer))
+    sides = {head.spec.name: {side: len(rows) for side, rows in head.sides.items()} for head in heads}
+    write_file(folder / "errors.json", canonical_json({"step": trainer.step, "test": errors, "validation": trainer.errors,
+                                                       "structures": sides}))  # fmt: skip
+    lines = [f"{folder / 'model'}: {len(heads)} heads, {trainer.step} steps"]
+    for name, row in errors.items():
+        shown = ", ".join(
+            f"{term} {1000 * row[f'{term}_mae']:.1f} {unit}" for term, unit in _UNITS if f"{term}_mae" in row
+        )
+        lines.append(f"  {name}: test errors {shown}")
+    if report:
+        from gfm_calc.train.report import write_report
+
+        write_report(folder, model, heads, recipe)
+        lines.append(f"{folder / 'report.html'}")
+    return lines
+
+
+_UNITS = (("energy", "meV/atom"), ("forces", "meV/Å"), ("stress", "meV/Å³"))
+
+
+def provenance(trainer: Trainer) -> dict[str, Any]:
+    """How the weights came to be, as JSON."""
+    recipe = asdict(trainer.recipe)
+    recipe["data"].pop("path")  # of this machine
+    recipe["data"].pop("split")
+    datasets = {head.spec.name: head.dataset.digest for head in trainer.heads}
+    return {
+        "step": trainer.step, "recipe": recipe, "datasets": datasets, "processes": trainer.ranks.world,
+        "versions": {"gfm-calc": __version__, "torch": torch.__version__, "numpy": numpy.__version__},
+    }  # fmt: skip

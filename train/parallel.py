@@ -1,0 +1,335 @@
+"""The processes of a job: who they are, how they add up numbers, and how they notice that one of them is lost.
+
+Started by torchrun, mpirun or srun, or alone.  This is the only module that reads the environment.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, NoReturn
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from gfm_calc.errors import ConfigError, GFMError, one_line
+
+_BEAT = 0.5  # seconds between signs of life
+_MEETING = 512  # bytes of a host name and a port
+_LONG = timedelta(hours=12)  # of a collective: silence is noticed by other means
+# (rank, processes, rank on the machine, processes on the machine) as each launcher calls them.
+_LAUNCHERS = {
+    "torchrun": ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
+    "mpirun (Open MPI)": (
+        "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"
+    ),
+    "mpirun": ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
+    "srun": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE"),
+}  # fmt: skip
+
+
+class LostProcessError(GFMError):
+    """Another process of the job failed, died or fell silent."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where this process stands: its rank among `world` processes, `local_rank` among `local_world` of its machine."""
+
+    launcher: str = "none"
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+    local_world: int = 1
+
+
+def discover(environment: Mapping[str, str] | None = None) -> Place:
+    """The place that the launcher gives this process.
+
+    Raises:
+        ConfigError: a launcher's variables that do not fit together.
+    """
+    found = os.environ if environment is None else environment
+    for launcher, names in _LAUNCHERS.items():
+        if names[0] not in found or names[1] not in found:
+            continue
+        if launcher == "srun" and "SLURM_STEP_ID" not in found:
+            continue  # inside an allocation, but not started by srun
+        try:
+            rank, world = int(found[names[0]]), int(found[names[1]])
+            local = int(found.get(names[2], rank)), int(found.get(names[3], world).split("(")[0])
+        except (ValueError, AttributeError) as error:
+            raise ConfigError(f"{launcher}: {', '.join(names)} are no numbers ({one_line(error)})") from error
+        if not 0 <= rank < world:
+            raise ConfigError(f"{launcher}: says rank {rank} of {world} processes")
+        return Place(launcher=launcher, rank=rank, world=world, local_rank=local[0], local_world=local[1])
+    return Place()
+
+
+class Ranks:
+    """The processes of the job, as seen from this one; to be made by all of them.
+
+    Args:
+        place: see `discover`.
+        device: "cpu", "cuda", or None: the GPU where there is one.
+        patience: seconds of silence after which a process is given up, and the job with it.
+
+    Attributes: `rank`, `world`, `local_world`, `device`; `bytes_sent` (by this process, as the usual ring algorithms
+    need) and `seconds` (spent in collectives).
+    """
+
+    def __init__(self, place: Place, device: str | None = None, *, patience: float = 8.0):
+        self.place, self.rank, self.world = place, place.rank, place.world
+        self.local_world = max(1, place.local_world)
+        self.device = _device(device, place)
+        self.bytes_sent, self.seconds = 0, 0.0
+        self._watch: _Watch | None = None
+        self._owns_group = False
+        if self.world > 1:
+            self._join(patience)
+
+    def _join(self, patience: float) -> None:
+        address, port = _rendezvous(self.place)
+        backend = "gloo" if self.device.type == "cpu" else "cpu:gloo,cuda:nccl"
+        try:
+            store = dist.TCPStore(
+                address, port, self.world, is_master=self.rank == 0 and not _torchrun_hosts(), timeout=timedelta(minutes=5),
+                wait_for_workers=False,
+            )  # fmt: skip
+            dist.init_process_group(
+                backend, store=dist.PrefixStore("gfm", store), rank=self.rank, world_size=self.world, timeout=_LONG
+            )
+        except (RuntimeError, ValueError) as error:
+            raise GFMError(
+                f"rank {self.rank}: the {self.world} processes do not find each other ({one_line(error)})"
+            ) from error
+        self._owns_group = True
+        if self.rank == 0:
+            own = dist.TCPStore("0.0.0.0", 0, None, is_master=True, wait_for_workers=False)
+            store.set("gfm-watch", str(own.port))
+        self._watch = _Watch(
+            self.rank, self.world, lambda: dist.TCPStore(
+                address, int(store.get("gfm-watch")), None, is_master=False, timeout=timedelta(seconds=patience)
+            ), patience,
+        )  # fmt: skip
+        self._host = own if self.rank == 0 else None
+
+    # ---- collectives ----
+
+    def group(self, ranks: Sequence[int]) -> dist.ProcessGroup | None:
+        """A group of some ranks; to be called by all processes, in the same order.  None for a group of one."""
+        return dist.new_group(list(ranks), timeout=_LONG) if len(ranks) > 1 and self.world > 1 else None
+
+    def add_up(self, tensor: Tensor, group: dist.ProcessGroup | None = None, *, size: int | None = None) -> None:
+        """Replace `tensor` by its sum over the processes (of `group`, which has `size`)."""
+        count = self.world if size is None else size
+        if count > 1:
+            self._timed(lambda: dist.all_reduce(tensor, group=group))
+            self.bytes_sent += 2 * (count - 1) * tensor.numel() * tensor.element_size() // count
+
+    def scatter_sum(self, parts: Tensor, own: Tensor, group: dist.ProcessGroup | None, size: int) -> None:
+        """`own` becomes this process's part of the sum of `parts` [size * len(own)]."""
+        self._timed(lambda: dist.reduce_scatter_tensor(own, parts, group=group))
+        self.bytes_sent += (size - 1) * own.numel() * own.element_size()
+
+    def collect(self, own: Tensor, parts: Tensor, group: dist.ProcessGroup | None, size: int) -> None:
+        """`parts` [size * len(own)] becomes what every process has as `own`."""
+        self._timed(lambda: dist.all_gather_into_tensor(parts, own, group=group))
+        self.bytes_sent += (size - 1) * own.numel() * own.element_size()
+
+    def tell(self, value: Any) -> list[Any]:
+        """What every process says, JSON values, by rank; to be called by all."""
+        if self.world == 1:
+            return [value]
+        data = json.dumps(value).encode()
+        sizes = torch.zeros(self.world, dtype=torch.int64)
+        sizes[self.rank] = len(data)
+        self._timed(lambda: dist.all_reduce(sizes))
+        width = int(sizes.max())
+        buffer = torch.zeros(self.world, width, dtype=torch.uint8)
+        buffer[self.rank, : len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        self._timed(lambda: dist.all_reduce(buffer))
+        self.bytes_sent += len(data)
+        return [json.loads(bytes(buffer[k, : int(size)].tolist())) for k, size in enumerate(sizes)]
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.world > 1:
+            self._timed(dist.barrier)
+
+    def _timed(self, call: Callable[[], Any]) -> None:
+        since = time.perf_counter()
+        try:
+            call()
+        except RuntimeError as error:
+            raise LostProcessError(self._why(error)) from error
+        self.seconds += time.perf_counter() - since
+
+    # ---- failure ----
+
+    def _why(self, error: BaseException) -> str:
+        said = self._watch.diagnosis() if self._watch else None
+        return said or f"another process is lost ({one_line(error)})"
+
+    def fail(self, error: BaseException) -> NoReturn:
+        """Say why, tell the others, and end this process at once (a normal end would wait for the others)."""
+        message = one_line(error) if isinstance(error, GFMError) else f"{type(error).__name__}: {one_line(error)}"
+        if self._watch and not isinstance(error, LostProcessError):
+            self._watch.post(f"rank {self.rank} failed: {message}")
+        where = f"rank {self.rank}: " if self.world > 1 else ""
+        print(f"gfm: error: {where}{message}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        if "mpi4py.MPI" in sys.modules:
+            sys.modules["mpi4py.MPI"].COMM_WORLD.Abort(1)
+        os._exit(1)
+
+    def close(self) -> None:
+        """Leave together; to be called by all processes."""
+        if self._owns_group:
+            self.wait()
+            assert self._watch is not None
+            self._watch.stop()
+            self.wait()
+            dist.destroy_process_group()
+            self._owns_group = False
+
+
+class _Watch:
+    """Signs of life: each process gives its own, and looks for that of the next one.
+
+    Silence of the next process for `patience` seconds ends this one, hence (by its launcher or by its closed
+    connections) the job.
+    """
+
+    def __init__(self, rank: int, world: int, connect: Callable[[], dist.Store], patience: float):
+        self._rank, self._world, self._patience = rank, world, patience
+        self._store = connect()
+        self._own = connect()  # the thread's: a store's client serves one caller at a time
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="gfm-watch", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        other, seen, since, count = (self._rank + 1) % self._world, b"", time.monotonic(), 0
+        while not self._ended.wait(_BEAT):
+            count += 1
+            try:
+                self._own.set(f"beat{self._rank}", str(count))
+                found = self._own.get(f"beat{other}") if self._own.check([f"beat{other}"]) else b""
+            except RuntimeError as error:
+                if not self._ended.wait(2 * _BEAT):
+                    self._give_up(f"rank 0, which the others hold on to, is lost ({one_line(error)[:80]})")
+                return
+            if found != seen:
+                seen, since = found, time.monotonic()
+            elif time.monotonic() - since > self._patience:
+                self._give_up(
+                    f"rank {other} has given no sign of life for {self._patience:g} s: stopped, or its machine is lost"
+                )
+
+    def _give_up(self, reason: str) -> None:
+        if self._ended.is_set():
+            return
+        said = self._posted() or reason
+        self.post(said)
+        print(f"gfm: error: rank {self._rank}: {said}", file=sys.stderr, flush=True)
+        os._exit(1)
+
+    def post(self, message: str) -> None:
+        """Leave a message for the other processes; the first one stays."""
+        try:
+            self._store.compare_set("failed", "", message)
+        except RuntimeError:
+            pass  # there is nobody to tell
+
+    def _posted(self) -> str | None:
+        try:
+            return self._store.get("failed").decode() if self._store.check(["failed"]) else None
+        except RuntimeError:
+            return None
+
+    def diagnosis(self) -> str | None:
+        """Why a collective failed: what another process said, or whose signs of life have ended."""
+        try:
+            before: list[bytes] = []
+            for attempt in range(2):
+                if said := self._posted():
+                    return said
+                beats = [
+                    self._store.get(f"beat{k}") if self._store.check([f"beat{k}"]) else b"" for k in range(self._world)
+                ]
+                if attempt:
+                    silent = [str(k) for k in range(self._world) if beats[k] == before[k] and k != self._rank]
+                    if said := self._posted():
+                        return said
+                    return f"rank {', '.join(silent)} died without a word: killed, or out of memory" if silent else None
+                before = beats
+                time.sleep(4 * _BEAT)
+        except RuntimeError:
+            return "rank 0 died without a word: killed, or out of memory"
+        return None
+
+    def stop(self) -> None:
+        """End the watch."""
+        self._ended.set()
+        self._thread.join()
+
+
+def _device(device: str | None, place: Place) -> torch.device:
+    from gfm_calc.predictor import parse_device
+
+    found = parse_device(device)
+    if found.type == "cuda" and found.index is None:
+        found = torch.device("cuda", place.local_rank % torch.cuda.device_count())
+    if found.type == "cuda":
+        torch.cuda.set_device(found)
+    return found
+
+
+def _torchrun_hosts() -> bool:
+    """torchrun has made a store already."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+def _rendezvous(place: Place) -> tuple[str, int]:
+    """Address and port at which the processes meet."""
+    given = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
+    if given[0] and given[1]:
+        return given[0], int(given[1])
+    if place.launcher.startswith("mpirun"):
+        return _by_mpi(place)
+    if place.launcher == "srun":
+        nodes = os.environ.get("SLURM_JOB_NODELIST", "")
+        first = os.environ.get("SLURM_LAUNCH_NODE_IPADDR") or nodes.split(",")[0]
+        if first and "[" not in first and os.environ.get("SLURM_JOB_ID", "").isdigit():
+            return first, 15000 + int(os.environ["SLURM_JOB_ID"]) % 20000
+    raise ConfigError(
+        f"{place.launcher}: set MASTER_ADDR and MASTER_PORT to where the {place.world} processes shall meet"
+    )
+
+
+def _by_mpi(place: Place) -> tuple[str, int]:
+    try:
+        from mpi4py import MPI
+    except ImportError as error:
+        raise ConfigError(
+            "under mpirun the processes meet by MPI (pip install 'gfm-calc[mpi]'), or where MASTER_ADDR and MASTER_PORT say"
+        ) from error
+    meeting = bytearray(_MEETING)
+    if place.rank == 0:
+        name = "127.0.0.1" if place.local_world == place.world else socket.gethostname()
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            text = f"{name} {probe.getsockname()[1]}".encode()
+        meeting[: len(text)] = text
+    MPI.COMM_WORLD.Bcast(meeting)
+    address, port = bytes(meeting).rstrip(b"\0").decode().split()
+    return address, int(port)

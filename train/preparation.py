@@ -1,0 +1,283 @@
+"""From datasets to what a run trains on: sides, reference energies, head cards, expected work.
+
+It is done once, by the first process, and kept in the run folder; a resumed run reads it back, so its data cannot change
+under it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+
+from gfm_calc.artifacts import MANIFEST, canonical_json, commit, open_artifact
+from gfm_calc.config import HeadSpec, from_mapping, to_mapping
+from gfm_calc.data.block import NO_CHARGE, NO_SPIN
+from gfm_calc.data.compositions import Compositions
+from gfm_calc.data.frame_table import FrameTable
+from gfm_calc.data.grouping import by_composition, keyer
+from gfm_calc.data.schema import Record
+from gfm_calc.data.split_files import load_split
+from gfm_calc.data.splits import SIDES, draw, join
+from gfm_calc.data.store import Dataset, Selection, open_dataset
+from gfm_calc.errors import ConfigError, CorruptFileError, GFMError, InputFileError
+from gfm_calc.graph import AtomicGraph
+from gfm_calc.train.recipe import DataRecipe, Recipe
+
+KIND = "training-data"
+FORMAT_VERSION = 1
+_SAMPLE = 128  # structures of a head whose edges are counted
+_BLOCKS = 40  # of frames, where nothing else tells them apart
+_SCALES = (0.3, 3.0)  # eV; least and largest scale of a head
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """One head of a run.
+
+    Attributes:
+        spec: its card.
+        dataset: where its structures are.
+        sides: {"train": indices, "validation": ..., "test": ...}, each ascending int64.
+        scale: eV, of what its network gives.  shift: symbol -> eV, what an atom gains by being bound, at the start.
+        neighbors: mean neighbours of an atom.  atoms: mean atoms of a structure.
+        share: of the draws.
+    """
+
+    spec: HeadSpec
+    dataset: Dataset
+    sides: Mapping[str, np.ndarray]
+    scale: float
+    shift: Mapping[str, float]
+    neighbors: float
+    atoms: float
+    share: float
+
+    def select(self, side: str) -> Selection:
+        """The structures of one side."""
+        return Selection(self.dataset, self.sides[side])
+
+    @property
+    def work(self) -> float:
+        """Expected edges in a step that draws one structure."""
+        return self.share * self.atoms * (self.neighbors + 4)
+
+
+def find_datasets(path: str) -> list[Dataset]:
+    """The dataset at `path`, or those in its sub-folders, by name of the head.
+
+    Raises:
+        ConfigError: none, or two of one head.
+    """
+    folder = Path(path).expanduser()
+    if not path:
+        raise ConfigError(
+            "the recipe names no data: --set data.path=DIR, a dataset of gfm data build or a folder of them"
+        )
+    if not folder.is_dir():
+        raise ConfigError(f"data.path: {folder}: no such directory")
+    places = [folder] if (folder / MANIFEST).exists() else sorted(p.parent for p in folder.glob(f"*/{MANIFEST}"))
+    if not places:
+        raise ConfigError(f"data.path: {folder}: holds no dataset; make one with gfm data build")
+    found: dict[str, Dataset] = {}
+    for place in places:
+        dataset = open_dataset(place)
+        name = dataset.head.name
+        if name in found:
+            raise ConfigError(
+                f"data.path: {found[name].directory} and {place} both are of head {name}: append one to the other"
+            )
+        found[name] = dataset
+    return [found[name] for name in sorted(found)]
+
+
+def prepare(recipe: Recipe, cutoff: float) -> list[Head]:
+    """The heads of a run, by name.
+
+    Raises:
+        ConfigError: no data, or heads in the recipe that the data do not have.
+        LeakError: a structure on two sides of a given split.
+    """
+    datasets = find_datasets(recipe.data.path)
+    names = [dataset.head.name for dataset in datasets]
+    unknown = [head.name for head in recipe.heads if head.name not in names]
+    if unknown:
+        raise ConfigError(f"heads: {unknown[0]} has no dataset in {recipe.data.path}; heads there: {', '.join(names)}")
+    if recipe.heads and recipe.heads[0].share is not None:
+        datasets = [d for d in datasets if d.head.name in {head.name for head in recipe.heads}]
+    table, compositions, starts = FrameTable(), Compositions(), [0]
+    isolated: list[int] = []
+    for dataset in datasets:
+        for record, key in _keyed(dataset, recipe.data.by):
+            if is_isolated(record):
+                isolated.append(len(table))
+            table.add(record, key)
+            compositions.add(record)
+        starts.append(len(table))
+    sides = _sides(recipe.data, table, isolated, [d.head.name for d in datasets], starts)
+    found = []
+    for dataset, first, last in zip(datasets, starts, starts[1:]):
+        found.append(_head(dataset, recipe, compositions, sides, slice(first, last), cutoff))
+    return _with_shares(found, recipe)
+
+
+def _keyed(dataset: Dataset, by: str) -> Iterator[tuple[Record, str]]:
+    """(record, what it must stay on one side with) of all structures."""
+    if by != "auto":
+        key = keyer(by)
+        yield from ((record, key(record)) for record in dataset.records())
+        return
+    keys = [record.group or by_composition(record) for record in dataset.records()]
+    alone = [is_isolated(record) for record in dataset.records()]
+    some = {key for key, single in zip(keys, alone) if not single}
+    size = math.ceil(len(keys) / _BLOCKS) if len(some) < 3 else 0
+    for index, (record, key) in enumerate(zip(dataset.records(), keys)):
+        yield record, f"{key} {dataset.head.name} block {index // size}" if size else key
+
+
+def is_isolated(record: Record) -> bool:
+    """Whether it is a single atom without a cell, which gives a reference energy and nothing else to learn."""
+    return len(record) == 1 and not record.pbc.any()
+
+
+def _sides(
+    recipe: DataRecipe, table: FrameTable, isolated: Sequence[int], names: Sequence[str], starts: Sequence[int]
+) -> np.ndarray:
+    if recipe.split is not None:
+        sides = table.sides(load_split(recipe.split))
+        table.refuse_leaks(sides)
+        return sides
+    group = table.group_numbers()
+    group[isolated] = -1
+    groups = {}
+    for name, first, last in zip(names, starts, starts[1:]):
+        groups[name] = [table.groups[k] for k in np.unique(group[first:last]) if k >= 0]
+    split = draw(groups, seed=recipe.seed, by=recipe.by, validation=recipe.validation, test=recipe.test)
+    sides = table.sides(join(split, table.groups_that_share()))
+    sides[isolated] = 0
+    return sides
+
+
+def _head(
+    dataset: Dataset, recipe: Recipe, compositions: Compositions, sides: np.ndarray, rows: slice, cutoff: float
+) -> Head:
+    name = dataset.head.name
+    own = {side: np.flatnonzero(sides[rows] == number) for number, side in enumerate(SIDES)}
+    if not own["train"].size:
+        raise ConfigError(f"{dataset.directory}: head {name} has no structure on the training side")
+    training = np.zeros(len(sides), bool)
+    training[rows] = sides[rows] == 0
+    wanted = recipe.head(name)
+    known = compositions.isolated(training) | dict(wanted.reference_energies)
+    fitted = compositions.fit(training)
+    fit = compositions.fit(training, known=known) if known else fitted
+    statistics = _statistics(dataset, own["train"], cutoff)
+    sources = [{"name": entry["name"], "frames": int(entry.get("structures", 0))} for entry in dataset.inputs]
+    data = [dict(entry) for entry in dataset.head.training_data] or sources
+    for entry in data:
+        for key in ("licence", "citation"):
+            if getattr(wanted, key) is not None:
+                entry[key] = getattr(wanted, key)
+    spec = replace(
+        dataset.head, elements=tuple(fit.energies), reference_energies=dict(fit.energies), training_data=tuple(data),
+        reference_kind="isolated-atom" if set(fit.energies) <= set(known) else "fitted",
+        charges=statistics["charges"], max_excess_spin=statistics["excess"], periodicity=statistics["periodicity"],
+    )  # fmt: skip
+    shift = {s: fitted.energies[s] - fit.energies[s] for s in fit.energies}
+    return Head(
+        spec=spec, dataset=dataset, sides=own, scale=statistics["scale"], shift=shift, neighbors=statistics["neighbors"],
+        atoms=statistics["atoms"], share=0.0,
+    )  # fmt: skip
+
+
+def _statistics(dataset: Dataset, indices: np.ndarray, cutoff: float) -> dict[str, Any]:
+    """What a head card and the start of training need to know of the training structures."""
+    squares, count, excess, atoms = 0.0, 0, 0, 0
+    charges: list[int] = [0]
+    axes = np.zeros(4, int)
+    for first in range(0, len(indices), 4096):
+        block = dataset.read(indices[first : first + 4096])
+        atoms += len(block.atomic_numbers)
+        if block.forces is not None:
+            clipped = np.clip(block.forces[np.isfinite(block.forces)], -10, 10)
+            squares, count = squares + float(np.square(clipped).sum()), count + clipped.size
+        charge = np.where(block.charge == NO_CHARGE, 0, block.charge).astype(int)
+        charges += [int(charge.min()), int(charge.max())]
+        electrons = np.add.reduceat(block.atomic_numbers.astype(int), block.ptr[:-1]) - charge
+        lowest = electrons % 2 + 1
+        spin = np.where(block.spin == NO_SPIN, lowest, block.spin)
+        excess = max(excess, int((spin - lowest).max()))
+        axes += np.bincount(block.pbc.sum(axis=1), minlength=4)
+    kinds = [kind for kind, seen in (("molecule", axes[:3].any()), ("bulk", axes[3])) if seen]
+    sample = indices[np.linspace(0, len(indices) - 1, min(_SAMPLE, len(indices))).astype(int)]
+    graphs = [AtomicGraph.build(record.structure(), cutoff) for record in dataset.read(sample).records()]
+    edges, nodes = sum(g.edge_index.shape[1] for g in graphs), sum(int(g.num_nodes or 0) for g in graphs)
+    scale = math.sqrt(squares / count) if count else 1.0
+    return {
+        "scale": float(np.clip(scale, *_SCALES)), "charges": (min(charges), max(charges)), "excess": excess,
+        "periodicity": tuple(kinds), "neighbors": edges / nodes, "atoms": atoms / len(indices),
+    }  # fmt: skip
+
+
+def _with_shares(heads: Sequence[Head], recipe: Recipe) -> list[Head]:
+    raw = [recipe.head(h.spec.name).share or len(h.sides["train"]) ** recipe.data.tau for h in heads]
+    return [replace(head, share=share / sum(raw)) for head, share in zip(heads, raw)]
+
+
+def loss_weights(heads: Sequence[Head], recipe: Recipe) -> list[float]:
+    """Of the structures of each head: the recipe's weight, and what makes the draws stand for those of `loss_tau`."""
+    weights = [recipe.head(head.spec.name).weight for head in heads]
+    if recipe.data.loss_tau is None:
+        return weights
+    raw = [len(head.sides["train"]) ** recipe.data.loss_tau for head in heads]
+    return [w * (r / sum(raw)) / head.share for w, r, head in zip(weights, raw, heads)]
+
+
+# ---- in the run folder ----
+
+
+def save_preparation(folder: Path, heads: Sequence[Head]) -> None:
+    """Keep what `prepare` found."""
+    cards = [
+        {
+            "spec": to_mapping(h.spec), "dataset": str(h.dataset.directory.resolve()), "digest": h.dataset.digest,
+            "scale": h.scale, "shift": dict(h.shift), "neighbors": h.neighbors, "atoms": h.atoms, "share": h.share,
+        }
+        for h in heads
+    ]  # fmt: skip
+    indices = {f"{n}/{side}": rows for n, head in enumerate(heads) for side, rows in head.sides.items()}
+    files: dict[str, bytes | Path] = {
+        "heads.json": canonical_json(cards), "sides.safetensors": safetensors.numpy.save(indices)
+    }  # fmt: skip
+    commit(folder, files, kind=KIND, format_version=FORMAT_VERSION)
+
+
+def load_preparation(folder: Path) -> list[Head]:
+    """What `save_preparation` kept.
+
+    Raises:
+        CorruptFileError: damaged.
+        InputFileError: a dataset is gone, or not what it was.
+    """
+    artifact = open_artifact(folder, kind=KIND, newest_version=FORMAT_VERSION)
+    indices = safetensors.numpy.load(artifact.read("sides.safetensors"))
+    heads = []
+    for number, card in enumerate(artifact.read_json("heads.json")):
+        try:
+            dataset = open_dataset(card["dataset"])
+        except CorruptFileError:
+            raise
+        except GFMError as error:
+            raise InputFileError(f"{card['dataset']}: the run's data are gone ({error})") from error
+        if dataset.digest != card["digest"]:
+            raise InputFileError(f"{card['dataset']}: is not what the run began with; start a new run for new data")
+        spec = from_mapping(HeadSpec, card["spec"], f"{folder}: head {number}")
+        sides = {side: indices[f"{number}/{side}"] for side in SIDES}
+        values = {name: card[name] for name in ("scale", "shift", "neighbors", "atoms", "share")}
+        heads.append(Head(spec=spec, dataset=dataset, sides=sides, **values))
+    return heads

@@ -1,0 +1,101 @@
+"""The log of a run: a line a step, as JSON lines and as a table; and the lines on the terminal."""
+
+from __future__ import annotations
+
+import csv
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+_FLUSH = 1.0  # seconds
+_LINES = 10.0  # seconds between lines for people
+
+
+class RunLog:
+    """RUN/log.jsonl and RUN/log.csv; what was logged after a checkpoint is dropped when the run goes on from there.
+
+    A line has at least `step`, `loss`, `head_losses` {head: its part of the loss}, `lr`, `grad_norm`, `structures_per_s`;
+    a line of a validation has `step` and `validation` {head: errors}.
+
+    Args:
+        folder: of the run.
+        heads: names, in the order of the table's columns.
+        step: the step that the run goes on from.
+        active: False makes a log that does nothing, for processes that do not write.
+    """
+
+    def __init__(self, folder: Path, heads: Sequence[str], step: int, *, active: bool = True):
+        self._files: list[TextIO] = []
+        self._heads = list(heads)
+        self._flushed = self._shown = time.monotonic()
+        if not active:
+            return
+        lines, table = folder / "log.jsonl", folder / "log.csv"
+        _cut(lines, step, lambda line: json.loads(line)["step"])
+        _cut(table, step, lambda line: -1 if line.startswith("step") else int(line.split(",")[0]))
+        is_new = not table.exists() or table.stat().st_size == 0
+        self._files = [open(lines, "a", encoding="utf-8"), open(table, "a", encoding="utf-8", newline="")]
+        self._table = csv.writer(self._files[1], lineterminator="\n")
+        if is_new:
+            self._table.writerow(["step", "loss", "lr", "grad_norm", "structures_per_s", *self._heads])
+
+    def step(self, line: Mapping[str, Any]) -> None:
+        """Log a step."""
+        if not self._files:
+            return
+        self._files[0].write(json.dumps(line) + "\n")
+        row = [line[name] for name in ("step", "loss", "lr", "grad_norm", "structures_per_s")]
+        self._table.writerow(row + [line["head_losses"].get(head, "") for head in self._heads])
+        now = time.monotonic()
+        if now - self._flushed > _FLUSH:
+            self.flush()
+        if now - self._shown > _LINES:
+            self._shown = now
+            print(
+                f"step {line['step']}  loss {line['loss']:.4f}  lr {line['lr']:.2e}  "
+                f"{line['structures_per_s']:.0f} structures/s", flush=True,
+            )  # fmt: skip
+
+    def validation(self, step: int, errors: Mapping[str, Mapping[str, float]], score: float) -> None:
+        """Log a validation."""
+        if self._files:
+            self._files[0].write(json.dumps({"step": step, "validation": errors, "score": score}) + "\n")
+            self.flush()
+            print(f"step {step}  validation {score:.4f}", flush=True)
+
+    def flush(self) -> None:
+        """Hand what was logged to the system."""
+        for handle in self._files:
+            handle.flush()
+        self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        """Close the files."""
+        for handle in self._files:
+            handle.close()
+        self._files = []
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The lines of RUN/log.jsonl; a last one that was cut off is left out."""
+    path = folder / "log.jsonl"
+    if not path.exists():
+        return []
+    with open(path, encoding="utf-8") as handle:
+        return [json.loads(line) for line in handle if line.endswith("\n")]
+
+
+def _cut(path: Path, step: int, step_of) -> None:
+    """Drop what comes after a step, and a last line that was cut off."""
+    if not path.exists():
+        return
+    keep = 0
+    with open(path, "rb") as handle:
+        for line in handle:
+            if not line.endswith(b"\n") or step_of(line.decode()) > step:
+                break
+            keep += len(line)
+    with open(path, "rb+") as handle:
+        handle.truncate(keep)
