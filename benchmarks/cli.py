@@ -96,7 +96,7 @@ def _add_data(benches: Any) -> None:
     parser.add_argument("--parts", type=_words, default=("pool", "reads", "loader", "ranks", "million"),
                         metavar="NAME,NAME", help="of pool, reads, loader, ranks, million; default: all")  # fmt: skip
     parser.add_argument("--scratch", type=Path, metavar="DIR",
-                        help="make the datasets in a folder here, which is removed in the end (default: the system's)")  # fmt: skip
+                        help="where the datasets are made, and removed in the end (default: the system's)")  # fmt: skip
     parser.add_argument("--structures", type=positive_int, default=10_000_000, metavar="N",
                         help="of the part million; default: %(default)s")  # fmt: skip
     parser.add_argument("--frames", type=_integers, default=(20_000, 5_000), metavar="N,N",

@@ -1,4 +1,4 @@
-"""`gfm bench data`: the data platform on a folder of labelled files: building, reading, loading, memory of ranks, many structures.
+"""`gfm bench data`: the data platform on a folder of labelled files: build, read, load, share among ranks; and very many.
 
 Other formats hold the same frames and are read in turns with ours, so that a change in the machine's mood meets all alike.
 """
@@ -31,6 +31,7 @@ class DataPlan:
         molecules, crystals: frames from the folder for reads, loader and ranks.
         rounds: of the contenders' turns.
         ranks: numbers of MPI ranks.
+        processes: that build; 0 builds in this one.
     """
 
     folder: Path | None = None
@@ -41,6 +42,7 @@ class DataPlan:
     crystals: int = 5_000
     rounds: int = 5
     ranks: tuple[int, ...] = (2, 4)
+    processes: int = 2
 
     def __post_init__(self) -> None:
         for part in self.parts:
@@ -60,8 +62,13 @@ def run_data(plan: DataPlan) -> dict[str, Any]:
         raise InputFileError(f"{plan.folder}: holds no .extxyz.xz files")
     with _scratch(plan.scratch) as scratch:
         needs_sample = {"reads", "loader", "ranks"} & set(plan.parts)
-        samples = make_sample(plan.folder, scratch, plan.molecules, plan.crystals) if needs_sample else {}
+        samples = _samples(plan, scratch) if needs_sample else {}
         return {part: _run_part(part, plan, samples, scratch) for part in plan.parts}
+
+
+def _samples(plan: DataPlan, scratch: Path) -> dict[str, Sample]:
+    assert plan.folder is not None  # DataPlan sees to it
+    return make_sample(plan.folder, scratch, plan.molecules, plan.crystals, processes=plan.processes)
 
 
 def _run_part(part: str, plan: DataPlan, samples: dict[str, Sample], scratch: Path) -> Any:
@@ -70,7 +77,8 @@ def _run_part(part: str, plan: DataPlan, samples: dict[str, Sample], scratch: Pa
     if part == "pool":
         from gfm_calc.benchmarks.data_pool import run_pool
 
-        return run_pool(plan.folder, folder)
+        assert plan.folder is not None
+        return run_pool(plan.folder, folder, processes=plan.processes)
     if part == "reads":
         from gfm_calc.benchmarks.data_formats import run_reads
 

@@ -6,9 +6,9 @@ import lzma
 import math
 import re
 import time
-from collections.abc import Sequence
-from dataclasses import fields
-from itertools import zip_longest
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from gfm_calc.commands.progress import Progress
 from gfm_calc.config import HeadSpec
 from gfm_calc.data.build import build
 from gfm_calc.data.compositions import Compositions
+from gfm_calc.data.fingerprints import Description, describe
 from gfm_calc.data.frame_table import FrameTable
 from gfm_calc.data.grouping import by_group
 from gfm_calc.data.readers import read
@@ -30,19 +31,18 @@ from gfm_calc.data.workers import run_in_processes
 from gfm_calc.errors import GFMError, InputFileError
 from gfm_calc.neighbors import neighbor_list
 
-PROCESSES = 2
 CUTOFF = 5.0  # Å, of the edges that the papers' schema stores
 _HEAD = re.compile(rb"[ \t]head=([\w.+-]+)")
 
 
-def run_pool(folder: Path, scratch: Path) -> dict[str, Any]:
+def run_pool(folder: Path, scratch: Path, *, processes: int = 2) -> dict[str, Any]:
     """Measure.
 
     Returns:
         frames, atoms, files; heads, rows {head, files, frames, atoms, bytes, seconds, fitted_elements, residual}; build
         {seconds, frames_per_s, mb_per_s (of uncompressed text), peak_mb (of the largest process)}; bytes {ours, extxyz_xz,
         extxyz, with_edges, edges}; compared {frames, differing}; split {train, validation, test: frames; shared, leaks
-        before groups that share a structure were joined; leaks after, seconds}.
+        before groups that share a structure were joined; leaks, after}.
 
     Raises:
         GFMError: a frame that does not come back as it was, or is on two sides of the split.
@@ -54,7 +54,7 @@ def run_pool(folder: Path, scratch: Path) -> dict[str, Any]:
             started = time.perf_counter()
             tasks = [FileTask(paths=(path,)) for path in paths]
             dataset = build(scratch / head, tasks, HeadSpec(name=head, code="see the file", functional="see the file"),
-                            processes=PROCESSES)  # fmt: skip
+                            processes=processes)  # fmt: skip
             seconds = time.perf_counter() - started
             datasets.append(dataset)
             rows.append({
@@ -66,21 +66,21 @@ def run_pool(folder: Path, scratch: Path) -> dict[str, Any]:
     texts = sum(_text_bytes(path) for paths in heads.values() for path in paths)
     seconds = sum(row["seconds"] for row in rows)
     frames, atoms = (sum(row[key] for row in rows) for key in ("frames", "atoms"))
-    checks = _check(heads, datasets)
-    split = _split(datasets, rows)
-    edges = sum(check["edges"] for check in checks)
+    checks = _check(heads, datasets, processes)
+    split = _split(datasets, rows, [description for check in checks for description in check.descriptions])
     return {
         "files": sum(map(len, heads.values())), "frames": frames, "atoms": atoms, "heads": rows,
         "build": {
-            "processes": PROCESSES, "seconds": figure(seconds), "frames_per_s": figure(frames / seconds),
+            "processes": processes, "seconds": figure(seconds), "frames_per_s": figure(frames / seconds),
             "mb_per_s": figure(texts / 1e6 / seconds), "peak_mb": peak,
         },
         "bytes": {
             "ours": sum(row["bytes"] for row in rows), "extxyz": texts,
             "extxyz_xz": sum(path.stat().st_size for paths in heads.values() for path in paths),
-            "with_edges": sum(check["schema_bytes"] for check in checks), "edges": edges, "cutoff": CUTOFF,
+            "with_edges": sum(check.schema_bytes for check in checks), "cutoff": CUTOFF,
+            "edges": sum(check.edges for check in checks),
         },
-        "compared": {"frames": sum(check["frames"] for check in checks), "differing": 0},
+        "compared": {"frames": sum(check.frames for check in checks), "differing": 0},
         "split": split,
     }  # fmt: skip
 
@@ -112,7 +112,19 @@ def _largest_child_mb() -> float:
 # ---- read back ----
 
 
-def _check(heads: dict[str, list[Path]], datasets: Sequence[Dataset]) -> list[dict[str, int]]:
+@dataclass(frozen=True, kw_only=True)
+class FileCheck:
+    """What is kept of a file that was compared: frames, edges within `CUTOFF`, bytes in the papers' schema, and each frame's
+    description for the split."""
+
+    frames: int
+    edges: int
+    schema_bytes: int
+    descriptions: list[Description]
+
+
+def _check(heads: Mapping[str, Sequence[Path]], datasets: Sequence[Dataset], processes: int) -> list[FileCheck]:
+    """Compare all files, large ones first; the checks in the order of the files."""
     calls = []
     for paths, dataset in zip(heads.values(), datasets):
         first = 0
@@ -120,35 +132,34 @@ def _check(heads: dict[str, list[Path]], datasets: Sequence[Dataset]) -> list[di
         for path in paths:
             calls.append((path, dataset.directory, first, counts[path.name]))
             first += counts[path.name]
-    found = []
+    order = sorted(range(len(calls)), key=lambda k: -calls[k][3])
+    found: dict[int, FileCheck] = {}
     with Progress("compare", "files", len(calls)) as progress:
-        for _, answer in run_in_processes(check_file, calls, PROCESSES):
+        for number, answer in run_in_processes(check_file, [calls[k] for k in order], processes):
             if isinstance(answer, BaseException):
                 raise answer
-            found.append(answer)
+            found[order[number]] = answer
             progress.advance()
-    return found
+    return [found[k] for k in range(len(calls))]
 
 
-def check_file(path: Path, directory: Path, first: int, count: int) -> dict[str, int]:
+def check_file(path: Path, directory: Path, first: int, count: int) -> FileCheck:
     """Compare the frames of a file with what the dataset holds of it, from structure `first` on.
-
-    Returns:
-        frames, edges, and the bytes of the papers' schema for them (see `_schema_bytes`).
 
     Raises:
         GFMError: the first difference.
     """
     stored = open_dataset(directory).records(first, first + count)
-    frames = edges = size = 0
+    edges = size = 0
+    descriptions: list[Description] = []
     for wanted, found in zip_longest(read(path), stored):
         name = "number of frames" if wanted is None or found is None else difference(wanted, found)
         if name is not None:
-            raise GFMError(f"{path}, frame {frames}: {name} did not come back as it was")
+            raise GFMError(f"{path}, frame {len(descriptions)}: {name} did not come back as it was")
         pairs = neighbor_list(wanted.positions, wanted.cell, wanted.pbc, CUTOFF)[0].shape[1]
-        size += _schema_bytes(wanted, pairs)
-        frames, edges = frames + 1, edges + pairs
-    return {"frames": frames, "edges": edges, "schema_bytes": size}
+        size, edges = size + _schema_bytes(wanted, pairs), edges + pairs
+        descriptions.append(describe(wanted))
+    return FileCheck(frames=len(descriptions), edges=edges, schema_bytes=size, descriptions=descriptions)
 
 
 def difference(first: Record, second: Record) -> str | None:
@@ -174,16 +185,16 @@ def _schema_bytes(record: Record, edges: int) -> int:
 # ---- split ----
 
 
-def _split(datasets: Sequence[Dataset], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _split(
+    datasets: Sequence[Dataset], rows: Sequence[dict[str, Any]], descriptions: Sequence[Description]
+) -> dict[str, Any]:  # fmt: skip
     """Split over all datasets at once; reference energies of each head from its training side, added to its row."""
-    started = time.perf_counter()
     table, energies = FrameTable(), Compositions()
-    with Progress("split", "frames", sum(map(len, datasets))) as progress:
-        for dataset in datasets:
-            for record in dataset.records():
-                table.add(record, by_group(record))
-                energies.add(record)
-                progress.advance()
+    with Progress("split", "frames", len(descriptions)) as progress:
+        for record, description in zip(chain.from_iterable(d.records() for d in datasets), descriptions, strict=True):
+            table.add(record, by_group(record), description)
+            energies.add(record)
+            progress.advance()
     drawn = draw(table.groups_by_file(), by="group")
     shared = len(table.leaks(table.sides(drawn)))
     joined = join(drawn, table.groups_that_share())
@@ -203,4 +214,4 @@ def _split(datasets: Sequence[Dataset], rows: Sequence[dict[str, Any]]) -> dict[
             raise GFMError(f"{dataset.directory}: a reference energy is not finite")
     census = table.census(sides)["ids"]
     counts = {side: census[side]["frames"] if side in census else 0 for side in ("train", "validation", "test")}
-    return {**counts, "shared_before": shared, "leaks": 0, "seconds": figure(time.perf_counter() - started)}
+    return {**counts, "shared_before": shared, "leaks": 0}

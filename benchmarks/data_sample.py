@@ -62,8 +62,8 @@ def files_of(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.extxyz.xz"))
 
 
-def make_sample(folder: Path, scratch: Path, molecules: int, crystals: int) -> dict[str, Sample]:
-    """"molecules" and "crystals": frames of all files that begin with such a one, as a dataset each below `scratch`."""
+def make_sample(folder: Path, scratch: Path, molecules: int, crystals: int, *, processes: int) -> dict[str, Sample]:
+    """ "molecules" and "crystals": frames of all files that begin with such a one, as a dataset each below `scratch`."""
     kinds: dict[bool, list[Path]] = {False: [], True: []}
     for path in sorted(files_of(folder), key=lambda path: path.stat().st_size):
         kinds[bool(next(read(path)).pbc.any())].append(path)
@@ -71,7 +71,9 @@ def make_sample(folder: Path, scratch: Path, molecules: int, crystals: int) -> d
     for name, count, periodic in (("molecules", molecules, False), ("crystals", crystals, True)):
         if kinds[periodic] and count:
             task = SampleTask(paths=tuple(kinds[periodic]), count=count, periodic=periodic)
-            dataset = build(scratch / name, [task], HeadSpec(name=name, code="several", functional="several"), processes=1)
+            dataset = build(
+                scratch / name, [task], HeadSpec(name=name, code="several", functional="several"), processes=processes
+            )
             about = {"structures": len(dataset), "atoms": dataset.num_atoms, "files": len(task.paths)}
             samples[name] = Sample(dataset=dataset, about=about)
     return samples

@@ -220,8 +220,8 @@ def _pool(pool: Mapping[str, Any]) -> Iterator[Table]:
     rows = [
         ["files, heads, frames", f"{pool['files']}, {len(pool['heads'])}, {pool['frames']:,}"],
         ["read back bit for bit", f"{pool['compared']['frames'] - pool['compared']['differing']:,} frames"],
-        [f"build, {build['processes']} processes", f"{_figure(build['frames_per_s'])} frames/s, {_figure(build['mb_per_s'])} MB/s "
-         f"of text, {_figure(build['peak_mb'])} MB a process"],
+        [f"build, {build['processes']} processes", f"{_figure(build['frames_per_s'])} frames/s, "
+         f"{_figure(build['mb_per_s'])} MB/s of text, {_figure(build['peak_mb'])} MB a process"],
         ["bytes on disk", _megabytes(size["ours"])],
         *([name, f"{_megabytes(size[key])}, {size[key] / size['ours']:.2f} times ours"]
           for name, key in (("as extxyz.xz", "extxyz_xz"), ("as extxyz", "extxyz"))),
@@ -241,7 +241,17 @@ def _pool(pool: Mapping[str, Any]) -> Iterator[Table]:
 
 
 def _reads(reads: Mapping[str, Any]) -> Iterator[Table]:
-    header = ["", "format", "MB", "one structure, µs", "99 %", "just opened", "times ours", "structures/s, by 32", "ours times"]
+    header = [
+        "",
+        "format",
+        "MB",
+        "one structure, µs",
+        "99 %",
+        "just opened",
+        "times ours",
+        "structures/s, by 32",
+        "ours times",
+    ]
     rows = []
     for found in reads["sets"]:
         ours = found["formats"]["gfm-calc"]
@@ -263,8 +273,8 @@ def _million(million: Mapping[str, Any]) -> Table:
         ["time to open", f"{_figure(1e3 * opened['seconds'])} ms"],
         ["memory when open", f"{_figure(opened['grown_mb'])} MB, {_figure(opened['after_reads_mb'] - opened['memory_mb'])} MB "
          "more after the reads"],
-        ["random read, first of its place", f"{_figure(reads['first']['median_us'])} µs (99 %: {_figure(reads['first']['p99_us'])})"],
-        ["random read, again", f"{_figure(reads['again']['median_us'])} µs (99 %: {_figure(reads['again']['p99_us'])})"],
+        *([f"random read, {name}", "{} µs (99 %: {})".format(*_microseconds(reads[key]))]
+          for name, key in (("just opened", "first"), ("the same again", "again"))),
     ]  # fmt: skip
     return Table(f"{million['structures']:,} synthetic structures, {million['atoms']:,} atoms", ["", ""], rows)
 

@@ -61,8 +61,9 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         GFMError: a wrong recipe, data that cannot be used, or a fault of the run (of one process alone).
     """
-    from gfm_calc.train.parallel import Ranks, discover
+    from gfm_calc.train.parallel import Ranks, discover, quiet
 
+    quiet()
     recipe = find_recipe(args.recipe, args.settings)
     ranks = Ranks(discover(), args.device, patience=recipe.parallel.patience)
     try:

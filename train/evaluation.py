@@ -35,7 +35,7 @@ class ErrorSums:
         """{head: {"energy_mae", "energy_rmse", "forces_mae", ...}} of heads and labels that there are."""
         found: dict[str, dict[str, float]] = {}
         for head, row in zip(self.heads, self.sums.tolist()):
-            entry = {}
+            entry: dict[str, float] = {}
             for k, term in enumerate(("energy", "forces", "stress")):
                 absolute, square, count = row[3 * k : 3 * k + 3]
                 if count:

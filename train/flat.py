@@ -48,7 +48,8 @@ class FlatParameters:
         parts, part: into how many parts the state is cut, and which of them this process holds; `weight` and `gradient`
             are whole everywhere.
 
-    Attributes: `slots`, see `slots_of`; `weight`, `gradient` [n]; `average`, `exp_avg`, `exp_avg_sq` [n / parts], this process's part.
+    Attributes: `slots`, see `slots_of`; `weight`, `gradient` [n]; `average`, `exp_avg`, `exp_avg_sq` [n / parts]: this
+    process's part.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], decayed: set[str], *, parts: int = 1, part: int = 0):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import sys
 import threading
@@ -23,7 +24,9 @@ from torch import Tensor
 from gfm_calc.errors import ConfigError, GFMError, one_line
 
 _BEAT = 0.5  # seconds between signs of life
+_SILENT = "rank {} has given no sign of life for {:g} s: stopped, or its machine is lost"
 _MEETING = 512  # bytes of a host name and a port
+_JOINING = timedelta(minutes=5)
 _LONG = timedelta(hours=12)  # of a collective: silence is noticed by other means
 # (rank, processes, rank on the machine, processes on the machine) as each launcher calls them.
 _LAUNCHERS = {
@@ -49,6 +52,11 @@ class Place:
     world: int = 1
     local_rank: int = 0
     local_world: int = 1
+
+
+def quiet() -> None:
+    """Keep what torch's networking says of lost connections, traces of its own source, off the terminal."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
 def discover(environment: Mapping[str, str] | None = None) -> Place:
@@ -93,6 +101,7 @@ class Ranks:
         self.bytes_sent, self.seconds = 0, 0.0
         self._watch: _Watch | None = None
         self._owns_group = False
+        self._all: Any = None
         if self.world > 1:
             self._join(patience)
 
@@ -101,12 +110,13 @@ class Ranks:
         backend = "gloo" if self.device.type == "cpu" else "cpu:gloo,cuda:nccl"
         try:
             store = dist.TCPStore(
-                address, port, self.world, is_master=self.rank == 0 and not _torchrun_hosts(), timeout=timedelta(minutes=5),
+                address, port, self.world, is_master=self.rank == 0 and not _torchrun_hosts(), timeout=_JOINING,
                 wait_for_workers=False,
             )  # fmt: skip
             dist.init_process_group(
-                backend, store=dist.PrefixStore("gfm", store), rank=self.rank, world_size=self.world, timeout=_LONG
+                backend, store=dist.PrefixStore("gfm", store), rank=self.rank, world_size=self.world, timeout=_JOINING
             )
+            self._all = dist.new_group(list(range(self.world)), timeout=_LONG)
         except (RuntimeError, ValueError) as error:
             raise GFMError(
                 f"rank {self.rank}: the {self.world} processes do not find each other ({one_line(error)})"
@@ -132,17 +142,17 @@ class Ranks:
         """Replace `tensor` by its sum over the processes (of `group`, which has `size`)."""
         count = self.world if size is None else size
         if count > 1:
-            self._timed(lambda: dist.all_reduce(tensor, group=group))
+            self._timed(lambda: dist.all_reduce(tensor, group=group or self._all))
             self.bytes_sent += 2 * (count - 1) * tensor.numel() * tensor.element_size() // count
 
     def scatter_sum(self, parts: Tensor, own: Tensor, group: dist.ProcessGroup | None, size: int) -> None:
         """`own` becomes this process's part of the sum of `parts` [size * len(own)]."""
-        self._timed(lambda: dist.reduce_scatter_tensor(own, parts, group=group))
+        self._timed(lambda: dist.reduce_scatter_tensor(own, parts, group=group or self._all))
         self.bytes_sent += (size - 1) * own.numel() * own.element_size()
 
     def collect(self, own: Tensor, parts: Tensor, group: dist.ProcessGroup | None, size: int) -> None:
         """`parts` [size * len(own)] becomes what every process has as `own`."""
-        self._timed(lambda: dist.all_gather_into_tensor(parts, own, group=group))
+        self._timed(lambda: dist.all_gather_into_tensor(parts, own, group=group or self._all))
         self.bytes_sent += (size - 1) * own.numel() * own.element_size()
 
     def tell(self, value: Any) -> list[Any]:
@@ -152,18 +162,18 @@ class Ranks:
         data = json.dumps(value).encode()
         sizes = torch.zeros(self.world, dtype=torch.int64)
         sizes[self.rank] = len(data)
-        self._timed(lambda: dist.all_reduce(sizes))
+        self._timed(lambda: dist.all_reduce(sizes, group=self._all))
         width = int(sizes.max())
         buffer = torch.zeros(self.world, width, dtype=torch.uint8)
         buffer[self.rank, : len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        self._timed(lambda: dist.all_reduce(buffer))
+        self._timed(lambda: dist.all_reduce(buffer, group=self._all))
         self.bytes_sent += len(data)
         return [json.loads(bytes(buffer[k, : int(size)].tolist())) for k, size in enumerate(sizes)]
 
     def wait(self) -> None:
         """Until all processes are here."""
         if self.world > 1:
-            self._timed(dist.barrier)
+            self._timed(lambda: dist.barrier(group=self._all))
 
     def _timed(self, call: Callable[[], Any]) -> None:
         since = time.perf_counter()
@@ -181,6 +191,8 @@ class Ranks:
 
     def fail(self, error: BaseException) -> NoReturn:
         """Say why, tell the others, and end this process at once (a normal end would wait for the others)."""
+        if self._watch and self._watch.giving_up:
+            time.sleep(60)
         message = one_line(error) if isinstance(error, GFMError) else f"{type(error).__name__}: {one_line(error)}"
         if self._watch and not isinstance(error, LostProcessError):
             self._watch.post(f"rank {self.rank} failed: {message}")
@@ -214,33 +226,56 @@ class _Watch:
         self._store = connect()
         self._own = connect()  # the thread's: a store's client serves one caller at a time
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="gfm-watch", daemon=True)
-        self._thread.start()
+        self._round = time.monotonic()  # when the store answered last
+        self._first = ""  # host and number of the process that has the store
+        self.giving_up = False  # this thread is about to end the process, and says why
+        self._threads = [
+            threading.Thread(target=work, name="gfm-watch", daemon=True) for work in (self._run, self._guard)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def _run(self) -> None:
+        """Give signs of life, and look for those of the next process."""
         other, seen, since, count = (self._rank + 1) % self._world, b"", time.monotonic(), 0
-        while not self._ended.wait(_BEAT):
-            count += 1
-            try:
+        try:
+            self._own.set(f"process{self._rank}", f"{socket.gethostname()} {os.getpid()}")
+            self._first = self._own.get("process0").decode()
+            while not self._ended.wait(_BEAT):
+                count += 1
                 self._own.set(f"beat{self._rank}", str(count))
                 found = self._own.get(f"beat{other}") if self._own.check([f"beat{other}"]) else b""
-            except RuntimeError as error:
-                if not self._ended.wait(2 * _BEAT):
-                    self._give_up(f"rank 0, which the others hold on to, is lost ({one_line(error)[:80]})")
-                return
-            if found != seen:
-                seen, since = found, time.monotonic()
-            elif time.monotonic() - since > self._patience:
-                self._give_up(
-                    f"rank {other} has given no sign of life for {self._patience:g} s: stopped, or its machine is lost"
-                )
+                self._round = time.monotonic()
+                if found != seen:
+                    seen, since = found, time.monotonic()
+                elif time.monotonic() - since > self._patience:
+                    process = self._own.get(f"process{other}").decode() if self._own.check([f"process{other}"]) else ""
+                    self._give_up(_SILENT.format(other, self._patience), process)
+        except RuntimeError:
+            if not self._ended.wait(2 * _BEAT):
+                self._give_up("rank 0 died without a word: killed, or out of memory", tell=False)
 
-    def _give_up(self, reason: str) -> None:
-        if self._ended.is_set():
+    def _guard(self) -> None:
+        """The store is in the process of rank 0: if that one is stopped, questions to it are never answered."""
+        while not self._ended.wait(_BEAT):
+            if time.monotonic() - self._round > self._patience + 2 * _BEAT:
+                self._give_up(_SILENT.format(0, self._patience), self._first, tell=False)
+
+    def _give_up(self, reason: str, process: str = "", *, tell: bool = True) -> None:
+        """End this process, and a stopped one of this machine, which would keep its launcher waiting."""
+        if self._ended.is_set() or self.giving_up:
             return
-        said = self._posted() or reason
-        self.post(said)
+        self.giving_up = True
+        said = (self._posted() or reason) if tell else reason
+        if tell:
+            self.post(said)
         print(f"gfm: error: rank {self._rank}: {said}", file=sys.stderr, flush=True)
+        host, _, number = process.partition(" ")
+        if host == socket.gethostname() and int(number) != os.getpid():
+            try:
+                os.kill(int(number), signal.SIGKILL)
+            except OSError:
+                pass  # it is gone
         os._exit(1)
 
     def post(self, message: str) -> None:
@@ -280,7 +315,8 @@ class _Watch:
     def stop(self) -> None:
         """End the watch."""
         self._ended.set()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
 
 
 def _device(device: str | None, place: Place) -> torch.device:

@@ -129,8 +129,8 @@ def prepare(recipe: Recipe, cutoff: float) -> list[Head]:
 def _keyed(dataset: Dataset, by: str) -> Iterator[tuple[Record, str]]:
     """(record, what it must stay on one side with) of all structures."""
     if by != "auto":
-        key = keyer(by)
-        yield from ((record, key(record)) for record in dataset.records())
+        key_of = keyer(by)
+        yield from ((record, key_of(record)) for record in dataset.records())
         return
     keys = [record.group or by_composition(record) for record in dataset.records()]
     alone = [is_isolated(record) for record in dataset.records()]

@@ -179,14 +179,14 @@ class ParallelRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """The whole; `initial` is a saved model whose weights the encoder (and heads of the same name) start from."""
+    """The whole."""
 
-    data: DataRecipe = DataRecipe()
-    model: ModelConfig = ModelConfig()
-    objective: ObjectiveRecipe = ObjectiveRecipe()
-    optimizer: OptimizerRecipe = OptimizerRecipe()
-    run: RunRecipe = RunRecipe()
-    parallel: ParallelRecipe = ParallelRecipe()
+    data: DataRecipe = field(default_factory=DataRecipe)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    objective: ObjectiveRecipe = field(default_factory=ObjectiveRecipe)
+    optimizer: OptimizerRecipe = field(default_factory=OptimizerRecipe)
+    run: RunRecipe = field(default_factory=RunRecipe)
+    parallel: ParallelRecipe = field(default_factory=ParallelRecipe)
     heads: tuple[HeadRecipe, ...] = ()
 
     def head(self, name: str) -> HeadRecipe:
@@ -217,13 +217,9 @@ class Recipe:
             value = getattr(getattr(self, where), name)
             _require(isinstance(value, bool), f"{where}.{name} must be true or false, not {value!r}")
         for head in self.heads:
-            for name in ("share", "weight"):
-                value = getattr(head, name)
-                good = value is None if value is None else isinstance(value, int | float) and 0 < value < math.inf
-                _require(
-                    good or (name == "share" and value is None),
-                    f"head {head.name}: {name} must be positive, not {value!r}",
-                )
+            for name, value in (("share", head.share), ("weight", head.weight)):
+                right = value is None or (isinstance(value, int | float) and 0 < value < math.inf)
+                _require(right, f"head {head.name}: {name} must be positive, not {value!r}")
 
 
 _DEFAULTS: Mapping[str, Any] = {
@@ -280,7 +276,7 @@ def recipe_of(values: Mapping[str, Any], settings: Sequence[str] = (), where: st
     for setting in settings:
         _set(tables, setting)
     parts: dict[str, Any] = {}
-    kinds = {f.name: f.default for f in dataclasses.fields(Recipe)}
+    kinds: dict[str, Any] = {f.name: f.default_factory for f in dataclasses.fields(Recipe)}
     for key, value in tables.items():
         if key not in kinds:
             raise ConfigError(f"{where}: unknown key {key!r}{did_you_mean(key, kinds)}")
@@ -289,7 +285,7 @@ def recipe_of(values: Mapping[str, Any], settings: Sequence[str] = (), where: st
                 raise ConfigError(f"{where}: heads: write [[heads]] for each")
             parts[key] = tuple(from_mapping(HeadRecipe, head, f"{where}: heads {k}") for k, head in enumerate(value))
         else:
-            parts[key] = from_mapping(type(kinds[key]), value, f"{where}: {key}")
+            parts[key] = from_mapping(kinds[key], value, f"{where}: {key}")
     return from_mapping(Recipe, parts, where)
 
 

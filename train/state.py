@@ -107,7 +107,7 @@ class CheckpointWriter:
 
 def newest_checkpoint(folder: Path) -> tuple[Artifact | None, list[str]]:
     """The newest sound checkpoint, and what is wrong with newer ones."""
-    problems = []
+    problems: list[str] = []
     for directory in _directories(folder):
         try:
             found = open_artifact(directory, kind=KIND, newest_version=FORMAT_VERSION)

@@ -15,6 +15,7 @@ import torch
 from gfm_calc.config import ModelConfig
 
 PHASES = ("data", "forward", "backward", "communication", "update", "validation")
+_RSS_UNIT = 1 if platform.system() == "Darwin" else 1024  # bytes
 _RAPL = Path("/sys/class/powercap")
 _PASSES = 9  # forward, its gradient, and the backward of both, in units of a forward: about 3 x 3
 
@@ -55,7 +56,7 @@ class Telemetry:
             "wall_s": wall, "seconds": seconds, **self.counts,
             "structures_per_s": self.counts["structures"] / wall, "atoms_per_s": self.counts["atoms"] / wall,
             "edges_per_s": self.counts["edges"] / wall, "bytes_sent": bytes_sent, "bytes_sent_per_step": bytes_sent / steps,
-            "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024),
+            "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT,
             "estimated_flops": self.operations, "estimated_flops_per_s": self.operations / wall,
             "energy_j": None if before is None or now is None else now - before,
             "energy_source": "RAPL, packages" if before is not None else "not readable here",

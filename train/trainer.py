@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gfm_calc.checkpoint import subset
 from gfm_calc.data.loader import LabelledBatch, Loader
@@ -98,7 +98,8 @@ class Trainer:
 
     def _share(self) -> None:
         """Encoder parameters are shared by all processes, those of heads within their group."""
-        encoder, heads = {}, {}
+        encoder: dict[str, nn.Parameter] = {}
+        heads: dict[str, nn.Parameter] = {}
         for name, parameter in self.model.named_parameters():
             (heads if name.startswith("energy_stack.") else encoder)[name] = parameter
         heads |= dict(self.objective.named_parameters())

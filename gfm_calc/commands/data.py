@@ -168,10 +168,13 @@ def run_split(args: argparse.Namespace) -> None:
     by = args.by if like is None else like.by
     key = _or_frame(keyer(by), by_frame) if lists else keyer(by)
     frames, energies = FrameTable(), Compositions()
+    free_atoms: dict[str, bool] = {}  # group -> it is nothing else: references, which no side can do without
     with Progress("split", "frames") as progress:
         for record in _records(args, frames.refused):
-            frames.add(record, key(record))
+            group = key(record)
+            frames.add(record, group)
             energies.add(record)
+            free_atoms[group] = free_atoms.get(group, True) and len(record) == 1 and not record.pbc.any()
             progress.advance()
     if not len(frames):
         raise InputFileError("no usable frame to split")
@@ -179,7 +182,8 @@ def run_split(args: argparse.Namespace) -> None:
         split = _official(lists, frames, by)
     else:
         seed = args.seed if like is None else like.seed
-        split = draw(frames.groups_by_file(), by=by, seed=seed, validation=args.validation, test=args.test, like=like)
+        drawn = {name: [g for g in groups if not free_atoms[g]] for name, groups in frames.groups_by_file().items()}
+        split = draw(drawn, by=by, seed=seed, validation=args.validation, test=args.test, like=like)
     if args.join:
         split = join(split, frames.groups_that_share())
     sides = frames.sides(split)
@@ -190,6 +194,14 @@ def run_split(args: argparse.Namespace) -> None:
     with written_aside(args.output, args.overwrite) as aside:
         save_split(aside, split, census)
     print(_split_text(args.output, census))
+    wanted = {"test": args.test, "validation": args.validation} if not lists and like is None else {}
+    for side in (side for side, share in wanted.items() if share > 0 and side not in census["ids"]):
+        groups = sum(entry["groups"] for entry in census["ids"].values())
+        print(
+            f"gfm: warning: nothing is left for {side}: there are {groups} groups by {by}; choose another --by, or give more "
+            "data",
+            file=sys.stderr,
+        )
 
 
 def _records(args: argparse.Namespace, refused: Callable[[str], None]) -> Iterator[Record]:

@@ -157,15 +157,19 @@ def _card(args: argparse.Namespace, origin: Any) -> Any:
     values |= {name: getattr(args, name) for name in _LEVEL if getattr(args, name) is not None}
     data |= {name: getattr(args, name) for name in ("licence", "citation") if getattr(args, name) is not None}
     if args.append:
-        return _card_that_is_there(args, values)
+        return _card_that_is_there(args, values, origin)
     return HeadSpec(name=args.head, training_data=(data,), **values)
 
 
-def _card_that_is_there(args: argparse.Namespace, values: dict[str, Any]) -> Any:
-    """The card of the dataset that is added to; what the command line says must not contradict it."""
+def _card_that_is_there(args: argparse.Namespace, values: dict[str, Any], origin: Any) -> Any:
+    """The card of the dataset that is added to; what the command line says must not contradict it or count it twice."""
+    from ..data.registry import SOURCES, refuse_double_counting
     from ..data.store import open_dataset
 
     head = open_dataset(args.output).head
+    if origin is not None:
+        titles = {data.get("name") for data in head.training_data}
+        refuse_double_counting([origin.name, *(entry.name for entry in SOURCES.values() if entry.title in titles)])
     for name, value in {"name": args.head, **values}.items():
         if getattr(head, name) != value:
             raise ConfigError(

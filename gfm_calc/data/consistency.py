@@ -26,7 +26,6 @@ _FEW = 20
 _LEAST_WORK = 2e-3  # energy units; below, rounding decides
 _LEAST_SHARE = 0.5  # of the work of the forces, for the stress: below, the error of the former decides
 _TOLERANCE = 0.12  # relative, to recognise a factor
-_AS_LIKELY = 0.03  # by which a mistake may be farther from the slope than the nearest one, beside twice that
 _CLEAR = 0.5  # spread of the slopes, relative: beyond, there is no verdict
 
 
@@ -99,7 +98,9 @@ class ConsistencyCheck:
         """Of the forces; where the energies are known to be in eV, by their size, only the forces can be wrong."""
         self._pair_up_the_rest()
         known = tuple(
-            (factor, text) for factor, text in _FORCE_FACTORS if not (energies_are_ev and text.startswith("the energies"))
+            (factor, text)
+            for factor, text in _FORCE_FACTORS
+            if not (energies_are_ev and text.startswith("the energies"))
         )
         return _judged(replace(_slope(self._forces), close=self._close), known, "forces")
 
@@ -201,9 +202,10 @@ def _judged(found: Slope, factors: tuple[tuple[float, str], ...], what: str) -> 
     far = _distance(found.per_atom)
     if far < max(_TOLERANCE, found.scatter_per_atom) and found.scatter_per_atom < 1.2 * found.scatter:
         likely.append((far, "the energies look like energies per atom: --energy-per-atom"))
-    likely = [meaning for far, meaning in sorted(likely) if far < 2.0 * min(likely)[0] + _AS_LIKELY]
     if likely:
-        return replace(found, verdict="; or ".join(likely[:3]), recognised=True)
+        limit = 2.0 * min(likely)[0] + 0.5 * found.scatter
+        meanings = [meaning for far, meaning in sorted(likely) if far < limit]
+        return replace(found, verdict="; or ".join(meanings[:3]), recognised=True)
     return replace(found, verdict=f"the {what} do{'es' * (what == 'stress')} not belong to the energies")
 
 

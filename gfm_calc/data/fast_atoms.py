@@ -18,7 +18,9 @@ from .schema import Record
 _ATOMS = {"_cellobj", "_pbc", "arrays", "_celldisp", "_constraints", "info", "_calc"}
 _CALCULATOR = {"atoms", "results", "parameters", "_directory", "prefix", "get_spin_polarized", "use_cache"}
 _EMPTY = SinglePointCalculator(Atoms())
-FAST = set(vars(Atoms())) == _ATOMS and set(vars(_EMPTY)) == _CALCULATOR
+FAST = (
+    set(vars(Atoms())) == _ATOMS and set(vars(_EMPTY)) == _CALCULATOR and set(vars(Cell(np.eye(3)))) == {"array"}
+)  # fmt: skip
 
 
 def labelled_atoms(record: Record, head: str) -> Atoms:
@@ -38,9 +40,8 @@ def labelled_atoms(record: Record, head: str) -> Atoms:
     if record.forces is not None:
         results["forces"] = record.forces
     if record.stress is not None:
-        s = record.stress
-        off_diagonal = (s[1, 2] + s[2, 1], s[0, 2] + s[2, 0], s[0, 1] + s[1, 0])
-        results["stress"] = np.array([s[0, 0], s[1, 1], s[2, 2], *(value / 2 for value in off_diagonal)])
+        (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = record.stress.tolist()
+        results["stress"] = np.array([xx, yy, zz, (yz + zy) / 2, (xz + zx) / 2, (xy + yx) / 2])
     cell, pbc, numbers, positions = record.cell, record.pbc, record.atomic_numbers, record.positions
     calculator = SinglePointCalculator.__new__(SinglePointCalculator)
     calculator.__dict__.update(
@@ -52,9 +53,10 @@ def labelled_atoms(record: Record, head: str) -> Atoms:
 
 
 def _atoms(cell, pbc, numbers, positions, info, calculator) -> Atoms:
-    atoms = Atoms.__new__(Atoms)
+    atoms, box = Atoms.__new__(Atoms), Cell.__new__(Cell)
+    box.array = cell
     atoms.__dict__.update(
-        _cellobj=Cell(cell), _pbc=pbc, _celldisp=np.zeros((3, 1)), _constraints=[], info=info,
+        _cellobj=box, _pbc=pbc, _celldisp=np.zeros((3, 1)), _constraints=[], info=info,
         arrays={"numbers": numbers, "positions": positions}, _calc=calculator,
     )  # fmt: skip
     return atoms

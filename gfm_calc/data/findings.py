@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .fingerprints import NEAR
-from .suspicion import EnergyKind, energy_kind, force_suspicion, length_suspicion, stress_suspicion
+from .suspicion import EnergyKind, bulk_modulus, energy_kind, force_suspicion, length_suspicion, stress_suspicion
 
 if TYPE_CHECKING:
     from .frame_table import FrameTable
@@ -208,8 +208,10 @@ def _lengths(file: FileInspection) -> list[Finding]:
 def _stress(file: FileInspection) -> list[Finding]:
     if file.stress_check.is_clear:
         return []
-    pressures = np.abs(file.statistics["pressure"])
-    suspected = stress_suspicion(pressures[~np.isnan(pressures)])
+    columns = file.statistics
+    pressures = columns["pressure"]
+    modulus = bulk_modulus(columns["volume"], pressures, columns["composition"])
+    suspected = stress_suspicion(pressures[~np.isnan(pressures)], modulus)
     return [Finding(level="warning", code="stress-scale", text=suspected)] if suspected else []
 
 

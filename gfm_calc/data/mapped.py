@@ -126,6 +126,10 @@ class Column:
             return np.repeat(self._constant[None], stop - start, axis=0)
         return self._span(start, stop)
 
+    def raw(self, start: int, stop: int) -> np.ndarray:
+        """The rows from `start` to `stop` as they are kept, for integers; not a copy."""
+        return self._view(start, stop) if self._constant is None else self.span(start, stop)
+
     def rows(self, rows: Rows) -> np.ndarray:
         """Some rows, in the order of their numbers."""
         if isinstance(rows, slice):
@@ -140,18 +144,24 @@ class Column:
         return self._decoded(whole.reshape(self._shape)[rows])
 
     def _span(self, start: int, stop: int) -> np.ndarray:
+        return self._decoded(self._view(start, stop))
+
+    def _view(self, start: int, stop: int) -> np.ndarray:
         count, first = (stop - start) * self._items, self._offset + start * self._width
         chunk, last = first // CHUNK, (self._offset + stop * self._width - 1) // CHUNK
         near = 0 <= start < stop <= self._rows and chunk <= last <= chunk + 1
         if not (near and self._seen[chunk] and self._seen[last]):
             self._check(start, stop)
-        found = np.frombuffer(self._file.map, self._dtype, count, first)
-        return self._decoded(found.reshape(self._shape) if self._folded else found)
+        found = np.frombuffer(self._map, self._dtype, count, first)
+        return found.reshape(self._shape) if self._folded else found
 
     def _decoded(self, raw: np.ndarray) -> np.ndarray:
-        if self._scale is None or self._holes:
+        if self._scale is None:
             return decode(raw, self._how)
-        return raw / self._scale
+        values = raw / self._scale
+        if self._holes and raw.size and raw.min() == NAN:
+            values[raw == NAN] = np.nan
+        return values
 
     def _check(self, start: int, stop: int) -> None:
         if not 0 <= start <= stop <= self._rows:
@@ -186,9 +196,9 @@ class Shard:
         stress = columns["stress"].row(row) if "stress" in columns else None
         charge, spin = columns["charge"].value(row), columns["spin"].value(row)
         return Record(
-            atomic_numbers=columns["atomic_numbers"].span(first_atom, stop_atom).astype(np.int64),
+            atomic_numbers=columns["atomic_numbers"].raw(first_atom, stop_atom).astype(np.int64),
             positions=columns["positions"].span(first_atom, stop_atom), cell=columns["cell"].row(row),
-            pbc=columns["pbc"].row(row).astype(bool), energy=columns["energy"].value(row),
+            pbc=columns["pbc"].raw(row, row + 1)[0].astype(bool), energy=columns["energy"].value(row),
             forces=None if forces is None or isnan(forces[0, 0]) else forces,
             stress=None if stress is None or isnan(stress[0, 0]) else stress,
             charge=None if charge == NO_CHARGE else charge, spin=None if spin == NO_SPIN else spin,

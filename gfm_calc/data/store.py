@@ -192,6 +192,8 @@ class Dataset(Sequence[Atoms]):
 
     def _checked(self, index: int) -> int:
         number = index.__index__()
+        if 0 <= number < self._starts[-1]:
+            return number
         if not -len(self) <= number < len(self):
             raise IndexError(f"{self.directory} has no structure {number}; it holds {len(self)}")
         return number % len(self)

@@ -9,6 +9,9 @@ import numpy as np
 from ase.units import GPa, Hartree, kcal, kJ, mol
 
 _PER_EV = {"Ha": 1 / Hartree, "Ry": 2 / Hartree, "kcal/mol": mol / kcal, "kJ/mol": mol / kJ, "meV": 1000.0}
+_DENSE = 100.0  # Å³ per atom; beyond, there is vacuum in the cell
+_LEAST_VOLUME_CHANGE = 5e-3  # relative, root mean square
+_STRENGTH = -0.35  # eV/Å³
 _BAND = (0.85, 1.15)  # of the ratio to the all-electron energy
 
 
@@ -141,17 +144,49 @@ def force_suspicion(curvature: float) -> str | None:
     return f"bonds of {curvature:.3g} eV/Å² are too stiff: forces in kcal/mol/Å?"
 
 
-def stress_suspicion(pressures: np.ndarray) -> str | None:
-    """The unit that the size of the pressures suggests, where it is not eV/Å³.
+def bulk_modulus(volumes: np.ndarray, pressures: np.ndarray, composition: np.ndarray) -> float:
+    """-dp/d(ln V) in eV/Å³ from frames of one composition each, of all of them; NaN where volume does not decide pressure.
 
     Args:
-        pressures: [frames] |trace|/3 in eV/Å³ as read.
+        volumes: [frames] Å³ per atom, NaN where there is none.
+        pressures: [frames] eV/Å³ as read, NaN where there is none.
+        composition: [frames] index.
+    """
+    known = np.isfinite(volumes) & np.isfinite(pressures) & (volumes < _DENSE)
+    if known.sum() < 20:
+        return math.nan
+    label = composition[known].astype(np.int64)
+    count = np.maximum(np.bincount(label), 1)
+    x, y = np.log(volumes[known]), pressures[known]
+    x, y = (values - (np.bincount(label, values) / count)[label] for values in (x, y))
+    squares, both = float(x @ x), float(x @ y)
+    if squares < len(x) * _LEAST_VOLUME_CHANGE**2 or both**2 < 0.16 * squares * float(y @ y):
+        return math.nan
+    return -both / squares
+
+
+def stress_suspicion(pressures: np.ndarray, modulus: float = math.nan) -> str | None:
+    """The unit or sign that the pressures suggest, where it is not eV/Å³, positive in tension.
+
+    Args:
+        pressures: [frames] -trace/3 in eV/Å³ as read.
+        modulus: `bulk_modulus` as read (solids: 1 to 450 GPa, above under pressure).
     """
     if len(pressures) == 0:
         return None
-    high = float(np.percentile(pressures, 75))
-    if high > 20.0:
-        return f"pressures of {high / GPa:.3g} GPa: stress in kBar? --stress-unit kBar"
-    if high > 3.0:
-        return f"pressures of {high / GPa:.3g} GPa: stress in GPa, or a virial? --stress-unit GPa or virial:eV"
+    high, stiff = float(np.percentile(np.abs(pressures), 75)), abs(modulus) / GPa
+    for beyond, softest, unit in (
+        (20.0, 60_000.0, "kBar or GPa, or a virial (stress times volume)"),
+        (3.0, 2500.0, "GPa, or a virial"),
+    ):
+        if high > beyond or stiff > softest:
+            seen = f"pressures of {high / GPa:.3g} GPa" if high > beyond else f"a bulk modulus of {stiff:.3g} GPa"
+            return f"{seen}: stress in {unit}? --stress-unit {unit.split(',')[0]} or virial:eV, with --stress-sign"
+    if modulus < 0:
+        return "pressure grows with volume: is the stress positive in compression? --stress-unit eV/A^3 --stress-sign compression"
+    if float(np.percentile(pressures, 25)) < _STRENGTH:
+        return (
+            f"a quarter of the frames under tension of {-float(np.percentile(pressures, 25)) / GPa:.3g} GPa, which no solid "
+            "bears: is the stress positive in compression? --stress-unit eV/A^3 --stress-sign compression"
+        )
     return None

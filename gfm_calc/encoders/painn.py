@@ -44,7 +44,7 @@ class PaiNN(Encoder):
         return scalars, vectors
 
 
-def _layer(message: Message, update: Update, scalars: Tensor, vectors: Tensor | None, edges: EdgeGeometry):
+def _layer(message: nn.Module, update: nn.Module, scalars: Tensor, vectors: Tensor | None, edges: EdgeGeometry):
     return update(*message(scalars, vectors, edges))
 
 

@@ -5,7 +5,6 @@ import dataclasses
 import json
 
 import numpy as np
-import pytest
 from data_files import FIXTURES, methanol, write_npz
 
 from gfm_calc.cli import main
@@ -91,7 +90,7 @@ def test_split_refuses_leaks_across_files(capsys, tmp_path):
     argv = ["split", METAL, tmp_path / "copy.extxyz", "-o", tmp_path / "s.json", "--test", "0.4"]
     code, _, err = run(capsys, *argv)
     assert code == 1 and "on two sides of the split" in err and "--join" in err and not (tmp_path / "s.json").exists()
-    code, out, _ = run(capsys, *argv, "--join")
+    code, _, _ = run(capsys, *argv, "--join")
     assert code == 0
     split = load_split(tmp_path / "s.json")
     for one, two in zip(read(METAL), read(tmp_path / "copy.extxyz"), strict=True):
@@ -122,7 +121,7 @@ def test_official_lists(capsys, tmp_path):
     (tmp_path / "train.txt").write_text("\n".join(map(str, range(8))))
     (tmp_path / "test.txt").write_text("8\n9\n")
     lists = ["--train-list", tmp_path / "train.txt", "--test-list", tmp_path / "test.txt"]
-    code, out, _ = run(capsys, "split", METHANOL, "-o", tmp_path / "s.json", *lists)
+    code, _, _ = run(capsys, "split", METHANOL, "-o", tmp_path / "s.json", *lists)
     assert code == 0
     split = load_split(tmp_path / "s.json")
     assert [split.side(record) for record in read(METHANOL)] == ["train"] * 8 + ["test"] * 2 + ["unused"] * 6
@@ -165,6 +164,21 @@ def test_isolated_atoms_are_taken_from_the_data_or_a_file(capsys, tmp_path):
     assert (energies["H"], energies["C"]) == (-13.0, -1030.0) and np.isfinite(energies["O"])
     code, _, err = run(capsys, *argv[:1], METAL, *argv[2:], "--isolated-atoms", "data")
     assert code == 1 and "no single atoms" in err
+
+
+def test_a_part_is_not_added_to_the_whole(capsys, tmp_path):
+    argv = ["build", FIXTURES / "methanol.aselmdb", "-o", tmp_path / "d", "--head", "wb97m-v", "--source"]
+    assert run(capsys, *argv, "omol25")[0] == 0
+    code, _, err = run(capsys, *argv, "omol25-neutral", "--append")
+    assert code == 1 and "omol25-neutral is part of omol25: its frames would be counted twice" in err
+
+
+def test_a_side_that_stays_empty_is_told(capsys, tmp_path):
+    """The free atoms of the file are no side of their own, and one group cannot be split."""
+    code, out, err = run(capsys, "split", METHANOL, "-o", tmp_path / "s.json")
+    assert code == 0 and "train      16       5" in out
+    for side in ("test", "validation"):
+        assert f"nothing is left for {side}: there are 5 groups by group" in err
 
 
 def test_an_earlier_split_is_kept(capsys, tmp_path):

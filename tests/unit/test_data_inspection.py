@@ -18,7 +18,7 @@ from gfm_calc.data.consistency import ConsistencyCheck
 from gfm_calc.data.inspection import inspect
 from gfm_calc.data.readers import ReadOptions, read
 from gfm_calc.data.report import mapping
-from gfm_calc.data.suspicion import all_electron_energy
+from gfm_calc.data.suspicion import all_electron_energy, bulk_modulus, stress_suspicion
 from gfm_calc.errors import InputFileError
 
 
@@ -249,6 +249,102 @@ def test_forces_that_a_constraint_set_to_zero(tmp_path):
     ase.io.write(path, frames)
     found = codes(path)
     assert "20 frames" in found["zeroed-forces"] and "net-force" in found
+
+
+def test_forces_that_vanish_by_symmetry_are_not_taken_for_frozen(tmp_path):
+    """A row of three: the one at the end of an axis has no force, and the others balance."""
+    atoms = Atoms("Cu3", [[0, 0, 0], [0, 2.0, 1.0], [0, -2.0, 1.0]])
+    forces = [[0, 0, 0], [0, 1.0, 0], [0, -1.0, 0]]
+    frames = []
+    for shift in range(5):
+        atoms.positions[1:, 1] *= 1.01
+        atoms.calc = SinglePointCalculator(atoms, energy=-9.0 - shift, forces=np.array(forces))
+        frames.append(atoms.copy())
+        frames[-1].calc = atoms.calc
+    ase.io.write(tmp_path / "a.extxyz", frames)
+    assert "zeroed-forces" not in codes(tmp_path / "a.extxyz")
+    for frame in frames:
+        frame.calc.results["forces"] = np.array(forces) + [[0, 0, 0], [0, 0, 0.5], [0, 0, 0.5]]
+    ase.io.write(tmp_path / "b.extxyz", frames)
+    assert "zeroed-forces" in codes(tmp_path / "b.extxyz")
+
+
+def test_valence_energies_of_a_molecule_are_not_taken_for_rydberg(tmp_path):
+    """GFN2-xTB energies of methanol in eV are 0.97 of all-electron energies in Ry; forces and their change tell."""
+    random = np.random.default_rng(0)
+    base = molecule("CH3OH")
+    frames = []
+    for _ in range(40):
+        atoms = base.copy()
+        moved = random.normal(scale=0.02, size=base.positions.shape)
+        atoms.positions += moved
+        results = {"energy": -223.7 + 6.0 * float((moved**2).sum()), "forces": -12.0 * moved}
+        atoms.calc = SinglePointCalculator(atoms, **results)
+        frames.append(atoms)
+    ase.io.write(tmp_path / "a.extxyz", frames)
+    assert "energy-unit" not in codes(tmp_path / "a.extxyz")
+    for atoms in frames:
+        del atoms.calc.results["forces"]
+    ase.io.write(tmp_path / "b.extxyz", frames)
+    (finding,) = [f for f in inspect([tmp_path / "b.extxyz"]).all_findings() if f.code == "energy-unit"]
+    assert finding.level == "warning" and "or valence energies in eV" in finding.text
+
+
+def test_the_nearest_mistake_is_named_and_right_energies_are_not_blamed():
+    """A slope of 0.040 lies between forces in kcal/mol/Å (0.043) and energies in Ha (0.037)."""
+    check = ConsistencyCheck()
+    random = np.random.default_rng(0)
+    check._forces = [(w, w * 0.0395 * random.uniform(0.85, 1.15), 6) for w in random.uniform(1, 9, 200)]
+    assert "kcal/mol/Å" in check.forces().verdict and "look like Ha" in check.forces().verdict
+    assert (
+        check.forces(True).verdict == "the forces look like kcal/mol/Å beside energies in eV: --forces-unit kcal/mol/A"
+    )
+
+
+def test_energies_per_atom_in_frames_of_many_sizes():
+    check = ConsistencyCheck()
+    random = np.random.default_rng(0)
+    sizes = random.integers(2, 40, 200)
+    check._forces = [(w, w / n, int(n)) for w, n in zip(random.uniform(1, 9, 200), sizes)]
+    assert check.forces().verdict == "the energies look like energies per atom: --energy-per-atom"
+
+
+@pytest.mark.parametrize(
+    "factor, hint",
+    [(-1.0, "--stress-sign compression"), (1 / GPa, "stress in GPa"), (10 / GPa, "stress in kBar"), (1.0, None)],
+)
+def test_stress_where_no_two_frames_can_be_compared(factor, hint):
+    """Volumes and pressures of single structures still tell sign and unit: a solid resists compression."""
+    random = np.random.default_rng(0)
+    volumes = 12.0 * random.uniform(0.9, 1.1, 60)
+    pressures = -100 * GPa * np.log(volumes / 12.0) * factor
+    found = stress_suspicion(pressures, bulk_modulus(volumes, pressures, np.zeros(60)))
+    assert found is None if hint is None else hint in str(found)
+
+
+def test_tension_that_no_solid_bears():
+    assert "no solid bears" in str(stress_suspicion(np.linspace(-1.0, 0.1, 50)))
+    assert stress_suspicion(np.linspace(-0.1, 1.0, 50)) is None
+
+
+@pytest.mark.parametrize("unit, factor", [("Ha", Hartree), ("kcal/mol", kcal / mol)])
+def test_hydrogen_tells_the_unit_of_valence_energies(tmp_path, unit, factor):
+    valence = {"H": -13.6, "C": -155.0, "N": -265.0, "O": -430.0, "F": -655.0}
+    frames = []
+    for name in ("CH4", "NH3", "H2O", "CH3OH", "C2H6", "C6H6", "CH3F", "HCN", "N2H4", "H2O2", "CO2", "C2H4") * 2:
+        atoms = molecule(name) if name != "CH3F" else molecule("CH3Cl")
+        atoms.symbols = [symbol.replace("Cl", "F") for symbol in atoms.symbols]
+        atoms.calc = SinglePointCalculator(atoms, energy=sum(valence[s] for s in atoms.symbols) / factor)
+        frames.append(atoms)
+    ase.io.write(tmp_path / "a.extxyz", frames)
+    assert f"hydrogen counts {-13.6 / factor:.3g}, as it does in {unit}" in codes(tmp_path / "a.extxyz")["energy-unit"]
+    assert "energy-unit" not in codes(tmp_path / "a.extxyz", energy_unit=unit)
+
+
+def test_energies_under_several_names(tmp_path):
+    lines = [f'1\n{key}=-13.{k} pbc="F F F"\nH 0 0 0\n' for k, key in enumerate(("energy", "REF_energy", "energy"))]
+    (tmp_path / "a.xyz").write_text("".join(lines))
+    assert "energy (2), REF_energy (1)" in codes(tmp_path / "a.xyz")["mixed-energy-keys"]
 
 
 def test_duplicates_and_contradictions(crystals, tmp_path):

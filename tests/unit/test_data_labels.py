@@ -71,7 +71,7 @@ def test_a_stated_unit_is_not_overruled(tmp_path):
 
 def test_two_energies_that_differ_are_asked_about(tmp_path):
     path = write(tmp_path / "a.xyz", "energy=-1.0 REF_energy=-2.0")
-    with pytest.raises(InputFileError, match=r"energy -1, REF_energy -2.*--energy-key REF_energy"):
+    with pytest.raises(InputFileError, match=r"energy -1, REF_energy -2.*--energy-key energy or REF_energy"):
         list(read(path))
     (record,) = read(path, options=ReadOptions(energy_key="REF_energy"))
     assert record.energy == -2.0

@@ -171,7 +171,7 @@ def test_static_alexandria_asks_which_energy_and_which_stress():
 
 def test_vasp_asks_which_energy():
     for name, energy in (("OUTCAR_example_1", -68.228685), ("vasprun_pstress.xml", -20.246959)):
-        with pytest.raises(InputFileError, match="forces belong to free_energy.*--energy-key free_energy"):
+        with pytest.raises(InputFileError, match="forces belong to free_energy.*--energy-key energy or free_energy"):
             list(read(VASP / name))
         found = list(read(VASP / name, options=ReadOptions(energy_key="free_energy")))
         assert found[0].energy == pytest.approx(energy, abs=1e-6) and found[0].stress is not None
@@ -231,6 +231,18 @@ def test_a_reader_that_hangs_is_given_up(tmp_path, monkeypatch):
     os.mkfifo(tmp_path / "a.h5")
     with pytest.raises(InputFileError, match="silent for 1 s: damaged"):
         list(read(tmp_path / "a.h5"))
+
+
+@pytest.mark.promise("R4")
+def test_a_module_beside_the_data_is_not_imported(tmp_path, monkeypatch):
+    from gfm_calc.data.readers import isolated
+
+    write_transition1x(tmp_path / "a.h5", methanol())
+    for name in ("h5py", "numpy", "json"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(isolated, "_idle", [])
+    assert len(list(read("a.h5"))) == len(methanol()) and not (tmp_path / "ran").exists()
 
 
 def test_a_reader_that_dies_is_an_error_and_the_next_file_is_read(tmp_path, monkeypatch):

@@ -181,7 +181,12 @@ class _Chooser:
             self._refuse(f"the file says that its energies are in {known.energy}, --energy-unit says {given}")
         unit = given or known.energy
         if unit is None:
-            self._refuse("nothing says what unit the energies have: give --energy-unit (eV, Ha, kcal/mol, kJ/mol, ...)")
+            lengths = (
+                "" if self.options.length_unit or known.length else "; and --length-unit (A, bohr, nm) of the positions"
+            )
+            self._refuse(
+                f"nothing says what unit the energies have: give --energy-unit (eV, Ha, kcal/mol, kJ/mol, ...){lengths}"
+            )
         return unit
 
     def _length_unit(self) -> str:
@@ -332,7 +337,7 @@ def _agreed(what: str, keys: tuple[str, ...], where: Any, shape: tuple[int, ...]
             hint = "; forces belong to free_energy" if "free_energy" in keys else ""
             raise InputFileError(
                 f"{raw.path}, frame {raw.frame}: several keys may be the {what} and differ ({shown}{hint}): choose with "
-                f"--{what}-key {key}"
+                f"--{what}-key {keys[0]} or {key}"
             )
     return first
 

@@ -1,0 +1,267 @@
+"""The parts of the trainer: recipe, placement, flat parameters, objective, schedule, processes."""
+
+import tomllib
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from labelled import need_adios
+from support import random_model
+from torch import nn
+from training import make_datasets
+
+from gfm_calc.data.loader import Loader
+from gfm_calc.data.sampling import Batch
+from gfm_calc.errors import ConfigError
+from gfm_calc.train.flat import AdamW, FlatParameters
+from gfm_calc.train.models import build_model
+from gfm_calc.train.objective import Objective, head_slots
+from gfm_calc.train.parallel import Place, discover
+from gfm_calc.train.placement import place
+from gfm_calc.train.preparation import loss_weights, prepare
+from gfm_calc.train.recipe import ObjectiveRecipe, OptimizerRecipe, read_recipe, recipe_of, to_toml
+from gfm_calc.train.schedule import Schedule
+
+# ---- recipe ----
+
+
+def test_a_recipe_is_written_and_read_back():
+    recipe = recipe_of(
+        {"heads": [{"name": "a", "share": 0.5, "reference_energies": {"H": -13.6}}]}, ["data.path=/x y/ü"]
+    )
+    assert recipe_of(tomllib.loads(to_toml(recipe))) == recipe
+
+
+@pytest.mark.parametrize(
+    "setting, said",
+    [
+        ("run.stepz=3", "run: unknown key 'stepz' (did you mean 'steps'?)"),
+        ("rnu.steps=3", "unknown key 'rnu' (did you mean 'run'?)"),
+        ("run.steps=0", "run.steps must be a whole number from 1"),
+        ("run.steps=1.5", "run.steps must be a whole number"),
+        ("run.dtype=fp8", "run.dtype must be one of float64, float32, tf32, bf16"),
+        ("run.compile=1", "run.compile must be true or false"),
+        ("optimizer.learning_rate=nan", "optimizer.learning_rate must be a number from 0 to 10, not nan"),
+        ("model.cutoff=-1", "model.cutoff must lie between"),
+        ("steps=3", "write TABLE.KEY=VALUE"),
+        ("heads.a=3", "heads are set in the recipe"),
+    ],
+)
+def test_wrong_recipes_say_what_is_wrong(tmp_path, setting, said):
+    (tmp_path / "recipe.toml").write_text("[run]\nseed = 1\n")
+    with pytest.raises(ConfigError) as error:
+        read_recipe(tmp_path / "recipe.toml", [setting])
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+# ---- placement ----
+
+
+@given(
+    st.lists(st.floats(0.01, 100), min_size=1, max_size=20), st.integers(1, 40), st.sampled_from(["data", "multitask"])
+)
+@settings(deadline=None)
+def test_every_rank_and_head_has_its_place(loads, world, mode):
+    found = place(loads, world, mode)
+    assert [rank for ranks in found.groups for rank in ranks] == list(range(world))
+    assert sorted(head for heads in found.heads for head in heads) == list(range(len(loads)))
+    assert all(heads == tuple(sorted(heads)) and heads for heads in found.heads)
+    assert len(found.groups) == (1 if mode == "data" else min(world, len(loads)))
+
+
+def test_heavy_heads_get_more_processes():
+    found = place([8.0, 1.0, 1.0], 6, "multitask")
+    assert [len(ranks) for ranks in found.groups] == [4, 1, 1]
+    assert place([5.0, 3.0, 2.0], 2, "multitask").heads == ((0,), (1, 2))
+
+
+# ---- flat parameters ----
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_the_update_is_that_of_torch(parts):
+    torch.manual_seed(0)
+    shapes = {"a": (5, 3), "b": (7,), "c": (4, 2, 3)}
+    start = {name: torch.randn(shape, dtype=torch.float64) for name, shape in shapes.items()}
+    theirs = {name: nn.Parameter(value.clone()) for name, value in start.items()}
+    optimizer = torch.optim.AdamW(
+        [{"params": [theirs["a"], theirs["c"]], "weight_decay": 0.1}, {"params": [theirs["b"]], "weight_decay": 0.0}],
+        lr=0.01, betas=(0.9, 0.99),
+    )  # fmt: skip
+    ours = [{name: nn.Parameter(value.clone()) for name, value in start.items()} for _ in range(parts)]
+    flats = [FlatParameters(own, {"a", "c"}, parts=parts, part=k) for k, own in enumerate(ours)]
+    constants = AdamW(beta1=0.9, beta2=0.99, weight_decay=0.1)
+    for count in range(1, 6):
+        for name, parameter in theirs.items():
+            parameter.grad = torch.randn(shapes[name], dtype=torch.float64)
+        optimizer.step()
+        whole = torch.zeros_like(flats[0].gradient)
+        for name, parameter in theirs.items():
+            flats[0].view(whole, name).copy_(parameter.grad)
+        for flat in flats:
+            flat.update(whole[flat.own], constants, rate=0.01, count=count, decay=0.5)
+        joined = torch.cat([flat.weight[flat.own] for flat in flats])
+        for flat in flats:
+            flat.weight.copy_(joined)
+    for own in ours:
+        for name, parameter in theirs.items():
+            torch.testing.assert_close(own[name].data, parameter.data, rtol=1e-12, atol=1e-14)
+
+
+def test_gradients_flow_into_the_flat_vector():
+    layer = nn.Linear(3, 2)
+    flat = FlatParameters(dict(layer.named_parameters()), {"weight"})
+    layer(torch.ones(4, 3)).sum().backward()
+    assert torch.equal(flat.view(flat.gradient, "bias"), torch.full((2,), 4.0))
+    assert torch.equal(flat.view(flat.gradient, "weight"), torch.full((2, 3), 4.0))
+    flat.weight.zero_()
+    assert not layer.weight.any()
+
+
+# ---- heads of a mixture ----
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=40))
+@settings(deadline=None)
+def test_every_atom_has_its_slot(heads):
+    owner = torch.tensor(heads)
+    slots, slot_of = head_slots(owner, 5)
+    assert torch.equal(slots.view(-1)[slot_of], torch.arange(len(owner)))
+    assert torch.equal(slot_of // slots.shape[1], owner)
+
+
+def test_own_heads_are_those_of_the_whole_stack():
+    model = random_model()
+    torch.manual_seed(1)
+    scalars, gate = torch.randn(17, 16, dtype=torch.float64), torch.rand(17, dtype=torch.float64)
+    numbers, head = torch.randint(1, 90, (17,)), torch.randint(0, 3, (17,))
+    every = model.energy_stack(scalars, gate, numbers)
+    own = model.energy_stack.own(scalars, gate, numbers, head, *head_slots(head, 3))
+    torch.testing.assert_close(own, every[head, torch.arange(17)], rtol=1e-13, atol=1e-13)
+
+
+# ---- objective ----
+
+
+@pytest.fixture(scope="module")
+def heads(tmp_path_factory):
+    need_adios()
+    data = make_datasets(tmp_path_factory.mktemp("objective") / "datasets", (20, 15, 10))
+    recipe = recipe_of({}, [f"data.path={data}", "model.num_features=8", "model.num_layers=2", "model.head_width=8"])
+    return recipe, prepare(recipe, 4.0)
+
+
+def batch_of(heads, drawn):
+    loader = Loader([head.select("train") for head in heads], 4.0, names=[head.spec.name for head in heads])
+    made, _ = loader._maker[(drawn, None, True)]
+    return made[0]
+
+
+@pytest.mark.parametrize("loss", ["l1", "l2", "huber"])
+@pytest.mark.parametrize("uncertainty", [False, True])
+def test_the_gradient_of_the_loss_is_its_derivative(heads, loss, uncertainty):
+    recipe, found = heads
+    model = build_model(recipe.model, found, 0).double()
+    objective = Objective(ObjectiveRecipe(loss=loss, uncertainty=uncertainty), [1.0, 2.0, 0.5], "float64").double()
+    if uncertainty:
+        nn.init.normal_(objective.log_variance, std=0.3)
+    batch = batch_of(found, Batch(head=np.array([0, 1, 2, 0]), index=np.array([0, 1, 2, 3])))
+    inputs = model.inputs(batch.graph)
+    labels = objective.labels(model, batch, torch.arange(3), 4)
+
+    def value():
+        return objective(model, inputs.edge_vector.detach().requires_grad_(), inputs, labels, True)
+
+    total, parts = value()
+    torch.testing.assert_close(parts.sum(), total.detach())
+    assert parts.shape == (4, 3) and parts[2, 1] == 0 and (parts[:2, 1] != 0).all()  # molecules have energies alone
+    total.backward()
+    parameters = [*model.named_parameters(), *objective.named_parameters()]
+    random = torch.Generator().manual_seed(3)
+    for name, parameter in parameters:
+        if parameter.grad is None or "share" in name or "condition" in name:
+            continue
+        direction = torch.randn(parameter.shape, dtype=torch.float64, generator=random)
+        slope = float((parameter.grad * direction).sum())
+        ends = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                parameter.add_(direction, alpha=sign * 1e-6)
+            ends.append(float(value()[0]))
+            with torch.no_grad():
+                parameter.add_(direction, alpha=-sign * 1e-6)
+        assert abs((ends[0] - ends[1]) / 2e-6 - slope) < 1e-5 * max(1.0, abs(slope)), name
+
+
+def test_missing_labels_do_not_count(heads):
+    recipe, found = heads
+    model = build_model(recipe.model, found, 0).double()
+    objective = Objective(ObjectiveRecipe(), [1.0, 1.0, 1.0], "float64")
+    batch = batch_of(found, Batch(head=np.array([2, 2]), index=np.array([0, 1])))
+    labels = objective.labels(model, batch, torch.arange(3), 2)
+    assert not labels.given[:, 1:].any() and not labels.force_weight.any() and not labels.stress_weight.any()
+    inputs = model.inputs(batch.graph)
+    loss, parts = objective(model, inputs.edge_vector.requires_grad_(), inputs, labels, False)
+    assert parts.shape == (2, 1) and torch.isfinite(loss)
+
+
+def test_loss_weights_stand_for_another_temperature(heads):
+    recipe, found = heads
+    sizes = np.array([len(head.sides["train"]) for head in found], float)
+    assert loss_weights(found, recipe) == [1.0, 1.0, 1.0]
+    other = recipe_of({}, [f"data.path={recipe.data.path}", "data.tau=0.5", "data.loss_tau=1.0"])
+    expected = np.array([head.share for head in found]) * np.array(loss_weights(found, other))
+    np.testing.assert_allclose(expected, sizes / sizes.sum())
+
+
+def test_data_are_prepared_without_leaks(heads):
+    _, found = heads
+    for head in found:
+        sides = {side: {head.dataset.record(int(k)).group for k in rows} for side, rows in head.sides.items()}
+        assert not sides["train"] & sides["validation"] and not sides["train"] & sides["test"]
+        assert sum(len(rows) for rows in head.sides.values()) == len(head.dataset)
+        assert head.spec.elements and set(head.spec.elements) <= set(head.spec.reference_energies)
+
+
+# ---- schedule ----
+
+
+def test_schedules():
+    cosine = Schedule(OptimizerRecipe(learning_rate=1.0, final_learning_rate=0.1, warmup=10), 110)
+    assert cosine.rate(0) == 0.1 and cosine.rate(9) == 1.0 and cosine.rate(10) == 1.0
+    assert abs(cosine.rate(60) - 0.55) < 1e-12 and abs(cosine.rate(110) - 0.1) < 1e-12
+    plateau = Schedule(OptimizerRecipe(learning_rate=1.0, schedule="plateau", warmup=0, patience=2), 100)
+    for step, value in enumerate((3.0, 2.0, 2.5, 2.5, 1.0)):
+        plateau.validated(step, value)
+    assert plateau.rate(5) == 0.5 and plateau.best == 1.0 and plateau.failures == 0
+    again = Schedule(plateau.recipe, 100)
+    again.restore(plateau.state())
+    assert again.state() == plateau.state() and again.rate(5) == 0.5
+
+
+# ---- processes ----
+
+
+@pytest.mark.parametrize(
+    "variables, expected",
+    [
+        ({}, Place()),
+        ({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"},
+         Place(launcher="torchrun", rank=3, world=4, local_rank=1, local_world=2)),
+        ({"PMI_RANK": "1", "PMI_SIZE": "2", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2"},
+         Place(launcher="mpirun", rank=1, world=2, local_rank=1, local_world=2)),
+        ({"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1", "SLURM_NTASKS_PER_NODE": "4(x2)", "SLURM_STEP_ID": "0"},
+         Place(launcher="srun", rank=5, world=8, local_rank=1, local_world=4)),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}, Place()),
+    ],
+)  # fmt: skip
+def test_launchers_are_recognised(variables, expected):
+    assert discover(variables) == expected
+
+
+def test_nonsense_of_a_launcher_is_an_error():
+    for variables in ({"RANK": "x", "WORLD_SIZE": "2"}, {"RANK": "2", "WORLD_SIZE": "2"}):
+        with pytest.raises(ConfigError, match="torchrun"):
+            discover(variables)

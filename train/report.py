@@ -1,0 +1,174 @@
+"""RUN/report.html: learning curves, parity on held-out structures, errors by element."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from gfm_calc.artifacts import write_file
+from gfm_calc.commands.pages import drawn, figure, numbers, page, periodic_table
+from gfm_calc.commands.plots import BLUE, COLOURS, GREY, ORANGE
+from gfm_calc.data.loader import Loader
+from gfm_calc.data.store import Selection
+from gfm_calc.model import GFMModel
+from gfm_calc.train.evaluation import spread_indices
+from gfm_calc.train.preparation import Head
+from gfm_calc.train.recipe import Recipe
+from gfm_calc.train.runlog import read_log
+
+_SHOWN = 300  # structures of a head in the pictures
+_MOST_POINTS = 4000
+
+
+@dataclass(kw_only=True)
+class Parity:
+    """Labels and predictions of one head: energy (eV/atom, references subtracted) and forces (eV/Å, components), and the
+    length of the force error of each atom with its atomic number."""
+
+    energy: list[np.ndarray] = field(default_factory=list)
+    forces: list[np.ndarray] = field(default_factory=list)
+    errors: list[np.ndarray] = field(default_factory=list)
+
+    def add(self, model: GFMModel, batch: Any, head: str) -> None:
+        """A batch of structures."""
+        known = torch.isfinite(batch.forces).all(dim=1)
+        found = model.predict(batch.graph, [head], forces=bool(known.any()))[head]
+        numbers_, owner = batch.graph.atomic_numbers, batch.graph.batch
+        row = model.energy_heads.index(head)
+        reference = torch.zeros(len(batch), dtype=torch.float64).index_add(
+            0, owner, model.energy_stack.reference[row].cpu()[numbers_]
+        )
+        sizes = batch.graph.ptr.diff()
+        assert found.energy is not None
+        self.energy.append(
+            torch.stack([(batch.energy - reference) / sizes, (found.energy - reference) / sizes]).numpy()
+        )
+        if found.forces is not None:
+            error = (found.forces - batch.forces)[known]
+            self.forces.append(torch.stack([batch.forces[known].flatten(), found.forces[known].flatten()]).numpy())
+            self.errors.append(torch.stack([numbers_[known].double(), error.norm(dim=1)]).numpy())
+
+
+def write_report(folder: Path, model: GFMModel, heads: Sequence[Head], recipe: Recipe) -> None:
+    """Write the page; held-out structures are those of the test side (validation where that is empty)."""
+    parities = {head.spec.name: _parity(model, head, recipe) for head in heads}
+    lines = read_log(folder)
+    parts = [
+        _summary(heads),
+        "<h2>Learning</h2>",
+        '<div class="pictures">',
+        *_curves(lines, [h.spec.name for h in heads]),
+        "</div>",
+    ]
+    errors = [e for parity in parities.values() for e in parity.errors]
+    if errors:
+        image = drawn(_elements, np.concatenate(errors, axis=1), width=6.6, height=3.7)
+        caption = "Mean length of the force error on held-out structures of all heads, meV/Å."
+        parts += ["<h2>Errors by element</h2>", figure("Force errors", caption, image)]
+    parts.append('<h2>Held-out structures</h2><div class="pictures">')
+    for name, parity in parities.items():
+        if parity.energy:
+            caption = f"{name}: labels and predictions; energies with the reference energies subtracted."
+            parts.append(figure(name, caption, drawn(_draw_parity, parity, name, columns=2, width=6.6, height=3.1)))
+    parts.append("</div>")
+    write_file(folder / "report.html", page(f"Training of {len(heads)} heads", "\n".join(parts)).encode())
+
+
+def _parity(model: GFMModel, head: Head, recipe: Recipe) -> Parity:
+    found = Parity()
+    rows = head.sides["test"] if head.sides["test"].size else head.sides["validation"]
+    if rows.size:
+        chosen = Selection(head.dataset, rows[spread_indices(len(rows), _SHOWN)])
+        for batch in Loader([chosen], recipe.model.cutoff, max_atoms=recipe.run.max_atoms).once():
+            found.add(model, batch, head.spec.name)
+    return found
+
+
+def _summary(heads: Sequence[Head]) -> str:
+    rows = []
+    for head in heads:
+        errors: Mapping[str, float] = head.spec.test_errors
+        shown = [
+            f"{1000 * errors[name]:.1f}" if name in errors else ""
+            for name in ("energy_mae", "forces_mae", "stress_mae")
+        ]
+        sizes = [f"{len(head.sides[side])}" for side in ("train", "validation", "test")]
+        rows.append([head.spec.name, *sizes, f"{100 * head.share:.1f}", f"{head.scale:.2f}", *shown])
+    header = ("head", "training", "validation", "test", "draws (%)", "scale (eV)", "energy (meV/atom)", "forces (meV/Å)",
+              "stress (meV/Å³)")  # fmt: skip
+    return numbers(header, rows) + "<p>Mean absolute errors on the test side.</p>"
+
+
+def _curves(lines: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[str]:
+    steps = [line for line in lines if "loss" in line]
+    checks = [line for line in lines if "validation" in line]
+    shown = (
+        [figure("Loss", "Training loss of each head, a running mean.", drawn(_draw_losses, steps, names, width=6.6))]
+        if steps
+        else []
+    )
+    for name, unit in (("energy_mae", "meV/atom"), ("forces_mae", "meV/Å"), ("stress_mae", "meV/Å³")):
+        if any(name in row for line in checks for row in line["validation"].values()):
+            caption = f"Validation: mean absolute error of {name.partition('_')[0]}."
+            shown.append(figure(name, caption, drawn(_draw_checks, checks, names, name, unit, width=6.6)))
+    return shown
+
+
+def _draw_losses(axes: Any, lines: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
+    step = np.array([line["step"] for line in lines])
+    width = max(1, len(lines) // 100)
+    for k, name in enumerate(names):
+        values = np.array([line["head_losses"].get(name, np.nan) for line in lines], float)
+        mean = np.convolve(values, np.ones(width) / width, mode="valid")
+        axes.plot(step[width - 1 :], np.where(mean > 0, mean, np.nan), color=COLOURS[k % len(COLOURS)], label=name, lw=1,
+                  linestyle=("-", "--", ":")[k // len(COLOURS) % 3])  # fmt: skip
+    axes.set(xlabel="step", ylabel="loss", yscale="log", title="Loss")
+    axes.legend(fontsize=6, ncols=2)
+
+
+def _draw_checks(axes: Any, lines: Sequence[Mapping[str, Any]], names: Sequence[str], what: str, unit: str) -> None:
+    for k, name in enumerate(names):
+        points = [
+            (line["step"], 1000 * line["validation"][name][what])
+            for line in lines
+            if what in line["validation"].get(name, {})
+        ]
+        if points:
+            axes.plot(*zip(*points), marker="o", color=COLOURS[k % len(COLOURS)], label=name, lw=1, markersize=3,
+                      linestyle=("-", "--", ":")[k // len(COLOURS) % 3])  # fmt: skip
+    axes.set(
+        xlabel="step", ylabel=f"mean absolute error ({unit})", yscale="log", title=what.partition("_")[0].capitalize()
+    )
+    axes.legend(fontsize=6, ncols=2)
+
+
+def _draw_parity(panels: Any, parity: Parity, name: str) -> None:
+    for axes, values, label, colour in (
+        (panels[0], parity.energy, "energy (eV/atom)", BLUE), (panels[1], parity.forces, "force (eV/Å)", ORANGE)
+    ):  # fmt: skip
+        if not values:
+            axes.axis("off")
+            continue
+        label_, found = np.concatenate(values, axis=1)
+        kept = np.flatnonzero(np.isfinite(label_))
+        kept = kept[spread_indices(len(kept), _MOST_POINTS)]
+        low, high = min(label_[kept].min(), found[kept].min()), max(label_[kept].max(), found[kept].max())
+        axes.plot([low, high], [low, high], color=GREY, linewidth=0.8)
+        axes.plot(label_[kept], found[kept], ".", color=colour, markersize=2.5, rasterized=True)
+        axes.set(xlabel=f"label: {label}", ylabel="prediction")
+        axes.locator_params(axis="x", nbins=4)
+    panels[0].set_title(name)
+
+
+def _elements(axes: Any, errors: np.ndarray) -> None:
+    values, texts = {}, {}
+    means = {int(z): float(errors[1][errors[0] == z].mean()) for z in np.unique(errors[0])}
+    largest = max(means.values())
+    for z, mean in means.items():
+        values[z], texts[z] = mean / largest, f"{1000 * mean:.0f}"
+    periodic_table(axes, values, texts, "Force errors (meV/Å)", "Oranges")
