@@ -26,7 +26,7 @@ from gfm_calc.data.distributed import DistributedStore
 from gfm_calc.data.store import Dataset, open_dataset
 from gfm_calc.errors import GFMError, MissingDependencyError
 
-LAYOUTS: Mapping[str, Mapping[str, int]] = {"shared memory": {}, "one-sided": {"node_size": 1}}
+LAYOUTS = {"shared memory": None, "one-sided": 1}  # ranks that share memory; None: those of a node
 BATCH = 32
 _SINGLE, _BATCHED, _ROUNDS = 400, 40, 5
 _TIMEOUT = 600.0  # seconds of a job
@@ -91,8 +91,8 @@ def main(directory: str, out: str) -> None:
     comm = MPI.COMM_WORLD
     dataset = open_dataset(directory)
     compared, ways = 0, {}
-    for name, layout in LAYOUTS.items():
-        with DistributedStore(dataset, comm, **layout) as store:
+    for name, node_size in LAYOUTS.items():
+        with DistributedStore(dataset, comm, node_size=node_size) as store:
             compared += _compare(store, dataset, comm.rank)
             if comm.rank == 0:
                 ways[name] = _measured(store.read, dataset, first=len(dataset) // comm.size + 1)

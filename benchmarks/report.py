@@ -198,8 +198,8 @@ def _data(result: Mapping[str, Any]) -> Iterator[Table]:
         yield from _pool(pool)
     yield from _reads(result.get("reads", {"sets": []}))
     sets = result.get("loader", {"sets": []})["sets"]
-    keys = ("atoms_per_structure", "edges_per_atom", "loader", "here", "eager", "compiled")
-    keys += ("loader_over_eager", "loader_over_compiled")
+    keys = ["atoms_per_structure", "edges_per_atom", "loader", "here", "eager", "compiled"]
+    keys += ["loader_over_eager", "loader_over_compiled"]
     header = ["", "atoms", "edges an atom", "loader, 2 processes", "loader, none", "training, eager", "compiled",
               "loader / eager", "loader / compiled"]  # fmt: skip
     rows = [[row["set"], *(_figure(row[key]) for key in keys)] for row in sets]

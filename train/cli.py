@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def packaged_recipes() -> list[str]:
     """Names of the recipes that come with the package."""
-    return sorted(path.stem for path in _RECIPES.glob("*.toml"))
+    return sorted(path.stem for path in _RECIPES.glob("*.toml") if not path.stem.endswith(".cards"))
 
 
 def run(args: argparse.Namespace) -> None:

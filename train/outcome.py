@@ -12,6 +12,7 @@ import torch
 from gfm_calc import __version__
 from gfm_calc.artifacts import canonical_json, open_artifact, write_file
 from gfm_calc.checkpoint import save_model
+from gfm_calc.train.evaluation import SHOWN, mae, rounded
 from gfm_calc.train.models import assemble
 from gfm_calc.train.state import FORMAT_VERSION, KIND, SavedState, newest_checkpoint
 
@@ -23,14 +24,14 @@ def save_outcome(trainer: Trainer, errors: Mapping[str, Mapping[str, float]], *,
     """RUN/model, RUN/errors.json and RUN/report.html; lines for the terminal.
 
     Args:
-        errors: of the test side, {head: {"energy_mae", ...}}.
+        errors: of the test side, {head: figures} as `evaluation.figures`.
     """
     recipe, folder = trainer.recipe, trainer.folder
     found, _ = newest_checkpoint(folder / "checkpoints")
     assert found is not None  # it was written before the run ended
     saved = SavedState(open_artifact(found.directory, kind=KIND, newest_version=FORMAT_VERSION))
     heads = [
-        replace(head, spec=replace(head.spec, test_errors=dict(errors.get(head.spec.name, {}))))
+        replace(head, spec=replace(head.spec, test_errors=rounded(errors.get(head.spec.name, {}))))
         for head in trainer.heads
     ]
     model = assemble(recipe.model, heads, saved, "average" if recipe.optimizer.ema else "weight")
@@ -40,9 +41,7 @@ def save_outcome(trainer: Trainer, errors: Mapping[str, Mapping[str, float]], *,
                                                        "structures": sides}))  # fmt: skip
     lines = [f"{folder / 'model'}: {len(heads)} heads, {trainer.step} steps"]
     for name, row in errors.items():
-        shown = ", ".join(
-            f"{term} {1000 * row[f'{term}_mae']:.1f} {unit}" for term, unit in _UNITS if f"{term}_mae" in row
-        )
+        shown = ", ".join(f"{term} {row[mae(term)]:.1f} {unit}" for term, unit in SHOWN.items() if mae(term) in row)
         lines.append(f"  {name}: test errors {shown}")
     if report:
         from gfm_calc.train.report import write_report
@@ -50,9 +49,6 @@ def save_outcome(trainer: Trainer, errors: Mapping[str, Mapping[str, float]], *,
         write_report(folder, model, heads, recipe)
         lines.append(f"{folder / 'report.html'}")
     return lines
-
-
-_UNITS = (("energy", "meV/atom"), ("forces", "meV/Å"), ("stress", "meV/Å³"))
 
 
 def provenance(trainer: Trainer) -> dict[str, Any]:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import signal
-import socket
 import sys
 import threading
 import time
@@ -106,13 +106,9 @@ class Ranks:
             self._join(patience)
 
     def _join(self, patience: float) -> None:
-        address, port = _rendezvous(self.place)
         backend = "gloo" if self.device.type == "cpu" else "cpu:gloo,cuda:nccl"
         try:
-            store = dist.TCPStore(
-                address, port, self.world, is_master=self.rank == 0 and not _torchrun_hosts(), timeout=_JOINING,
-                wait_for_workers=False,
-            )  # fmt: skip
+            address, store = _meet(self.place)
             dist.init_process_group(
                 backend, store=dist.PrefixStore("gfm", store), rank=self.rank, world_size=self.world, timeout=_JOINING
             )
@@ -239,7 +235,7 @@ class _Watch:
         """Give signs of life, and look for those of the next process."""
         other, seen, since, count = (self._rank + 1) % self._world, b"", time.monotonic(), 0
         try:
-            self._own.set(f"process{self._rank}", f"{socket.gethostname()} {os.getpid()}")
+            self._own.set(f"process{self._rank}", f"{platform.node()} {os.getpid()}")
             self._first = self._own.get("process0").decode()
             while not self._ended.wait(_BEAT):
                 count += 1
@@ -271,7 +267,7 @@ class _Watch:
             self.post(said)
         print(f"gfm: error: rank {self._rank}: {said}", file=sys.stderr, flush=True)
         host, _, number = process.partition(" ")
-        if host == socket.gethostname() and int(number) != os.getpid():
+        if host == platform.node() and int(number) != os.getpid():
             try:
                 os.kill(int(number), signal.SIGKILL)
             except OSError:
@@ -330,29 +326,25 @@ def _device(device: str | None, place: Place) -> torch.device:
     return found
 
 
-def _torchrun_hosts() -> bool:
-    """torchrun has made a store already."""
-    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-
-
-def _rendezvous(place: Place) -> tuple[str, int]:
-    """Address and port at which the processes meet."""
-    given = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
-    if given[0] and given[1]:
-        return given[0], int(given[1])
-    if place.launcher.startswith("mpirun"):
-        return _by_mpi(place)
-    if place.launcher == "srun":
+def _meet(place: Place) -> tuple[str, dist.TCPStore]:
+    """The address of the first process, and the store there that all processes are connected to."""
+    address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
+    if place.launcher.startswith("mpirun") and not (address and port):
+        return _meet_by_mpi(place)
+    if place.launcher == "srun" and not (address and port):
         nodes = os.environ.get("SLURM_JOB_NODELIST", "")
-        first = os.environ.get("SLURM_LAUNCH_NODE_IPADDR") or nodes.split(",")[0]
-        if first and "[" not in first and os.environ.get("SLURM_JOB_ID", "").isdigit():
-            return first, 15000 + int(os.environ["SLURM_JOB_ID"]) % 20000
-    raise ConfigError(
-        f"{place.launcher}: set MASTER_ADDR and MASTER_PORT to where the {place.world} processes shall meet"
-    )
+        address = os.environ.get("SLURM_LAUNCH_NODE_IPADDR") or nodes.split(",")[0]
+        job = os.environ.get("SLURM_JOB_ID", "")
+        port = str(15000 + int(job) % 20000) if job.isdigit() and "[" not in address else None
+    if not (address and port):
+        raise ConfigError(
+            f"{place.launcher}: set MASTER_ADDR and MASTER_PORT to where the {place.world} processes shall meet"
+        )
+    hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # torchrun has made a store already
+    return address, _store(address, int(port), place, is_master=place.rank == 0 and not hosted)
 
 
-def _by_mpi(place: Place) -> tuple[str, int]:
+def _meet_by_mpi(place: Place) -> tuple[str, dist.TCPStore]:
     try:
         from mpi4py import MPI
     except ImportError as error:
@@ -360,12 +352,16 @@ def _by_mpi(place: Place) -> tuple[str, int]:
             "under mpirun the processes meet by MPI (pip install 'gfm-calc[mpi]'), or where MASTER_ADDR and MASTER_PORT say"
         ) from error
     meeting = bytearray(_MEETING)
+    store = None
     if place.rank == 0:
-        name = "127.0.0.1" if place.local_world == place.world else socket.gethostname()
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            text = f"{name} {probe.getsockname()[1]}".encode()
+        address = "127.0.0.1" if place.local_world == place.world else platform.node()
+        store = _store(address, 0, place, is_master=True)  # any free port
+        text = f"{address} {store.port}".encode()
         meeting[: len(text)] = text
     MPI.COMM_WORLD.Bcast(meeting)
     address, port = bytes(meeting).rstrip(b"\0").decode().split()
-    return address, int(port)
+    return address, store or _store(address, int(port), place, is_master=False)
+
+
+def _store(address: str, port: int, place: Place, *, is_master: bool) -> dist.TCPStore:
+    return dist.TCPStore(address, port, place.world, is_master=is_master, timeout=_JOINING, wait_for_workers=False)

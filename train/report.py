@@ -16,7 +16,7 @@ from gfm_calc.commands.plots import BLUE, COLOURS, GREY, ORANGE
 from gfm_calc.data.loader import Loader
 from gfm_calc.data.store import Selection
 from gfm_calc.model import GFMModel
-from gfm_calc.train.evaluation import spread_indices
+from gfm_calc.train.evaluation import SHOWN, TERMS, mae, spread_indices
 from gfm_calc.train.preparation import Head
 from gfm_calc.train.recipe import Recipe
 from gfm_calc.train.runlog import read_log
@@ -93,10 +93,7 @@ def _summary(heads: Sequence[Head]) -> str:
     rows = []
     for head in heads:
         errors: Mapping[str, float] = head.spec.test_errors
-        shown = [
-            f"{1000 * errors[name]:.1f}" if name in errors else ""
-            for name in ("energy_mae", "forces_mae", "stress_mae")
-        ]
+        shown = [f"{errors[mae(term)]:.1f}" if mae(term) in errors else "" for term in TERMS]
         sizes = [f"{len(head.sides[side])}" for side in ("train", "validation", "test")]
         rows.append([head.spec.name, *sizes, f"{100 * head.share:.1f}", f"{head.scale:.2f}", *shown])
     header = ("head", "training", "validation", "test", "draws (%)", "scale (eV)", "energy (meV/atom)", "forces (meV/Å)",
@@ -112,10 +109,10 @@ def _curves(lines: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[st
         if steps
         else []
     )
-    for name, unit in (("energy_mae", "meV/atom"), ("forces_mae", "meV/Å"), ("stress_mae", "meV/Å³")):
-        if any(name in row for line in checks for row in line["validation"].values()):
-            caption = f"Validation: mean absolute error of {name.partition('_')[0]}."
-            shown.append(figure(name, caption, drawn(_draw_checks, checks, names, name, unit, width=6.6)))
+    for term in TERMS:
+        if any(mae(term) in row for line in checks for row in line["validation"].values()):
+            caption = f"Validation: mean absolute error of {term}."
+            shown.append(figure(f"Error of {term}", caption, drawn(_draw_checks, checks, names, term, width=6.6)))
     return shown
 
 
@@ -131,19 +128,15 @@ def _draw_losses(axes: Any, lines: Sequence[Mapping[str, Any]], names: Sequence[
     axes.legend(fontsize=6, ncols=2)
 
 
-def _draw_checks(axes: Any, lines: Sequence[Mapping[str, Any]], names: Sequence[str], what: str, unit: str) -> None:
+def _draw_checks(axes: Any, lines: Sequence[Mapping[str, Any]], names: Sequence[str], term: str) -> None:
+    what = mae(term)
     for k, name in enumerate(names):
-        points = [
-            (line["step"], 1000 * line["validation"][name][what])
-            for line in lines
-            if what in line["validation"].get(name, {})
-        ]
+        rows = [(line["step"], line["validation"].get(name, {})) for line in lines]
+        points = [(step, row[what]) for step, row in rows if what in row]
         if points:
             axes.plot(*zip(*points), marker="o", color=COLOURS[k % len(COLOURS)], label=name, lw=1, markersize=3,
                       linestyle=("-", "--", ":")[k // len(COLOURS) % 3])  # fmt: skip
-    axes.set(
-        xlabel="step", ylabel=f"mean absolute error ({unit})", yscale="log", title=what.partition("_")[0].capitalize()
-    )
+    axes.set(xlabel="step", ylabel=f"mean absolute error ({SHOWN[term]})", yscale="log", title=term.capitalize())
     axes.legend(fontsize=6, ncols=2)
 
 

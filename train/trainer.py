@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gfm_calc.artifacts import canonical_json, open_artifact, write_file
 from gfm_calc.checkpoint import subset
 from gfm_calc.data.loader import LabelledBatch, Loader
 from gfm_calc.data.prefetch import prefetched
@@ -32,7 +33,16 @@ from gfm_calc.train.preparation import Head, loss_weights
 from gfm_calc.train.recipe import Recipe
 from gfm_calc.train.runlog import RunLog
 from gfm_calc.train.schedule import Schedule
-from gfm_calc.train.state import CheckpointWriter, SavedState, layout_of, newest_checkpoint, sweep, tensors_of
+from gfm_calc.train.state import (
+    FORMAT_VERSION,
+    KIND,
+    CheckpointWriter,
+    SavedState,
+    layout_of,
+    newest_checkpoint,
+    sweep,
+    tensors_of,
+)
 from gfm_calc.train.telemetry import Telemetry, operations_of
 
 _LOOK_AHEAD = 2  # steps whose batches are made ahead
@@ -155,8 +165,7 @@ class Trainer:
                 log.step({**line, "structures_per_s": round(run.structures / (now - since), 1)})
                 since = now
                 reason = self._after_step(line, log)
-        if self.ranks.rank == 0:
-            self._describe(reason)
+        self._describe(reason)
         return reason
 
     def _prepared(self, step: list[LabelledBatch]) -> list[tuple[LabelledBatch, Any, Labels, bool]]:
@@ -419,9 +428,6 @@ class Trainer:
         name = self.ranks.tell(None if found is None else found.directory.name)[0]
         if name is None:
             return
-        from gfm_calc.artifacts import open_artifact
-        from gfm_calc.train.state import FORMAT_VERSION, KIND
-
         saved = SavedState(open_artifact(folder / name, kind=KIND, newest_version=FORMAT_VERSION))
         self.encoder.flat_from(saved, "encoder")
         own = [head.spec.name for head in self.own]
@@ -432,13 +438,14 @@ class Trainer:
             torch.set_rng_state(saved.random[self.ranks.rank])
 
     def _describe(self, reason: str) -> None:
-        from gfm_calc.artifacts import canonical_json, write_file
-
-        report = self.telemetry.report(self.ranks.bytes_sent, self.ranks.seconds)
+        """RUN/telemetry.json: what the run is, and what each process did since it started."""
+        own = self.telemetry.report(self.ranks.bytes_sent, self.ranks.seconds)
+        own["parameters"] = sum(p.numel() for p in self.model.parameters())
+        own["state_bytes"] = sum(shared.flat.memory() for shared in self.shared.values())
         about = {
             "reason": reason, "step": self.step, "processes": self.ranks.world, "mode": self.recipe.parallel.mode,
-            "placement": self.placement.describe(self.names), "parameters": sum(p.numel() for p in self.model.parameters()),
-            "state_bytes": sum(s.flat.memory() for s in self.shared.values()), "device": str(self.ranks.device),
-            "threads": torch.get_num_threads(), **report,
+            "shard": self.recipe.parallel.shard, "placement": self.placement.describe(self.names),
+            "device": str(self.ranks.device), "threads": torch.get_num_threads(), "ranks": self.ranks.tell(own),
         }  # fmt: skip
-        write_file(self.folder / "telemetry.json", canonical_json(about))
+        if self.ranks.rank == 0:
+            write_file(self.folder / "telemetry.json", canonical_json(about))

@@ -11,9 +11,10 @@ from ..errors import ConfigError, GFMError, MissingDependencyError
 from .options import natural, new_parser, number, positive, positive_int
 from .outputs import EXTXYZ, add_output, refuse_existing, written_aside
 from .progress import Progress
-from .read_options import add_read_options, read_options
+from .read_options import FIELDS, add_read_options, read_options
 
 _LEVEL = ("code", "functional", "basis", "dispersion", "labels", "description")
+_FOR_ONE = ("input", "head", "source", "format", "mpi", "licence", "citation", *_LEVEL)  # options for one head alone
 
 
 def add_parsers(subparsers: Any) -> None:
@@ -26,11 +27,16 @@ def add_parsers(subparsers: Any) -> None:
 def _add_build(subparsers: Any) -> None:
     parser = new_parser(
         subparsers, "build", run_build, summary="write a dataset from files of labelled structures",
-        example="gfm data build water.extxyz.xz ice.db -o water-pbe0 --head pbe0 --code FHI-aims --functional PBE0",
+        example="gfm data build water.extxyz.xz ice.db -o water-pbe0 --head pbe0 --code FHI-aims --functional PBE0\n"
+        "  gfm data build --cards heads.toml --data files -o datasets --processes 4",
     )  # fmt: skip
-    parser.add_argument("input", nargs="+", type=Path, metavar="FILE", help="in any format that gfm data reads")
+    parser.add_argument("input", nargs="*", type=Path, metavar="FILE", help="in any format that gfm data reads")
     parser.add_argument("-o", "--output", required=True, type=Path, metavar="DIR", help="new; or see --append")
-    parser.add_argument("--head", required=True, metavar="NAME", help="the level of theory of the labels")
+    parser.add_argument("--head", metavar="NAME", help="the level of theory of the labels")
+    parser.add_argument("--cards", type=Path, metavar="TOML",
+                        help="[[heads]] with their cards and files: one dataset each, DIR/HEAD; those that are there with "
+                        "the same card and files are left as they are")  # fmt: skip
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help="where the files of --cards are")
     parser.add_argument("--append", action="store_true", help="add to the dataset that is there")
     parser.add_argument("--overwrite", action="store_true", help="replace the dataset that is there")
     parser.add_argument("--skip-invalid", action="store_true", help="leave unsound structures out, and say which")
@@ -109,6 +115,11 @@ def run_build(args: argparse.Namespace) -> None:
     from ..data.registry import source
     from ..data.tasks import file_tasks
 
+    if args.cards is not None:
+        _build_all(args)
+        return
+    if not args.input or args.head is None or args.data is not None:
+        raise ConfigError("give files and --head NAME, or --cards TOML and --data FOLDER for many heads")
     origin = source(args.source) if args.source else None
     tasks = file_tasks(
         args.input, format=args.format or (origin.format if origin else None), skip_invalid=args.skip_invalid,
@@ -125,6 +136,33 @@ def run_build(args: argparse.Namespace) -> None:
             dataset = build(
                 args.output, tasks, _card(args, origin), processes=args.processes, on_progress=progress.advance, **how
             )
+    _say(dataset)
+
+
+def _build_all(args: argparse.Namespace) -> None:
+    """Datasets of many heads."""
+    from ..data.collection import build_all, read_cards
+
+    names = [name for name in (*_FOR_ONE, *(f"read_{field}" for field in FIELDS)) if getattr(args, name)]
+    if names:
+        shown = "files" if names[0] == "input" else "--" + names[0].removeprefix("read_").replace("_", "-")
+        raise ConfigError(f"--cards does not go with {shown}: use gfm data build FILE... --head NAME for such a head")
+    if args.data is None:
+        raise ConfigError("--cards needs --data FOLDER, where the files are")
+    if args.append and args.overwrite:
+        raise ConfigError("--append and --overwrite: choose one")
+    heads = read_cards(args.cards, args.data)
+    with Progress("build", "structures") as progress:
+        found = build_all(
+            heads, args.output, processes=args.processes, append=args.append, overwrite=args.overwrite,
+            skip_invalid=args.skip_invalid, on_progress=progress.advance,
+        )  # fmt: skip
+        for built in found:
+            _say(built.dataset, "; left as it was" if built.was_there else "")
+
+
+def _say(dataset: Any, more: str = "") -> None:
+    """What a dataset holds, and what was left out of it."""
     left_out = 0
     for entry in dataset.inputs:
         left_out += entry["left_out"]
@@ -132,10 +170,10 @@ def run_build(args: argparse.Namespace) -> None:
             print(f"gfm: left out: {entry['name']}, {reason}", file=sys.stderr)
     found = dataset.summary
     print(
-        f"{args.output}: head {dataset.head.name}, {found['structures']} structures, {found['atoms']} atoms, "
+        f"{dataset.directory}: head {dataset.head.name}, {found['structures']} structures, {found['atoms']} atoms, "
         f"{len(found['elements'])} elements, {len(dataset.shards)} shards"
-        + (f"; {left_out} left out" if left_out else "")
-    )
+        + (f"; {left_out} left out" if left_out else "") + more, flush=True,
+    )  # fmt: skip
 
 
 def _communicator() -> Any:
@@ -163,13 +201,14 @@ def _card(args: argparse.Namespace, origin: Any) -> Any:
 
 def _card_that_is_there(args: argparse.Namespace, values: dict[str, Any], origin: Any) -> Any:
     """The card of the dataset that is added to; what the command line says must not contradict it or count it twice."""
-    from ..data.registry import SOURCES, refuse_double_counting
+    from ..data.registry import refuse_double_counting
     from ..data.store import open_dataset
 
-    head = open_dataset(args.output).head
+    dataset = open_dataset(args.output)
+    head = dataset.head
     if origin is not None:
-        titles = {data.get("name") for data in head.training_data}
-        refuse_double_counting([origin.name, *(entry.name for entry in SOURCES.values() if entry.title in titles)])
+        there = {entry["published_as"] for entry in dataset.inputs if "published_as" in entry}
+        refuse_double_counting([origin.name, *sorted(there)])
     for name, value in {"name": args.head, **values}.items():
         if getattr(head, name) != value:
             raise ConfigError(

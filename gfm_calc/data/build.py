@@ -14,6 +14,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -214,7 +215,7 @@ class _Job:
             self.listed = {name for name in names if _SHARD.fullmatch(name)}
             if self.append:
                 self.base = there
-                if there.head != self.head:
+                if replace(there.head, training_data=()) != replace(self.head, training_data=()):
                     raise ConfigError(
                         f"{self.directory}: holds head {there.head.name}; its card must be the same to append"
                     )
@@ -237,7 +238,11 @@ class _Job:
         """Make the shards and what was there before one dataset."""
         finished = [json.loads((self.folder / f"{_task_name(n)}.json").read_bytes()) for n in range(len(self.tasks))]
         inputs = [*(self.base.inputs if self.base else ()), *(entry for task in finished for entry in task["inputs"])]
-        _refuse_twice(inputs, self.directory)
+        try:
+            _refuse_twice(inputs, self.directory)
+        except ConfigError:
+            shutil.rmtree(self.folder, ignore_errors=True)  # to go on with it would be refused again
+            raise
         parts = [part for number in range(len(self.tasks)) for part in _finished_parts(self.folder, number)]
         if not parts:
             raise GFMError(f"{self.directory}: the inputs hold no structures")

@@ -20,6 +20,7 @@ from ..errors import ConfigError, GFMError, one_line
 from ..graph import AtomicGraph, GraphBatch
 from .block import Block
 from .sampling import Batch, SamplingPlan, batches
+from .workers import safe_path
 
 
 class Source(Protocol):
@@ -268,7 +269,9 @@ def _by_workers(maker: _Maker, jobs: Iterable[_Job], workers: int, ahead: int) -
         generator=torch.Generator().manual_seed(0),  # its own, so that the program's random numbers are left alone
     )  # fmt: skip
     try:
-        for found in loader:
+        with safe_path():
+            iterator = iter(loader)
+        for found in iterator:
             yield found if isinstance(found, GFMError) else (unpack(*found[0]), found[1])
     except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
         if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):

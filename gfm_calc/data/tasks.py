@@ -62,8 +62,9 @@ class FileTask:
                     yield found
 
     def inputs(self) -> list[dict[str, Any]]:
-        """{name, size, sha256} of the files."""
-        return [{"name": p.name, "size": p.stat().st_size, "sha256": sha256_of_file(p)} for p in self.paths]
+        """{name, size, sha256} of the files, and the name of the registry that they were read by."""
+        known = {} if self.source is None else {"published_as": self.source}
+        return [{"name": p.name, "size": p.stat().st_size, "sha256": sha256_of_file(p), **known} for p in self.paths]
 
 
 def file_tasks(

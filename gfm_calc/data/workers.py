@@ -7,6 +7,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -14,6 +15,21 @@ from typing import Any
 from ..errors import GFMError, one_line
 
 _READY = None  # a worker's first word
+
+
+@contextmanager
+def safe_path() -> Iterator[None]:
+    """Processes that are started in the block do not import from the working directory, where a file of the user's data
+    may be called pickle.py."""
+    before = os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONSAFEPATH"]
+        else:
+            os.environ["PYTHONSAFEPATH"] = before
 
 
 class WorkerDiedError(GFMError):
@@ -82,7 +98,8 @@ class _Worker:
         self.connection, theirs = context.Pipe()
         name = (function.__module__, function.__qualname__)
         self._process = context.Process(target=_serve, args=(*name, theirs), daemon=True)
-        self._process.start()
+        with safe_path():
+            self._process.start()
         theirs.close()
         self._timeout = timeout
         self._ready, self._since = False, 0.0
