@@ -1,89 +1,79 @@
-"""`gfm bench accuracy`: errors of every head on the test split of its training data, beside predictors that know nothing.
+"""`gfm bench accuracy`: errors of every head on the test side of its training data, beside predictors that know nothing.
 
-Baselines, each fitted on the training split of the same head:
-    mean          the mean over frames of energy per atom, times the number of atoms; zero forces; zero stress
+Baselines, each fitted on the training side of the same head:
+    mean          the mean over structures of energy per atom, times the number of atoms; zero forces; zero stress
     references    the sum of the head card's reference energies; zero forces; zero stress
     composition   least squares of the energy on the numbers of atoms of each element; zero forces; zero stress
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from ase.data import chemical_symbols
+from torch import Tensor
 
+from gfm_calc.artifacts import MANIFEST, canonical_json, sha256
 from gfm_calc.checkpoint import load_model, open_model, resolve, save_model
 from gfm_calc.commands.progress import Progress
-from gfm_calc.config import HeadSpec, read_toml
-from gfm_calc.errors import ConfigError, GFMError, HeadError, did_you_mean
+from gfm_calc.config import HeadSpec
+from gfm_calc.data.schema import Record
+from gfm_calc.errors import GFMError, HeadError, did_you_mean
 from gfm_calc.predictor import Predictor
-from gfm_calc.train.frames import TEST, TRAIN, Frames, fit_reference_energies, load_frames
+from gfm_calc.train.evaluation import error_sums, figures, rounded
+from gfm_calc.train.preparation import Head, find_datasets, load_preparation, prepare, save_preparation
+from gfm_calc.train.recipe import Recipe, to_toml
 
-_COMPONENTS = ([0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1])  # the six independent ones of a symmetric tensor
-
-
-def recipe_files(recipe: Path, data: Path) -> dict[str, list[Path]]:
-    """{head: data files} of a training recipe; ConfigError where it has no such table."""
-    try:
-        return {h["name"]: [data / f"{f['name']}.extxyz.xz" for f in h["files"]] for h in read_toml(recipe)["heads"]}
-    except (KeyError, TypeError) as error:
-        raise ConfigError(f"{recipe}: no recipe: needs [[heads]] with a name and [[heads.files]]") from error
+_BLOCK = 4096  # structures that are read at a time
+BASELINES = ("mean", "references", "composition")
 
 
-def load_test_frames(recipe: Path, data: Path, cache: Path | None) -> Frames:
-    """The recipe's frames, split as in training.
+def load_heads(recipe: Recipe, cache: Path | None) -> list[Head]:
+    """The recipe's heads with their sides, as in training.
+
+    Args:
+        cache: a folder that keeps what was prepared from these datasets with this recipe, or None.
 
     Raises:
-        InputFileError: a file is missing or damaged, or the cache holds other heads than the recipe.
+        GFMError: no such data, heads without data, or a damaged cache.
     """
-    return load_frames(recipe_files(recipe, data), cache=cache)
+    if cache is None:
+        return prepare(recipe, recipe.model.cutoff)
+    contents = [to_toml(recipe), *(dataset.digest for dataset in find_datasets(recipe.data.path))]
+    folder = cache / sha256(canonical_json(contents))[:16]
+    if not (folder / MANIFEST).exists():
+        save_preparation(folder, prepare(recipe, recipe.model.cutoff))
+    return load_preparation(folder)
 
 
 def measure(
-    predictor_of: Mapping[str, Predictor], frames: Frames, *, max_frames: int | None = None, seed: int = 0
+    predictor_of: Mapping[str, Predictor], heads: Sequence[Head], *, max_frames: int | None = None, seed: int = 0
 ) -> dict[str, dict[str, Any]]:
     """Errors a head.
 
     Args:
         predictor_of: {head: Predictor of that head alone}.
-        max_frames: at most so many test frames a head, drawn with `seed`; None for all.
+        heads: with their sides.
+        max_frames: at most so many test structures a head, drawn with `seed`; None for all.
 
     Returns:
         {head: {"model": figures, "mean": figures, "references": ..., "composition": ..., "by_source": {file: figures},
-        "test_frames": in the split, "refused": {reason: frames}, "compositions": different formulas among the frames
-        measured}}; figures are those of `figures`.
+        "test_frames": on the test side, "refused": {reason: structures}, "compositions": different formulas among the
+        structures measured}}; figures are those of `evaluation.figures`, rounded.
     """
-    table = {}
-    for head, predictor in predictor_of.items():
-        if head not in frames.heads:
-            raise HeadError(f"the data hold no head {head!r}{did_you_mean(head, frames.heads)}")
-        everything = frames.select(head, TEST)
-        chosen = draw(everything, max_frames, seed)
-        predicted, refused = predict(predictor, frames, chosen, head)
-        kept = np.array([k for k in chosen if int(k) in predicted], dtype=np.int64)
-        rows = [errors(frames, int(k), *predicted[int(k)]) for k in kept]
-        table[head] = {
-            "test_frames": len(everything), "refused": refused, "compositions": compositions(frames, kept),
-            "model": figures(rows),
-        }  # fmt: skip
-        for name, energies in baselines(frames, head, predictor.model.spec(head), kept).items():
-            silent = [errors(frames, int(k), energy, None, None) for k, energy in zip(kept, energies)]
-            table[head][name] = figures(silent)
-        sources = {str(s): frames.source[kept] == s for s in np.unique(frames.source[kept])}
-        table[head]["by_source"] = {
-            source: figures([row for row, own in zip(rows, mask) if own]) for source, mask in sources.items()
-        }
-    return table
-
-
-def compositions(frames: Frames, indices: np.ndarray) -> int:
-    """How many different formulas `indices` hold: one means that the test is one material or molecule."""
-    numbers = (frames.numbers[frames.ptr[k] : frames.ptr[k + 1]] for k in indices)
-    return len({tuple(sorted(own.tolist())) for own in numbers})
+    known = {head.spec.name: head for head in heads}
+    for name in predictor_of:
+        if name not in known:
+            raise HeadError(f"the data hold no head {name!r}{did_you_mean(name, known)}")
+    return {
+        name: _measure(predictor, known[name], draw(known[name].sides["test"], max_frames, seed))
+        for name, predictor in predictor_of.items()
+    }
 
 
 def draw(indices: np.ndarray, limit: int | None, seed: int) -> np.ndarray:
@@ -93,71 +83,96 @@ def draw(indices: np.ndarray, limit: int | None, seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng(seed).choice(indices, size=limit, replace=False))
 
 
-def predict(predictor: Predictor, frames: Frames, indices: np.ndarray, head: str) -> tuple[dict, dict[str, int]]:
-    """{frame: (energy eV, forces [n, 3] eV/Å, stress [3, 3] eV/Å³)} and {reason: frames} for those refused."""
-    predicted: dict[int, tuple[float, np.ndarray, np.ndarray]] = {}
-    refused: dict[str, int] = {}
-    stream = predictor.predict((frames.atoms(k) for k in indices), on_error="yield")
-    with Progress(head, "frames", len(indices)) as progress:
-        for index, found in zip(indices, stream):
+@dataclass(kw_only=True)
+class _Tally:
+    """Sums of errors (see `evaluation.SUMS`) of the model and the baselines, and of the model by file."""
+
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    sources: dict[str, Tensor] = field(default_factory=dict)
+    formulas: set[tuple[int, ...]] = field(default_factory=set)
+    refused: dict[str, int] = field(default_factory=dict)
+
+    def add(self, name: str, record: Record, energy: float, forces: Tensor | None, stress: Tensor | None) -> None:
+        """The errors of one prediction; forces or stress None stands for zero."""
+        row = error_sums(_pairs(record, energy, forces, stress))
+        self.sums[name] = self.sums.get(name, 0.0) + row
+        if name == "model":
+            source = record.source.partition(".")[0]
+            self.sources[source] = self.sources.get(source, 0.0) + row
+
+    def refuse(self, error: GFMError) -> None:
+        """Count a structure that cannot be predicted."""
+        reason = str(getattr(error, "reason", error))
+        self.refused[reason] = self.refused.get(reason, 0) + 1
+
+    def entry(self, test_frames: int) -> dict[str, Any]:
+        """What `measure` gives of a head."""
+        nothing = error_sums([(torch.zeros(0), torch.zeros(0))])
+        found = {name: rounded(figures(self.sums.get(name, nothing))) for name in ("model", *BASELINES)}
+        sources = {source: rounded(figures(self.sources[source])) for source in sorted(self.sources)}
+        return {
+            "test_frames": test_frames, "refused": self.refused, "compositions": len(self.formulas), **found,
+            "by_source": sources,
+        }  # fmt: skip
+
+
+def _measure(predictor: Predictor, head: Head, chosen: np.ndarray) -> dict[str, Any]:
+    name = head.spec.name
+    tally, guesses = _Tally(), baselines(head, predictor.model.spec(name))
+    with Progress(name, "structures", len(chosen)) as progress:
+        for record, found in _predictions(predictor, head, chosen):
             progress.advance()
             if isinstance(found, GFMError):
-                reason = getattr(found, "reason", str(found))
-                refused[reason] = refused.get(reason, 0) + 1
+                tally.refuse(found)
                 continue
-            one = found[head]
-            predicted[int(index)] = (one.energy.item(), one.forces.numpy(), one.stress[0].numpy())
-    return predicted, refused
+            one = found[name]
+            tally.formulas.add(tuple(sorted(record.atomic_numbers.tolist())))
+            tally.add("model", record, one.energy.item(), one.forces, one.stress)
+            for baseline, guess in guesses.items():
+                tally.add(baseline, record, guess(record), None, None)
+    return tally.entry(len(head.sides["test"]))
 
 
-def errors(
-    frames: Frames, index: int, energy: float, forces: np.ndarray | None, stress: np.ndarray | None
-) -> tuple[float, np.ndarray, np.ndarray]:
-    """(energy error eV/atom, force errors [m] eV/Å, stress errors [6 or 0] eV/Å³) of one frame, labelled parts only.
+def _predictions(predictor: Predictor, head: Head, chosen: np.ndarray) -> Iterator[tuple[Record, Any]]:
+    """(structure, {head: Prediction} or the error it was refused with)."""
+    for first in range(0, len(chosen), _BLOCK):
+        block = head.dataset.read(chosen[first : first + _BLOCK], names=True)
+        stream = predictor.predict((record.structure() for record in block.records()), on_error="yield")
+        yield from zip(block.records(), stream)
 
-    `forces` or `stress` None stands for zero.
+
+def _pairs(record: Record, energy: float, forces: Tensor | None, stress: Tensor | None) -> list[tuple[Tensor, Tensor]]:
+    """Predictions and labels of one structure, for `error_sums`."""
+    size = len(record)
+    pairs = [
+        (torch.tensor([energy / size], dtype=torch.float64), torch.tensor([record.energy / size], dtype=torch.float64))
+    ]
+    for found, label, shape in ((forces, record.forces, (size, 3)), (stress, record.stress, (1, 3, 3))):
+        known = np.full(shape, np.nan) if label is None else label.reshape(shape)
+        guess = torch.zeros(shape, dtype=torch.float64) if found is None else found.detach().reshape(shape)
+        pairs.append((guess, torch.from_numpy(known)))
+    return pairs
+
+
+def baselines(head: Head, spec: HeadSpec) -> dict[str, Callable[[Record], float]]:
+    """{baseline: function that gives a structure's energy in eV}; see the module.
+
+    Args:
+        spec: the card of the model's head.
     """
-    rows = slice(int(frames.ptr[index]), int(frames.ptr[index + 1]))
-    labels = frames.forces[rows]
-    force = ((0.0 if forces is None else forces) - labels)[np.isfinite(labels).all(axis=1)].ravel()
-    label = frames.stress[index]
-    difference = ((0.0 if stress is None else stress) - label)[_COMPONENTS]
-    return (
-        (energy - float(frames.energy[index])) / len(labels), force,
-        difference if np.isfinite(label).all() else np.empty(0),
-    )  # fmt: skip
-
-
-def figures(rows: Sequence[tuple[float, np.ndarray, np.ndarray]]) -> dict[str, Any]:
-    """Mean absolute and root mean square errors, in the words of `HeadSpec.test_errors`.
-
-    energy_* over frames in meV/atom, forces_* over components in meV/Å, stress_* over the six components in meV/Å³; what
-    has no labels is left out.
-    """
-    found: dict[str, Any] = {"frames": len(rows)}
-    columns = {
-        "energy_{}_mev_per_atom": np.array([row[0] for row in rows]),
-        "forces_{}_mev_per_a": np.concatenate([row[1] for row in rows]) if rows else np.empty(0),
-        "stress_{}_mev_per_a3": np.concatenate([row[2] for row in rows]) if rows else np.empty(0),
-    }
-    for name, values in columns.items():
-        if values.size:
-            found[name.format("mae")] = _rounded(1e3 * np.abs(values).mean())
-            found[name.format("rmse")] = _rounded(1e3 * np.sqrt(np.square(values).mean()))
-    return found
-
-
-def baselines(frames: Frames, head: str, spec: HeadSpec, indices: np.ndarray) -> dict[str, np.ndarray]:
-    """{baseline: energies [m] in eV} of frames `indices`; see the module."""
-    train = frames.select(head, TRAIN)
-    sizes = np.diff(frames.ptr)
-    mean = (frames.energy[train] / sizes[train]).mean()
-    fitted = fit_reference_energies(frames, train)
-    numbers = [frames.numbers[frames.ptr[k] : frames.ptr[k + 1]] for k in indices]
+    train = head.select("train")
+    total, count = 0.0, 0
+    for first in range(0, len(train), _BLOCK):
+        block = train.read(np.arange(first, min(first + _BLOCK, len(train))))
+        known = (block.energy / block.num_atoms)[np.isfinite(block.energy)]
+        total, count = total + float(known.sum()), count + known.size
+    mean = total / count if count else 0.0
+    # The trainer starts from this fit: reference energies, and what binding adds to them.
+    fitted = {symbol: energy + head.shift[symbol] for symbol, energy in head.spec.reference_energies.items()}
     return {
-        "mean": mean * sizes[indices],
-        "references": np.array([spec.reference_energy(own) for own in numbers]),
-        "composition": np.array([sum(fitted.get(chemical_symbols[z], 0.0) for z in own) for own in numbers]),
+        "mean": lambda record: mean * len(record),
+        "references": lambda record: spec.reference_energy(record.atomic_numbers),
+        "composition": lambda record: sum(fitted.get(chemical_symbols[z], 0.0) for z in record.atomic_numbers),
     }
 
 
@@ -167,7 +182,3 @@ def write_cards(model: str | Path, table: Mapping[str, Mapping[str, Any]]) -> No
     for name, entry in table.items():
         loaded.specs[name] = replace(loaded.specs[name], test_errors=dict(entry["model"]))
     save_model(loaded, resolve(model), provenance=open_model(model).read_json("provenance.json"))
-
-
-def _rounded(value: float) -> float:
-    return float(f"{value:.5g}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,17 @@ def add_parser(subparsers: Any) -> None:
     summary = "accuracy, physics, speed and reliability figures"
     parser = subparsers.add_parser("bench", help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
     benches = parser.add_subparsers(title="benchmarks", dest="benchmark", metavar="BENCHMARK", required=True)
-    adders = (_add_speed, _add_heads, _add_accuracy, _add_physics, _add_data, _add_reliability, _add_report, _add_card)
+    adders = (
+        _add_speed,
+        _add_heads,
+        _add_accuracy,
+        _add_physics,
+        _add_data,
+        _add_scaling,
+        _add_reliability,
+        _add_report,
+        _add_card,
+    )
     for add in adders:
         add(benches)
 
@@ -58,12 +69,14 @@ def _add_heads(benches: Any) -> None:
 def _add_accuracy(benches: Any) -> None:
     parser = new_parser(
         benches, "accuracy", run_accuracy, summary="errors of every head on held-out groups of its data",
-        example="gfm bench accuracy --data pool --recipe train/recipes/gfm-small.toml -o accuracy.json",
+        example="gfm bench accuracy --data datasets --recipe gfm-small -o accuracy.json",
     )  # fmt: skip
     _add_model(parser)
-    parser.add_argument("--data", type=Path, required=True, help="folder with the recipe's .extxyz.xz files")
-    parser.add_argument("--recipe", type=Path, help="what the model was trained on (default: that of gfm-small)")
-    parser.add_argument("--cache", type=Path, metavar="NPZ", help="read the frames from here, or keep them here")
+    parser.add_argument("--data", type=Path, required=True, metavar="DATASETS", help="folder of datasets, one a head")
+    parser.add_argument("--recipe", default="gfm-small", metavar="RECIPE",
+                        help="what the model was trained with, a file or a packaged one: it says what is held out "
+                        "(default: %(default)s)")  # fmt: skip
+    parser.add_argument("--cache", type=Path, metavar="DIR", help="keep here what was prepared, for the next time")
     parser.add_argument("--max-frames", type=positive_int, metavar="N", help="test frames a head (default: all)")
     parser.add_argument("--write-cards", action="store_true", help="put the errors into the head cards of the model")
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="default: %(default)s")
@@ -102,6 +115,23 @@ def _add_data(benches: Any) -> None:
     parser.add_argument("--frames", type=_integers, default=(20_000, 5_000), metavar="N,N",
                         help="molecules and crystals for reads, loader and ranks; default: 20000,5000")  # fmt: skip
     parser.add_argument("--rounds", type=positive_int, default=5, help="of turns; default: %(default)s")
+    _add_output(parser)
+
+
+def _add_scaling(benches: Any) -> None:
+    parser = new_parser(
+        benches, "scaling", run_scaling, summary="training on several processes: equality, speed, bytes, a model of it",
+        example="gfm bench scaling --data datasets --processes 1,2,4 -o scaling.json",
+    )  # fmt: skip
+    parser.add_argument(
+        "--data", type=Path, required=True, metavar="DIR", help="folder of datasets, see gfm data build"
+    )
+    parser.add_argument("--processes", type=_integers, default=(1, 2, 4), metavar="N,N", help="default: 1,2,4")
+    parser.add_argument("--steps", type=positive_int, default=60, help="of each timed run; default: %(default)s")
+    parser.add_argument("--structures", type=positive_int, default=16, help="a process and step; default: %(default)s")
+    parser.add_argument("--repeats", type=positive_int, default=3, help="medians of so many; default: %(default)s")
+    parser.add_argument("--parts", type=_words, default=None, metavar="NAME,NAME",
+                        help="of equality, weak, strong, volume, precision, model; default: all")  # fmt: skip
     _add_output(parser)
 
 
@@ -188,18 +218,19 @@ def run_heads(args: argparse.Namespace) -> None:
 
 def run_accuracy(args: argparse.Namespace) -> None:
     """Measure errors on the test split."""
-    from gfm_calc.benchmarks.accuracy import load_test_frames, measure, write_cards
+    from gfm_calc.benchmarks.accuracy import load_heads, measure, write_cards
     from gfm_calc.checkpoint import load_model
     from gfm_calc.predictor import Predictor, parse_device, parse_dtype
+    from gfm_calc.train.cli import find_recipe
 
-    recipe = args.recipe or Path(__file__).resolve().parent.parent / "train" / "recipes" / "gfm-small.toml"
+    recipe = find_recipe(args.recipe, [f"data.path={json.dumps(str(args.data), ensure_ascii=False)}"])
     model = load_model(args.model, dtype=parse_dtype(args.dtype), device=parse_device(args.device))
     names = [model.spec(args.head).name] if args.head else list(model.energy_heads)
-    frames = load_test_frames(recipe, args.data, args.cache)
-    heads = measure({name: Predictor(model, [name]) for name in names}, frames, max_frames=args.max_frames)
+    found = load_heads(recipe, args.cache)
+    heads = measure({name: Predictor(model, [name]) for name in names}, found, max_frames=args.max_frames)
     if args.write_cards:
         write_cards(args.model, heads)
-    settings = {"recipe": recipe.name, "max_frames": args.max_frames or 0, "dtype": args.dtype}
+    settings = {"recipe": Path(args.recipe).name, "max_frames": args.max_frames or 0, "dtype": args.dtype}
     _finish(args, "accuracy", settings=settings, heads=[{"head": name, **entry} for name, entry in heads.items()])
 
 
@@ -232,6 +263,22 @@ def run_data(args: argparse.Namespace) -> None:
     for package in ("adios2", "h5py", "lmdb", "mpi4py"):
         others |= _optional(package)
     _finish(args, "data", extra_versions=others, settings={"rounds": plan.rounds}, **measured)
+
+
+def run_scaling(args: argparse.Namespace) -> None:
+    """Train on one process and several."""
+    from gfm_calc.benchmarks.scaling import PARTS, ScalingPlan, run_scaling
+
+    unknown = [part for part in args.parts or () if part not in PARTS]
+    if unknown:
+        raise ConfigError(f"--parts: no part {unknown[0]!r}; parts: {', '.join(PARTS)}")
+    if args.processes[0] != 1 or 2 not in args.processes:
+        raise ConfigError("--processes: begin with 1, and 2 must be among them")
+    plan = ScalingPlan(
+        data=args.data, processes=args.processes, steps=args.steps, structures=args.structures, repeats=args.repeats,
+        parts=args.parts or PARTS,
+    )  # fmt: skip
+    _finish(args, "scaling", threads=1, **run_scaling(plan))
 
 
 def run_reliability(args: argparse.Namespace) -> None:

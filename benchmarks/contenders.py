@@ -1,4 +1,4 @@
-"""A contender of `gfm bench speed` as a child process that answers JSON lines (see `peers.measure`)."""
+"""A contender of a benchmark as a child process that answers JSON lines (see `peers.measure`)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Process:
         self.name = name
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
         environment.pop("PYTHONPATH", None)  # a peer finds what its own environment has
-        if "gfm_calc.benchmarks.worker" in command:
+        if any(word.startswith("gfm_calc.") for word in command):
             # A checkout need not be installed for its child processes to find it.
             environment["PYTHONPATH"] = str(Path(gfm_calc.__file__).resolve().parent.parent)
         self.stderr = tempfile.TemporaryFile("w+")

@@ -300,7 +300,58 @@ def _figure(value: float | None) -> str:
     return f"{value:.3g}" if abs(value) < 1000 else f"{float(f'{value:.3g}'):.0f}"
 
 
+def _scaling(result: Mapping[str, Any]) -> Iterator[Table]:
+    rows = [
+        [f"{r['processes']}", r["mode"], f"{r['heads']}", f"{r['steps']}", f"{r['largest_difference']:.1e}"]
+        for r in result.get("equality", ())
+    ]
+    yield Table("Training on several processes: largest relative difference of loss or gradient norm from one process, float64",
+                ["processes", "mode", "heads", "steps", "difference"], rows)  # fmt: skip
+    for part, what in (("weak", "the same work a process"), ("strong", "the same work in all")):
+        rows = [
+            [f"{r['processes']}" + (" (more than cores)" if r["more_processes_than_cores"] else ""), r["mode"],
+             _figure(r["structures_per_s"]), f"{r['speedup']:.2f}", f"{100 * r['efficiency']:.0f}",
+             f"{100 * r['communication_share']:.1f}"]
+            for r in result.get(part, ())
+        ]  # fmt: skip
+        header = ["processes, one thread each", "mode", "structures/s", "speed-up", "efficiency, %", "communication, %"]
+        yield Table(f"Training speed, {what}", header, rows)
+    rows = [
+        [f"{r['processes']}", r["mode"], ", ".join(map(str, r["heads_a_process"])), _megabytes(r["state_bytes"]),
+         _megabytes(r["theory_state_bytes"]), _megabytes(r["bytes_a_step"]), _megabytes(r["theory_bytes_a_step"])]
+        for r in result.get("volume", ())
+    ]  # fmt: skip
+    header = ["processes", "mode", "heads a process", "held, MB", "theory", "sent a step, MB", "theory"]
+    sizes = next(iter(result.get("volume", ())), {})
+    about = f"an encoder of {sizes.get('encoder_parameters', 0):,} parameters and heads of {sizes.get('head_parameters', 0):,}"
+    yield Table(f"Memory and traffic of the largest process: {about}", header, rows)
+    rows = [
+        [r["dtype"], _figure(r["structures_per_s"]), f"{r['first_loss_difference']:.1e}",
+         _figure(r["energy_mae_mev_per_atom"]), _figure(r["forces_mae_mev_per_a"])]
+        for r in result.get("precision", ())
+    ]  # fmt: skip
+    header = ["precision", "structures/s", "first loss, difference", "energy, meV/atom", "forces, meV/Å"]
+    yield Table("The same short training in several precisions: mean validation errors over heads", header, rows)
+    model = result.get("model", {})
+    rows = [
+        [f"{r['processes']}", r["mode"], _figure(r["predicted_s"]), _figure(r["measured_s"])]
+        for r in model.get("predicted", ())
+    ]
+    yield Table("Performance model: seconds a step", ["processes", "mode", "predicted", "measured"], rows, detail=True)
+    rows = [
+        [f"{r['machines']:,}", f"{r['processes']:,}", r["mode"], _figure(1e3 * r["seconds_a_step"]),
+         _figure(r["structures_per_s"]), f"{100 * r['efficiency']:.0f}", _megabytes([r["state_bytes"]])]
+        for r in model.get("projection", {}).get("rows", ())
+    ]  # fmt: skip
+    header = ["machines", "processes", "mode", "ms a step", "structures/s", "efficiency, %", "held, MB"]
+    yield Table("Projected, not measured (assumptions in the result file)", header, rows, detail=True)
+
+
+def _megabytes(counts: Sequence[float]) -> str:
+    return f"{max(counts) / 1e6:.3g}"
+
+
 _TABLES: dict[str, Callable[[Mapping[str, Any]], Iterator[Table]]] = {
     "speed": _speed, "heads": _heads, "accuracy": _accuracy, "physics": _physics, "data": _data,
-    "reliability": _reliability,
+    "reliability": _reliability, "scaling": _scaling,
 }  # fmt: skip

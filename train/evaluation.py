@@ -14,9 +14,9 @@ from torch import Tensor
 
 from gfm_calc.data.loader import LabelledBatch
 from gfm_calc.model import GFMModel
+from gfm_calc.train.objective import TERMS
 from gfm_calc.train.recipe import ObjectiveRecipe
 
-TERMS = ("energy", "forces", "stress")
 UNITS = {"energy": "mev_per_atom", "forces": "mev_per_a", "stress": "mev_per_a3"}
 SHOWN = {"energy": "meV/atom", "forces": "meV/Å", "stress": "meV/Å³"}
 # Of the structures of one head: how many, and of each term the absolute and squared errors and how many of them.

@@ -19,7 +19,7 @@ from gfm_calc.artifacts import MANIFEST, canonical_json, commit, open_artifact
 from gfm_calc.config import HeadSpec, from_mapping, to_mapping
 from gfm_calc.data.block import NO_CHARGE, NO_SPIN
 from gfm_calc.data.compositions import Compositions
-from gfm_calc.data.frame_table import FrameTable
+from gfm_calc.data.frame_table import UNUSED, FrameTable
 from gfm_calc.data.grouping import by_composition, keyer
 from gfm_calc.data.schema import Record
 from gfm_calc.data.split_files import load_split
@@ -112,8 +112,9 @@ def prepare(recipe: Recipe, cutoff: float) -> list[Head]:
         datasets = [d for d in datasets if d.head.name in {head.name for head in recipe.heads}]
     table, compositions, starts = FrameTable(), Compositions(), [0]
     isolated: list[int] = []
+    by = recipe.data.by if recipe.data.split is None else load_split(recipe.data.split).by
     for dataset in datasets:
-        for record, key in _keyed(dataset, recipe.data.by):
+        for record, key in _keyed(dataset, by):
             if is_isolated(record):
                 isolated.append(len(table))
             table.add(record, key)
@@ -158,9 +159,19 @@ def _sides(
     for name, first, last in zip(names, starts, starts[1:]):
         groups[name] = [table.groups[k] for k in np.unique(group[first:last]) if k >= 0]
     split = draw(groups, seed=recipe.seed, by=recipe.by, validation=recipe.validation, test=recipe.test)
-    sides = table.sides(join(split, table.groups_that_share()))
+    if recipe.shared == "join":
+        sides = table.sides(join(split, table.groups_that_share()))
+    else:
+        sides = _without_copies(table.sides(split), table.duplicates())
     sides[isolated] = 0
     return sides
+
+
+def _without_copies(sides: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """`sides` with structures that lie on several left on the one that comes first in SIDES: training keeps its copies."""
+    first = np.full(len(labels), len(SIDES))
+    np.minimum.at(first, labels, sides)
+    return np.where(sides == first[labels], sides, UNUSED)
 
 
 def _head(

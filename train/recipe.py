@@ -34,6 +34,8 @@ class DataRecipe:
         by: what must stay on one side of a drawn split: "auto" (the group that the source names, else the composition, else
             blocks of consecutive frames), or a name of `data.grouping.KEYS`.
         validation, test: fractions of groups of a drawn split.
+        shared: of groups on different sides that hold the same structure, in a drawn split: "join" holds them all out,
+            "drop" leaves the held-out copies of that structure unused.
         seed: of the drawn split.
         tau: temperature of the sampling: a head with n structures gets a share ~ n^tau of the draws.
         loss_tau: temperature of the objective; each structure is weighted so that the expected gradient is that of draws
@@ -47,6 +49,7 @@ class DataRecipe:
     by: str = "auto"
     validation: float = 0.02
     test: float = 0.05
+    shared: str = "join"
     seed: int = 0
     tau: float = 0.5
     loss_tau: float | None = None
@@ -241,6 +244,7 @@ _RANGES = (
     ("run", "check_parameters_every", 0, 1e12), ("parallel", "patience", 1, 1e6),
 )  # fmt: skip
 _CHOICES = (
+    ("data", "shared", ("join", "drop")),
     ("objective", "loss", LOSSES), ("optimizer", "schedule", SCHEDULES), ("run", "dtype", DTYPES),
     ("run", "on_bad_batch", ("stop", "skip")), ("parallel", "mode", MODES), ("parallel", "shard", SHARDINGS),
 )  # fmt: skip

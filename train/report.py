@@ -16,7 +16,8 @@ from gfm_calc.commands.plots import BLUE, COLOURS, GREY, ORANGE
 from gfm_calc.data.loader import Loader
 from gfm_calc.data.store import Selection
 from gfm_calc.model import GFMModel
-from gfm_calc.train.evaluation import SHOWN, TERMS, mae, spread_indices
+from gfm_calc.train.evaluation import SHOWN, mae, spread_indices
+from gfm_calc.train.objective import TERMS
 from gfm_calc.train.preparation import Head
 from gfm_calc.train.recipe import Recipe
 from gfm_calc.train.runlog import read_log

@@ -41,22 +41,36 @@ class Contender(Protocol):
 def serve(make: Callable[[argparse.Namespace], Contender], parser: argparse.ArgumentParser) -> None:
     """Load the contender, describe it in a first line, then answer jobs until stdin closes."""
     parser.add_argument("--structures", required=True, help="extended XYZ; info key `set` or `system` names the use")
+
+    def stopwatch(options: argparse.Namespace) -> tuple[dict[str, Any], Callable[[dict[str, Any]], Any]]:
+        contender = make(options)
+        frames = list(ase.io.iread(options.structures, ":", format="extxyz"))
+        return contender.describe(), Stopwatch(contender, frames).run
+
+    answer_jobs(stopwatch, parser)
+
+
+def answer_jobs(
+    start: Callable[[argparse.Namespace], tuple[dict[str, Any], Callable[[dict[str, Any]], Any]]],
+    parser: argparse.ArgumentParser,
+) -> None:
+    """Start what is measured, give its description in a first line, then an answer for each job until stdin closes.
+
+    Args:
+        start: from the options to (description, function from a job to its answer).
+    """
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     replies, sys.stdout = sys.stdout, sys.stderr  # libraries print; replies stay clean
     started = time.perf_counter()
-    contender = make(options)
-    described = {
-        **contender.describe(),
-        "load_s": round(time.perf_counter() - started, 2),
-        "threads": _threads(options.threads),
-    }
-    stopwatch = Stopwatch(contender, list(ase.io.iread(options.structures, ":", format="extxyz")))
+    description, run = start(options)
+    seconds = round(time.perf_counter() - started, 2)
+    described = {**description, "load_s": seconds, "threads": _threads(options.threads)}
     print(json.dumps(described), file=replies, flush=True)
     for line in sys.stdin:
         try:
-            answer = stopwatch.run(json.loads(line))
+            answer = run(json.loads(line))
         except Exception as error:  # a peer that cannot do a job loses that job, not the run
             answer = {"error": " ".join(f"{type(error).__name__}: {error}".split())[:300]}
         print(json.dumps(answer), file=replies, flush=True)

@@ -1,10 +1,10 @@
 """Datasets of many heads at once, from a folder of files and a TOML file of head cards.
 
-    [[heads]]
-    name = "pbe"                  # also code, functional, basis, dispersion, labels, description
-    [[heads.files]]
-    name = "crystals"             # of a file in the folder, with or without what follows the first dot
-    licence = "CC-BY-4.0"         # and citation
+[[heads]]
+name = "pbe"                  # also code, functional, basis, dispersion, labels, description
+[[heads.files]]
+name = "crystals"             # of a file in the folder, with or without what follows the first dot
+licence = "CC-BY-4.0"         # and citation
 """
 
 from __future__ import annotations

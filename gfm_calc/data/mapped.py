@@ -19,7 +19,7 @@ from .schema import Record
 from .shard import CHUNK, ShardInfo
 
 Rows = slice | np.ndarray  # which rows of a column: a range, or their numbers
-_MAX_KNOWN = 4096  # names that are kept for each shard
+_MAX_KNOWN = 1 << 16  # names that are kept for each shard
 _FORMATS = {"|u1": "B", "|i1": "b", "<u2": "H", "<i2": "h", "<u4": "I", "<i4": "i", "<i8": "q", "<f4": "f", "<f8": "d"}
 
 
@@ -130,6 +130,13 @@ class Column:
         """The rows from `start` to `stop` as they are kept, for integers; not a copy."""
         return self._view(start, stop) if self._constant is None else self.span(start, stop)
 
+    def text(self, start: int, stop: int) -> str:
+        """The rows from `start` to `stop` of a column of bytes, as text."""
+        if self._constant is not None:
+            return self.span(start, stop).tobytes().decode("utf-8", "replace")
+        self._check(start, stop)
+        return self._map[self._offset + start : self._offset + stop].decode("utf-8", "replace")
+
     def rows(self, rows: Rows) -> np.ndarray:
         """Some rows, in the order of their numbers."""
         if isinstance(rows, slice):
@@ -195,22 +202,25 @@ class Shard:
         forces = columns["forces"].span(first_atom, stop_atom) if "forces" in columns else None
         stress = columns["stress"].row(row) if "stress" in columns else None
         charge, spin = columns["charge"].value(row), columns["spin"].value(row)
-        return Record(
+        found = Record.__new__(Record)
+        # A frozen dataclass sets its fields one by one, which would be a tenth of a read.
+        found.__dict__.update(
             atomic_numbers=columns["atomic_numbers"].raw(first_atom, stop_atom).astype(np.int64),
             positions=columns["positions"].span(first_atom, stop_atom), cell=columns["cell"].row(row),
             pbc=columns["pbc"].raw(row, row + 1)[0].astype(bool), energy=columns["energy"].value(row),
-            forces=None if forces is None or isnan(forces[0, 0]) else forces,
-            stress=None if stress is None or isnan(stress[0, 0]) else stress,
+            forces=None if forces is None or isnan(forces.item(0)) else forces,
+            stress=None if stress is None or isnan(stress.item(0)) else stress,
             charge=None if charge == NO_CHARGE else charge, spin=None if spin == NO_SPIN else spin,
             group=self._word("group", columns["group"].value(row)), frame=columns["frame"].value(row),
             source=self._word("source", columns["source"].value(row)),
         )  # fmt: skip
+        return found
 
     def _word(self, name: str, number: int) -> str:
         word = self._known.get((name, number))
         if word is None:
-            start, stop = self._columns[f"{name}_ptr"].span(number, number + 2).tolist()
-            word = self._columns[f"{name}_text"].span(start, stop).tobytes().decode("utf-8", "replace")
+            ends = self._columns[f"{name}_ptr"]
+            word = self._columns[f"{name}_text"].text(ends.value(number), ends.value(number + 1))
             if len(self._known) < _MAX_KNOWN:
                 self._known[name, number] = word
         return word

@@ -1,10 +1,10 @@
 """Which structures a step of training sees: pure functions of (seed, step, rank, world).
 
 The stream of draws never ends.  A head gets a share p ~ n^tau of it (n: its structures), evenly spaced, and goes through its
-structures in seeded order, all of them before any comes again.  A step takes the next `structures` draws of the stream, deals them
-to the ranks so that all have about the same number of atoms, and cuts each rank's hand into batches that keep to a
-budget of atoms and edges.  The state of all this is the number of the step; memory does not grow with the number of
-structures, since orders are computed by a cipher (a permutation) and not kept.
+structures in seeded order, all of them before any comes again.  A step takes the next `structures` draws of the stream,
+deals them to the ranks so that all have about the same work, and cuts each rank's hand into batches that keep to a budget
+of atoms and edges.  The state of all this is the number of the step; memory does not grow with the number of structures,
+since orders are computed by a cipher (a permutation) and not kept.
 """
 
 from __future__ import annotations

@@ -1,61 +1,114 @@
-"""Errors on a test split, against a case worked out by hand."""
+"""Errors on a test side, against a case worked out by hand."""
 
-from dataclasses import replace
+import json
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
+import torch
+from labelled import need_adios
 from support import predict, random_model
 
-from gfm_calc.benchmarks.accuracy import draw, figures, load_test_frames, measure, recipe_files, write_cards
-from gfm_calc.benchmarks.provenance import weights_id
-from gfm_calc.checkpoint import load_model, open_model
-from gfm_calc.errors import ConfigError, HeadError, InputFileError
+from gfm_calc.benchmarks import accuracy
+from gfm_calc.benchmarks.accuracy import draw, load_heads, measure, write_cards
+from gfm_calc.benchmarks.provenance import read_result, weights_id
+from gfm_calc.checkpoint import load_model, open_model, save_model
+from gfm_calc.cli import main
+from gfm_calc.config import HeadSpec
+from gfm_calc.data.build import build
+from gfm_calc.data.loader import Loader
+from gfm_calc.data.schema import Record
+from gfm_calc.data.split_files import save_split
+from gfm_calc.data.splits import fixed
+from gfm_calc.errors import ConfigError, CorruptFileError, HeadError
 from gfm_calc.predictor import Predictor
-from gfm_calc.train.frames import TEST, TRAIN, Frames
+from gfm_calc.train.evaluation import ErrorSums, error_sums, figures, rounded
+from gfm_calc.train.preparation import prepare
+from gfm_calc.train.recipe import recipe_of
 
-ENERGY_ERRORS = np.array([0.03, -0.05])  # eV/atom, of the two test frames that can be predicted
+ENERGY_ERRORS = np.array([0.03, -0.05])  # eV/atom, of the two test structures that can be predicted
 FORCE_ERROR = 0.02  # eV/Å on every component of the first
 STRESS_ERROR = 0.001  # eV/Å³ on the xx component of the second
+ELEMENTS = ("H", "C", "O")
 
 
-@pytest.fixture(scope="module")
-def frames() -> Frames:
-    """Two training and three test frames of one head; labels are the model's own numbers plus known errors.
+@dataclass(frozen=True)
+class GivenTask:
+    """Records as a task of a build."""
+
+    given: list[Record]
+
+    def identity(self):
+        return [len(self.given)]
+
+    def records(self):
+        return iter(self.given)
+
+    def inputs(self):
+        return [{"name": name, "size": 1, "sha256": name} for name in sorted({r.source for r in self.given})]
+
+
+def given_records() -> list[Record]:
+    """Two training and three test structures of one head; labels are the model's own numbers plus known errors.
 
     Test: a water molecule (with forces), a CO crystal (with stress), and one that the head refuses.
     """
-    model = random_model(elements=("H", "C", "O"))
+    model = random_model(elements=ELEMENTS)
     numbers = [[1, 1], [8], [8, 1, 1], [6, 8], [79]]
     positions = [
         [[0, 0, 0], [0, 0, 0.8]], [[0, 0, 0]], [[0, 0, 0], [0.9, 0, 0], [0, 0.95, 0]], [[0, 0, 0], [1.2, 1.3, 1.1]], [[0, 0, 0]],
     ]  # fmt: skip
-    sizes = [len(z) for z in numbers]
-    total = sum(sizes)
-    cells, pbc = np.zeros((5, 3, 3)), np.zeros((5, 3), dtype=bool)
-    cells[3], pbc[3] = np.diag([3.0, 3.1, 3.2]), True
-    blank = Frames(
-        heads=("first",), numbers=np.concatenate(numbers), positions=np.concatenate(positions).astype(float),
-        forces=np.full((total, 3), np.nan), ptr=np.cumsum([0, *sizes]), cell=cells, pbc=pbc,
-        energy=np.array([-3.0, -10.0, 0.0, 0.0, -1.0]), stress=np.full((5, 3, 3), np.nan), charge=np.zeros(5, dtype=int),
-        spin=np.zeros(5, dtype=int), head=np.zeros(5, dtype=int), side=np.array([TRAIN, TRAIN, TEST, TEST, TEST]),
-        source=np.array(["a", "a", "b", "c", "c"]),
-    )  # fmt: skip
-    energy, forces, stress = blank.energy.copy(), blank.forces.copy(), blank.stress.copy()
+    energies = [-3.0, -10.0, 0.0, 0.0, -1.0]
+    records = [
+        Record(
+            atomic_numbers=np.array(z), positions=np.array(x, float), cell=np.diag([3.0, 3.1, 3.2]) * (k == 3),
+            pbc=np.full(3, k == 3), energy=energies[k], group="train" if k < 2 else "test", frame=k,
+            source=f"{'aabcc'[k]}.extxyz.xz",
+        )
+        for k, (z, x) in enumerate(zip(numbers, positions))
+    ]  # fmt: skip
     for index, error in zip((2, 3), ENERGY_ERRORS):
-        found = predict(model, blank.atoms(index), "first")
-        energy[index] = float(found.energy) - error * sizes[index]
+        found = predict(model, records[index].structure(), "first")
+        labels = {"energy": float(found.energy) - error * len(records[index])}
         if index == 2:
-            forces[3:6] = found.forces.numpy() - FORCE_ERROR
+            labels["forces"] = found.forces.numpy() - FORCE_ERROR
         else:
-            stress[3] = found.stress[0].numpy()
-            stress[3, 0, 0] += STRESS_ERROR
-    return replace(blank, energy=energy, forces=forces, stress=stress)
+            stress = found.stress[0].numpy().copy()
+            stress[0, 0] += STRESS_ERROR
+            labels["stress"] = stress
+        records[index] = replace(records[index], **labels)
+    return records
 
 
 @pytest.fixture(scope="module")
-def entry(frames):
-    model = random_model(elements=("H", "C", "O"))
-    return measure({"first": Predictor(model, ["first"])}, frames)["first"]
+def records():
+    return given_records()
+
+
+@pytest.fixture(scope="module")
+def data(records, tmp_path_factory):
+    """A folder with the dataset `first` and a split."""
+    need_adios()
+    folder = tmp_path_factory.mktemp("accuracy")
+    build(folder / "data" / "first", [GivenTask(records)], HeadSpec(name="first"), processes=0)
+    save_split(folder / "split.json", fixed({"test": ["test"], "train": ["train"]}), {})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def recipe(data):
+    return recipe_of({"data": {"path": str(data / "data"), "split": str(data / "split.json")}})
+
+
+@pytest.fixture(scope="module")
+def heads(recipe):
+    return prepare(recipe, 5.0)
+
+
+@pytest.fixture(scope="module")
+def entry(heads):
+    model = random_model(elements=ELEMENTS)
+    return measure({"first": Predictor(model, ["first"])}, heads)["first"]
 
 
 def test_model_figures(entry):
@@ -84,17 +137,21 @@ def test_figures_by_source_leave_out_what_has_no_labels(entry):
     assert entry["compositions"] == 2
 
 
-def test_baselines(entry, frames):
-    energies, sizes = frames.energy[2:4], np.array([3, 2])
-    mean = (-3.0 / 2 + -10.0) / 2  # eV/atom of the two training frames
+def test_baselines(entry, records):
+    energies, sizes = np.array([record.energy for record in records[2:4]]), np.array([3, 2])
+    mean = (-3.0 / 2 + -10.0) / 2  # eV/atom of the two training structures
     wanted = np.abs(mean - energies / sizes).mean()
     assert entry["mean"]["energy_mae_mev_per_atom"] == pytest.approx(1e3 * wanted, rel=1e-4)
-    reference = random_model(elements=("H", "C", "O")).specs["first"].reference_energies
+    reference = random_model(elements=ELEMENTS).specs["first"].reference_energies
     sums = np.array([reference["O"] + 2 * reference["H"], reference["C"] + reference["O"]])
     assert entry["references"]["energy_mae_mev_per_atom"] == pytest.approx(
         1e3 * np.abs((sums - energies) / sizes).mean(), rel=1e-4
     )
-    labels = frames.forces[3:6]
+    fitted = np.array([-10.0 + 2 * -1.5, -10.0])  # nothing is known of carbon
+    assert entry["composition"]["energy_mae_mev_per_atom"] == pytest.approx(
+        1e3 * np.abs((fitted - energies) / sizes).mean(), rel=1e-4
+    )
+    labels = records[2].forces
     for name in ("mean", "references", "composition"):
         assert entry[name]["forces_mae_mev_per_a"] == pytest.approx(1e3 * np.abs(labels).mean(), rel=1e-4)
 
@@ -107,47 +164,81 @@ def test_limited_draw_is_seeded_and_sorted():
     assert (draw(indices, None, seed=3) == indices).all()
 
 
-def test_no_frames_give_no_figures():
-    assert figures([]) == {"frames": 0}
+def test_no_structures_give_no_figures():
+    assert figures(error_sums([(torch.zeros(0), torch.zeros(0))])) == {"frames": 0}
 
 
-def test_unknown_head_of_the_data(frames):
+def test_a_prediction_that_is_not_finite_is_an_error_not_a_missing_label():
+    found = figures(error_sums([(torch.tensor([np.nan, 1.0]), torch.tensor([1.0, np.nan]))]))
+    assert found["frames"] == 2 and np.isnan(found["energy_mae_mev_per_atom"])
+
+
+def test_six_components_of_stress_count():
+    found, label = torch.zeros(1, 3, 3), torch.zeros(1, 3, 3)
+    found[0, 0, 1] = found[0, 1, 0] = 0.006
+    sums = error_sums([(torch.zeros(1), torch.zeros(1)), (torch.zeros(0, 3), torch.zeros(0, 3)), (found, label)])
+    shown = rounded(figures(sums))
+    assert shown["stress_mae_mev_per_a3"] == 1.0 and shown["stress_rmse_mev_per_a3"] == 2.4495
+    assert "forces_mae_mev_per_a" not in shown
+
+
+@pytest.mark.promise("R12")
+def test_validation_and_benchmark_give_the_same_figures(heads):
+    model = random_model(elements=ELEMENTS)
+    measured = measure({"first": Predictor(model, ["first"], strict=False)}, heads)["first"]["model"]
+    sums = ErrorSums(["other", "first"])
+    sums.add(model, Loader([heads[0].select("test")], model.config.cutoff, max_atoms=4).once(), "first")
+    assert measured["frames"] == 3 and len(measured) == 7
+    assert {name: rounded(row) for name, row in sums.table().items()} == {"first": measured}
+
+
+def test_unknown_head_of_the_data(heads):
     with pytest.raises(HeadError, match="second"):
-        measure({"second": Predictor(random_model(), ["second"])}, frames)
+        measure({"second": Predictor(random_model(), ["second"])}, heads)
 
 
-def test_recipes(tmp_path):
-    recipe = tmp_path / "r.toml"
-    recipe.write_text('[[heads]]\nname = "one"\n[[heads.files]]\nname = "a"\n[[heads.files]]\nname = "b"\n')
-    assert recipe_files(recipe, tmp_path) == {"one": [tmp_path / "a.extxyz.xz", tmp_path / "b.extxyz.xz"]}
-    recipe.write_text("[model]\nencoder = 1\n")
-    with pytest.raises(ConfigError, match="r.toml"):
-        recipe_files(recipe, tmp_path)
+def test_what_was_prepared_is_kept(tmp_path, recipe, heads, monkeypatch):
+    first = load_heads(recipe, tmp_path)
+    monkeypatch.setattr(accuracy, "prepare", lambda *_: pytest.fail("prepared again"))
+    second = load_heads(recipe, tmp_path)
+    for found in (first, second):
+        assert found[0].spec == heads[0].spec and found[0].shift == heads[0].shift
+        assert {side: rows.tolist() for side, rows in found[0].sides.items()} == {
+            "train": [0, 1], "validation": [], "test": [2, 3, 4]
+        }  # fmt: skip
+    monkeypatch.undo()
+    other = recipe_of({"data": {"path": recipe.data.path, "by": "frame", "test": 0.5}})
+    assert load_heads(other, tmp_path)[0].sides["train"].tolist() != [0, 1]  # another recipe, another preparation
 
 
-def test_cache_of_another_recipe_is_refused(tmp_path, frames):
-    recipe, cache = tmp_path / "r.toml", tmp_path / "c.npz"
-    recipe.write_text('[[heads]]\nname = "one"\n[[heads.files]]\nname = "a"\n')
-    np.savez(cache, **{**frames.__dict__, "heads": np.array(frames.heads)})
-    with pytest.raises(InputFileError, match="first"):
-        load_test_frames(recipe, tmp_path, cache)
+def test_a_damaged_cache_is_refused(tmp_path, recipe):
+    load_heads(recipe, tmp_path)
+    (file,) = tmp_path.glob("*/sides-*.safetensors")
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    with pytest.raises(CorruptFileError, match="sides"):
+        load_heads(recipe, tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"", b"not a zip", b"PK\x03\x04 cut off"])
-def test_damaged_cache_is_refused_by_name(tmp_path, content):
-    recipe, cache = tmp_path / "r.toml", tmp_path / "c.npz"
-    recipe.write_text('[[heads]]\nname = "one"\n[[heads.files]]\nname = "a"\n')
-    cache.write_bytes(content)
-    with pytest.raises(InputFileError, match="c.npz"):
-        load_test_frames(recipe, tmp_path, cache)
-    assert cache.read_bytes() == content
-    with pytest.raises(InputFileError, match=r"a\.extxyz\.xz"):
-        load_test_frames(recipe, tmp_path, None)
+def test_data_that_are_missing_are_named(tmp_path):
+    with pytest.raises(ConfigError, match="no such directory"):
+        load_heads(recipe_of({"data": {"path": str(tmp_path / "none")}}), None)
+
+
+def test_the_command(tmp_path, data, capsys):
+    save_model(random_model(elements=ELEMENTS), tmp_path / "m")
+    (tmp_path / "r.toml").write_text(f"[data]\nsplit = {json.dumps(str(data / 'split.json'))}\n")
+    words = ["bench", "accuracy", "--model", str(tmp_path / "m"), "--head", "first", "--data", str(data / "data")]
+    words += ["--recipe", str(tmp_path / "r.toml"), "--dtype", "float64", "-o", str(tmp_path / "a.json")]
+    assert main(words) == 0
+    found = read_result(tmp_path / "a.json")
+    assert found["heads"][0]["model"]["energy_mae_mev_per_atom"] == pytest.approx(40.0, abs=1e-3)
+    assert found["settings"]["recipe"] == "r.toml"
+    assert "--data data" in found["provenance"]["command"]
+    assert main(words[:-1] + [str(tmp_path / "b.json"), "--recipe", "gfm-smal"]) == 1
+    assert "gfm-smal" in capsys.readouterr().err
 
 
 def test_cards_take_the_figures_and_weights_stay(tmp_path, saved_model, entry):
-    from gfm_calc.checkpoint import save_model
-
     model = load_model(saved_model)
     save_model(model, tmp_path / "m", provenance={"recipe": "r.toml"})
     before = weights_id(open_model(tmp_path / "m"))

@@ -16,7 +16,6 @@ from gfm_calc.data.schema import Record
 from gfm_calc.data.split_files import load_split, read_names, save_split
 from gfm_calc.data.splits import SIDES, LeakError, Split, draw, fixed, fraction, join
 from gfm_calc.errors import ConfigError, CorruptFileError, InputFileError, UnsupportedVersionError
-from gfm_calc.train.frames import split_sides
 
 
 def record(atoms: Atoms, *, group: str = "", source: str = "a.xyz", frame: int = 0, energy: float = math.nan) -> Record:
@@ -130,13 +129,16 @@ def test_the_seed_draws_others():
 
 
 def test_it_is_the_split_of_the_first_training():
-    """Released models were tested on the groups that this function held out."""
-    random = np.random.default_rng(0)
-    groups = [f"g{k}" for k in random.integers(0, 150, 3000)] + ["h3o+", "a+b", "g1+g2"] * 5
-    heads = np.array([k % 3 for k in range(len(groups))])
-    expected = split_sides(groups, heads)
-    split = draw({str(h): [g for g, own in zip(groups, heads) if own == h] for h in range(3)})
-    assert [SIDES.index(split.side_of_group(group)) for group in groups] == expected.tolist()
+    """Released models were tested on the groups that their trainer held out: these, with seed 0."""
+    groups = [f"g{k}" for k in range(150)] + ["h3o+", "a+b", "g1+g2", "g1+g9"]
+    split = draw({str(h): [g for k, g in enumerate(groups) if k % 3 == h] for h in range(3)})
+    held = {side: {g for g in groups if split.side_of_group(g) == side} for side in ("validation", "test")}
+    assert held == {
+        "validation": {"g123", "g40", "g79", "g8"},
+        "test": {"g101", "g104", "g109", "g26", "g38", "g57", "g6", "g9", "g97", "g1+g9"},
+    }
+    few = draw({"few": ["x", "y", "z"], "two": ["p", "q"]})
+    assert [few.side_of_group(name) for name in "xyzpq"] == ["test", "train", "validation", "train", "train"]
 
 
 def test_a_pair_is_as_held_out_as_its_parts():

@@ -2,19 +2,29 @@
 
 import tomllib
 
+import ase.io
 import numpy as np
 import pytest
 import torch
+from ase.build import molecule
+from ase.calculators.singlepoint import SinglePointCalculator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from labelled import need_adios
-from support import random_model
+from support import ROOT, random_model
 from torch import nn
 from training import make_datasets
 
+from gfm_calc.checkpoint import load_model
+from gfm_calc.config import HeadSpec
+from gfm_calc.data.build import build
+from gfm_calc.data.frame_table import UNUSED, FrameTable
 from gfm_calc.data.loader import Loader
 from gfm_calc.data.sampling import Batch
+from gfm_calc.data.splits import SIDES, draw
+from gfm_calc.data.tasks import file_tasks
 from gfm_calc.errors import ConfigError
+from gfm_calc.train.cli import find_recipe, packaged_recipes
 from gfm_calc.train.flat import AdamW, FlatParameters
 from gfm_calc.train.models import build_model
 from gfm_calc.train.objective import Objective, head_slots
@@ -54,6 +64,16 @@ def test_wrong_recipes_say_what_is_wrong(tmp_path, setting, said):
     with pytest.raises(ConfigError) as error:
         read_recipe(tmp_path / "recipe.toml", [setting])
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_packaged_recipes_are_read_and_their_cards_fit():
+    assert packaged_recipes() == ["gfm-small", "tiny"]
+    recipes = {name: find_recipe(name, []) for name in packaged_recipes()}
+    cards = tomllib.loads((ROOT / "train" / "recipes" / "gfm-small.cards.toml").read_text())["heads"]
+    assert [card["name"] for card in cards] == [head.name for head in recipes["gfm-small"].heads]
+    assert sum(head.share for head in recipes["gfm-small"].heads) == pytest.approx(1.0)
+    assert all(file.keys() == {"name", "licence", "citation"} for card in cards for file in card["files"])
+    assert recipes["gfm-small"].model == load_model("gfm-small").config
 
 
 # ---- placement ----
@@ -223,6 +243,37 @@ def test_data_are_prepared_without_leaks(heads):
         assert not sides["train"] & sides["validation"] and not sides["train"] & sides["test"]
         assert sum(len(rows) for rows in head.sides.values()) == len(head.dataset)
         assert head.spec.elements and set(head.spec.elements) <= set(head.spec.reference_energies)
+
+
+@pytest.mark.promise("R14", count=2)
+@pytest.mark.parametrize("shared", ["join", "drop"])
+def test_a_structure_of_several_groups_is_on_one_side(tmp_path, shared, tally):
+    need_adios()
+    frames = []
+    for k in range(60):
+        atoms = molecule("CH3OH")
+        atoms.rattle(0.1, seed=k // 3 if k % 3 == 2 else 100 + k)  # every third group holds a structure of another
+        for copy in (atoms, frames[-1].copy() if k % 3 == 1 else atoms):
+            copy.info["group"] = f"g{k}"
+            copy.calc = SinglePointCalculator(copy, energy=float(k))
+            frames.append(copy)
+    ase.io.write(tmp_path / "a.extxyz", frames)
+    dataset = build(tmp_path / "data", file_tasks([tmp_path / "a.extxyz"]), HeadSpec(name="a"), processes=0)
+    recipe = recipe_of({"data": {"path": str(tmp_path / "data"), "by": "group", "test": 0.3, "shared": shared}})
+    (head,) = prepare(recipe, 4.0)
+    sides = np.full(len(dataset), UNUSED)
+    for number, side in enumerate(SIDES):
+        sides[head.sides[side]] = number
+    table = FrameTable()
+    for record in dataset.records():
+        table.add(record, record.group)
+    drawn = draw({"a": table.groups}, by="group", test=0.3)
+    assert table.leaks(table.sides(drawn)), "a test of nothing"
+    tally.check(not table.leaks(sides), shared)
+    if shared == "join":
+        assert (sides != UNUSED).all() and (sides >= table.sides(drawn)).all()
+    else:
+        assert (sides == UNUSED).any() and np.array_equal(sides, np.where(sides == UNUSED, UNUSED, table.sides(drawn)))
 
 
 # ---- schedule ----
