@@ -25,6 +25,7 @@ def add_parser(subparsers: Any) -> None:
         _add_accuracy,
         _add_physics,
         _add_data,
+        _add_training,
         _add_scaling,
         _add_reliability,
         _add_report,
@@ -132,6 +133,22 @@ def _add_scaling(benches: Any) -> None:
     parser.add_argument("--repeats", type=positive_int, default=3, help="medians of so many; default: %(default)s")
     parser.add_argument("--parts", type=_words, default=None, metavar="NAME,NAME",
                         help="of equality, weak, strong, volume, precision, model; default: all")  # fmt: skip
+    _add_output(parser)
+
+
+def _add_training(benches: Any) -> None:
+    parser = new_parser(
+        benches, "training", run_training, summary="structures a second of training, beside other models",
+        example="gfm bench training --compile --peer hydragnn=PYTHON --checkout HydraGNN --peer schnetpack=PYTHON",
+    )  # fmt: skip
+    parser.add_argument("--structures", type=Path, metavar="FILE", help="labelled: train on these, not on made ones")
+    parser.add_argument("--count", type=positive_int, default=256, help="of structures; default: %(default)s")
+    parser.add_argument("--batch", type=positive_int, default=32, help="structures in a step; default: %(default)s")
+    parser.add_argument("--turns", type=positive_int, default=7, help="medians of so many; default: %(default)s")
+    parser.add_argument("--compile", action="store_true", help="ours compiled too, beside eager")
+    parser.add_argument("--peer", type=_peer, action="append", default=[], metavar="NAME=PYTHON",
+                        help="hydragnn or schnetpack, and the python of an environment for it")  # fmt: skip
+    parser.add_argument("--checkout", type=Path, metavar="DIR", help="of HydraGNN (default: $HYDRAGNN_CHECKOUT)")
     _add_output(parser)
 
 
@@ -279,6 +296,20 @@ def run_scaling(args: argparse.Namespace) -> None:
         parts=args.parts or PARTS,
     )  # fmt: skip
     _finish(args, "scaling", threads=1, **run_scaling(plan))
+
+
+def run_training(args: argparse.Namespace) -> None:
+    """Measure steps of training."""
+    from gfm_calc.benchmarks.training import TrainingPlan, peer_versions, run_training
+
+    plan = TrainingPlan(
+        peers=dict(args.peer), checkout=args.checkout, frames=args.structures, count=args.count, batch=args.batch,
+        turns=args.turns, compile=args.compile,
+    )  # fmt: skip
+    measured = run_training(plan)
+    settings = {"batch": plan.batch, "turns": plan.turns, "dtype": "float32"}
+    versions = peer_versions(measured["matches"])
+    _finish(args, "training", threads=1, extra_versions=versions, settings=settings, **measured)
 
 
 def run_reliability(args: argparse.Namespace) -> None:

@@ -80,6 +80,8 @@ def predict_step(machine: Mapping[str, float], row: Mapping[str, Any]) -> dict[s
     compute = row["structures_a_step"] / world / machine["structures_per_s"]
     size = 4 * row.get("encoder_parameters", 150_000)
     talk = sum_seconds(size, world, machine["latency_s"], machine["bandwidth_bytes_per_s"])
+    if row["mode"] == "separate":
+        talk = 0.0
     return {
         "processes": world, "mode": row["mode"], "predicted_s": compute + talk, "measured_s": row["seconds_a_step"],
         "more_processes_than_cores": row["more_processes_than_cores"],

@@ -73,7 +73,7 @@ def origin(result: Mapping[str, Any]) -> str:
     about = result["provenance"]
     machine = about["machine"]
     place = machine.get("accelerator") or f"{machine['processor']}, {machine['cores']} cores"
-    shown = ("gfm-calc", "python", "torch", "ase", "CHGNet", "SevenNet-0", "tblite")
+    shown = ("gfm-calc", "python", "torch", "ase", "CHGNet", "SevenNet-0", "HydraGNN", "schnetpack", "tblite")
     versions = ", ".join(f"{name} {about['versions'][name]}" for name in shown if name in about["versions"])
     model = f"; model id {about['model_id']}" if about["model_id"] else ""
     return f"`{about['command']}` on {about['date']}; {place}; {versions}{model}."
@@ -287,6 +287,26 @@ def _megabytes(count: int) -> str:
     return f"{count / 1e6:,.1f} MB"
 
 
+def _training(result: Mapping[str, Any]) -> Iterator[Table]:
+    about, detail = result["structures"], []
+    size = f"{about['count']} structures of {about['atoms_per_structure']:.3g} atoms, {about['edges_per_atom']:.3g} edges an atom"
+    for match in result["matches"]:
+        ratios = {(found["ours"], found["edges"]): found for found in match["ratios"]}
+        kinds = list(dict.fromkeys(found["edges"] for found in match["ratios"]))
+        rows = []
+        for row in match["rows"]:
+            name = row["contender"] + (", 20 neighbours at most" if row["edges"] == "capped" else "")
+            found = [ratios.get((row["contender"], kind)) for kind in kinds]
+            shown = ["-" if f is None else f"{f['ratio']:.2f} ({f['least']:.2f} to {f['largest']:.2f})" for f in found]
+            rows.append([name, _figure(row["structures_per_s"]), _figure(row["ms_per_step"]), *shown])
+            memory = [_figure(row["peak_mb"]), _figure(row["start_mb"])]
+            detail.append([match["name"], name, row["model"], f"{row['parameters']:,}", *memory])
+        columns = [f"times the peer{'' if kind == 'all' else ' with 20 neighbours'}, wanted {match['wanted']:g}" for kind in kinds]
+        yield Table(f"Training against {match['name']}: {size}", ["", "structures/s", "ms a step", *columns], rows)
+    header = ["against", "", "model", "parameters", "peak MB", "of which before the first step"]
+    yield Table("What was trained, and the memory of its process", header, detail, detail=True)
+
+
 def _reliability(result: Mapping[str, Any]) -> Iterator[Table]:
     header = ["promise", "tests", "cases", "failed", "tests skipped"]
     rows = [[str(row[key]) for key in ("promise", "tests", "count", "failed", "skipped")] for row in result["promises"]]
@@ -311,10 +331,19 @@ def _scaling(result: Mapping[str, Any]) -> Iterator[Table]:
         rows = [
             [f"{r['processes']}" + (" (more than cores)" if r["more_processes_than_cores"] else ""), r["mode"],
              _figure(r["structures_per_s"]), f"{r['speedup']:.2f}", f"{100 * r['efficiency']:.0f}",
+             "-" if r["of_separate_runs"] is None else f"{100 * r['of_separate_runs']:.0f}",
              f"{100 * r['communication_share']:.1f}"]
             for r in result.get(part, ())
         ]  # fmt: skip
-        header = ["processes, one thread each", "mode", "structures/s", "speed-up", "efficiency, %", "communication, %"]
+        header = [
+            "processes, one thread each",
+            "mode",
+            "structures/s",
+            "speed-up",
+            "efficiency, %",
+            "of separate runs, %",
+            "communication and waiting, %",
+        ]
         yield Table(f"Training speed, {what}", header, rows)
     rows = [
         [f"{r['processes']}", r["mode"], ", ".join(map(str, r["heads_a_process"])), _megabytes(r["state_bytes"]),
@@ -353,5 +382,5 @@ def _megabytes(counts: Sequence[float]) -> str:
 
 _TABLES: dict[str, Callable[[Mapping[str, Any]], Iterator[Table]]] = {
     "speed": _speed, "heads": _heads, "accuracy": _accuracy, "physics": _physics, "data": _data,
-    "reliability": _reliability, "scaling": _scaling,
+    "reliability": _reliability, "scaling": _scaling, "training": _training,
 }  # fmt: skip

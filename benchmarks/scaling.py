@@ -18,7 +18,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,12 +81,14 @@ def run_scaling(plan: ScalingPlan) -> dict[str, Any]:
 class _Bench:
     def __init__(self, plan: ScalingPlan, scratch: Path):
         self.plan, self.scratch, self._runs = plan, scratch, 0
-        self._sums: list[dict[str, float]] | None = None
+        self._lock = threading.Lock()
 
     def train(self, world: int, *settings: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """(lines of the log, telemetry) of a run of `world` processes with one thread each."""
-        self._runs += 1
-        run = self.scratch / f"run{self._runs}"
+        with self._lock:
+            self._runs += 1
+            number = self._runs
+        run = self.scratch / f"run{number}"
         words = ["tiny", "-o", str(run), "--device", "cpu", "--threads", "1", "--no-report"]
         for setting in (
             f"data.path={self.plan.data.resolve()}",
@@ -93,7 +97,7 @@ class _Bench:
             *settings,
         ):
             words += ["--set", setting]
-        launch(world, [sys.executable, "-m", "gfm_calc.train", *words], _PORT + self._runs % 1000)
+        launch(world, [sys.executable, "-m", "gfm_calc.train", *words], _PORT + number % 1000)
         lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
         return [line for line in lines if "loss" in line], json.loads((run / "telemetry.json").read_text())
 
@@ -119,37 +123,46 @@ class _Bench:
         return rows
 
     def speed(self, *, fixed: bool) -> list[dict[str, Any]]:
-        """Structures a second, in all; the same work a process, or (`fixed`) in all."""
+        """Structures a second, in all; the same work a process, or (`fixed`) in all.
+
+        "separate" runs, which know nothing of each other, tell what the machine itself gives to several processes.
+        """
         plan = self.plan
         most = max(plan.processes)
-        cases = [
-            (world, mode) for world in plan.processes for mode in ("data", "multitask") if world > 1 or mode == "data"
-        ]
+        modes = ("data", "multitask") if fixed else ("separate", "data", "multitask")
+        cases = [(1, "data"), *((world, mode) for world in plan.processes if world > 1 for mode in modes)]
         rates: dict[tuple[int, str], list[float]] = {case: [] for case in cases}
         shares: dict[tuple[int, str], dict[str, float]] = {}
         for _ in range(plan.repeats):
             for world, mode in cases:
                 structures = plan.structures * (most if fixed else world)
-                lines, about = self.train(
-                    world, f"run.steps={plan.steps}", f"run.structures={structures}", *_SMALL, f"parallel.mode={mode}"
-                )
-                settled = [line["structures_per_s"] for line in lines[plan.steps // 3 :]]
-                rates[world, mode].append(structures / statistics.fmean(structures / rate for rate in settled))
-                shares[world, mode] = _shares(about)
-        alone = statistics.median(rates[1, "data"])
+                rate, shares[world, mode] = self._rate(world, mode, structures)
+                rates[world, mode].append(rate)
         rows = []
         for (world, mode), found in rates.items():
             rate = statistics.median(found)
             ratios = [r / a for r, a in zip(found, rates[1, "data"])]  # taken side by side
+            beside = [r / a for r, a in zip(found, rates.get((world, "separate"), []))]
             rows.append({
                 "processes": world, "mode": mode, "structures_a_step": plan.structures * (most if fixed else world),
                 "structures_per_s": rate, "speedup": statistics.median(ratios),
                 "efficiency": statistics.median(ratios) / world, "spread": (max(found) - min(found)) / rate,
+                "of_separate_runs": statistics.median(beside) if beside else None,
                 "seconds_a_step": plan.structures * (most if fixed else world) / rate, **shares[world, mode],
                 "more_processes_than_cores": world > (os.cpu_count() or 1),
             })  # fmt: skip
-        assert alone > 0
         return rows
+
+    def _rate(self, world: int, mode: str, structures: int) -> tuple[float, dict[str, float]]:
+        """(structures a second in all, shares of the time) of a run, its first third left aside."""
+        settings = [f"run.steps={self.plan.steps}", *_SMALL]
+        if mode == "separate":
+            settings.append(f"run.structures={structures // world}")
+            with ThreadPoolExecutor(world) as pool:
+                found = list(pool.map(lambda _: self.train(1, *settings), range(world)))
+            return sum(_settled(lines) for lines, _ in found), _shares(found[0][1])
+        lines, about = self.train(world, *settings, f"run.structures={structures}", f"parallel.mode={mode}")
+        return _settled(lines), _shares(about)
 
     def volume(self) -> list[dict[str, Any]]:
         """Bytes of each process for the papers' lead sizes, measured and in theory."""
@@ -175,13 +188,14 @@ class _Bench:
                 1, f"run.dtype={dtype}", f"run.steps={steps}", f"run.structures={self.plan.structures}", *_SMALL
             )
             first = lines[0]["loss"] if first is None else first
-            errors = self.last_validation()
+            errors, (memory,) = self.last_validation(), _costs(about)["peak_memory_bytes"]
             rate = statistics.median(line["structures_per_s"] for line in lines[steps // 3 :])
             forces = [row["forces_mae_mev_per_a"] for row in errors.values() if "forces_mae_mev_per_a" in row]
+            energies = [row["energy_mae_mev_per_atom"] for row in errors.values()]
             rows.append({
-                "dtype": dtype, "steps": steps, "structures_per_s": rate, "first_loss_difference": abs(lines[0]["loss"] / first - 1),
-                "energy_mae_mev_per_atom": statistics.fmean(row["energy_mae_mev_per_atom"] for row in errors.values()),
-                "forces_mae_mev_per_a": statistics.fmean(forces), "heads": len(errors), "peak_memory_bytes": _costs(about)["peak_memory_bytes"][0],
+                "dtype": dtype, "steps": steps, "heads": len(errors), "structures_per_s": rate,
+                "first_loss_difference": abs(lines[0]["loss"] / first - 1), "peak_memory_bytes": memory,
+                "energy_mae_mev_per_atom": statistics.fmean(energies), "forces_mae_mev_per_a": statistics.fmean(forces),
             })  # fmt: skip
         return rows
 
@@ -230,6 +244,11 @@ def _costs(about: Mapping[str, Any]) -> dict[str, Any]:
         "bytes_a_step": [round(rank["bytes_sent_per_step"]) for rank in ranks],
         "peak_memory_bytes": [rank["peak_memory_bytes"] for rank in ranks], "wall_s": max(rank["wall_s"] for rank in ranks),
     }  # fmt: skip
+
+
+def _settled(lines: Sequence[Mapping[str, Any]]) -> float:
+    """Structures a second, the first third of the steps left aside."""
+    return statistics.harmonic_mean([line["structures_per_s"] for line in lines[len(lines) // 3 :]])
 
 
 def _shares(about: Mapping[str, Any]) -> dict[str, float]:

@@ -108,7 +108,9 @@ class TrainingPlan:
             if name not in PEERS:
                 raise ConfigError(f"no peer {name!r}{did_you_mean(name, PEERS)}; peers: {', '.join(PEERS)}")
         if "hydragnn" in self.peers and self.checkout is None and not os.environ.get("HYDRAGNN_CHECKOUT"):
-            raise ConfigError("HydraGNN is run from a checkout: name its folder with --checkout, or in HYDRAGNN_CHECKOUT")
+            raise ConfigError(
+                "HydraGNN is run from a checkout: name its folder with --checkout, or in HYDRAGNN_CHECKOUT"
+            )
 
 
 def run_training(plan: TrainingPlan) -> dict[str, Any]:
@@ -130,6 +132,11 @@ def run_training(plan: TrainingPlan) -> dict[str, Any]:
             for match in plan.matches:
                 found.append(_measure(plan, match, dataset.directory, folder / "batches.npz", progress))
     return {"structures": about, "matches": found}
+
+
+def peer_versions(matches: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """{name: version} of the peers that were measured."""
+    return {row["name"]: row["version"] for match in matches for row in match["rows"] if row["mode"] == "peer"}
 
 
 def labelled(count: int, seed: int = 0) -> list[Atoms]:
@@ -224,6 +231,7 @@ def _measure(plan: TrainingPlan, match: Match, data: Path, batches: Path, progre
     edges: dict[str, int] = {}
     try:
         for row, command in _contenders(plan, match, data):
+            progress.advance(0, note=f"{match.name}: starting {row['contender']}")
             process = Process(row["contender"], [*command, "--batches", str(batches), "--threads", "1"], 1)
             running.append((process, row))
         for _ in range(plan.turns):
@@ -238,7 +246,9 @@ def _measure(plan: TrainingPlan, match: Match, data: Path, batches: Path, progre
         for (number, kind), times in seconds.items():
             process, row = running[number]
             about = {key: process.description[key] for key in ("name", "version", "torch", "model", "parameters")}
-            rows.append({**row, **about, "edges": kind, **_speed(times, plan.batch), **_ask(process, {"job": "memory"})})
+            rows.append(
+                {**row, **about, "edges": kind, **_speed(times, plan.batch), **_ask(process, {"job": "memory"})}
+            )
     finally:
         for process, _ in running:
             process.close()

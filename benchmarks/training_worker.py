@@ -1,4 +1,4 @@
-"""Our side of `gfm bench training`: the steps of `gfm_calc.train.trainer.Trainer` under the stopwatch that the peers run under."""
+"""Our side of `gfm bench training`: the steps of `train.trainer.Trainer` under the stopwatch that the peers run under."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from gfm_calc.data.store import Dataset, open_dataset
 from gfm_calc.train.parallel import Place, Ranks
 from gfm_calc.train.preparation import prepare
 from gfm_calc.train.recipe import DataRecipe, Recipe, RunRecipe
+from gfm_calc.train.telemetry import Telemetry
 from gfm_calc.train.trainer import Trainer
 
 
@@ -53,6 +54,7 @@ class GFMTrainee:
         self.mode = "compiled" if compile else "eager"
         self.config = config
         self.trainer = make_trainer(data, config, size, compile=compile, folder=folder)
+        self.trainer.telemetry = Telemetry()  # as `Trainer.run` does when it begins
         self.batches = list(ready_batches(open_dataset(data), size, config.cutoff))
         self.objective = self._stack.enter_context(self.trainer._compiled())
 

@@ -21,6 +21,7 @@ from gfm_calc.data.block import NO_CHARGE, NO_SPIN
 from gfm_calc.data.compositions import Compositions
 from gfm_calc.data.frame_table import UNUSED, FrameTable
 from gfm_calc.data.grouping import by_composition, keyer
+from gfm_calc.data.loader import WORK_OF_ATOM
 from gfm_calc.data.schema import Record
 from gfm_calc.data.split_files import load_split
 from gfm_calc.data.splits import SIDES, draw, join
@@ -65,7 +66,7 @@ class Head:
     @property
     def work(self) -> float:
         """Expected edges in a step that draws one structure."""
-        return self.share * self.atoms * (self.neighbors + 4)
+        return self.share * self.atoms * (self.neighbors + WORK_OF_ATOM)
 
 
 def find_datasets(path: str) -> list[Dataset]:

@@ -92,7 +92,6 @@ class Trainer:
             beta1=recipe.optimizer.beta1, beta2=recipe.optimizer.beta2, weight_decay=recipe.optimizer.weight_decay
         )
         self.writer = CheckpointWriter(folder / "checkpoints", ranks.rank, ranks.world)
-        self.telemetry = Telemetry()
         self.step = 0
         self.errors: dict[str, dict[str, float]] = {}
         self._stop = ""  # why the run shall end before its last step
@@ -147,6 +146,7 @@ class Trainer:
         """
         run = self.recipe.run
         self.resume()
+        self.telemetry, self._before = Telemetry(), (self.ranks.bytes_sent, self.ranks.seconds)
         reason = "finished" if self.step >= run.steps else ""
         log = RunLog(self.folder, self.names, self.step, active=self.ranks.rank == 0)
         with ExitStack() as stack:
@@ -439,7 +439,7 @@ class Trainer:
 
     def _describe(self, reason: str) -> None:
         """RUN/telemetry.json: what the run is, and what each process did since it started."""
-        own = self.telemetry.report(self.ranks.bytes_sent, self.ranks.seconds)
+        own = self.telemetry.report(self.ranks.bytes_sent - self._before[0], self.ranks.seconds - self._before[1])
         own["parameters"] = sum(p.numel() for p in self.model.parameters())
         own["state_bytes"] = sum(shared.flat.memory() for shared in self.shared.values())
         about = {

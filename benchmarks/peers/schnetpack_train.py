@@ -13,7 +13,9 @@ import torch.utils.data.dataloader
 from measure import answer_jobs
 from steps import clocked
 
-if not hasattr(torch.utils.data.dataloader, "T_co"):  # schnetpack wants this type variable, which newer torch has renamed
+if not hasattr(
+    torch.utils.data.dataloader, "T_co"
+):  # schnetpack wants this type variable, which newer torch has renamed
     torch.utils.data.dataloader.T_co = typing.TypeVar("T_co", covariant=True)
 
 import schnetpack as spk

@@ -97,6 +97,14 @@ class DistributedStore:
         """Number of atoms of the structures `indices`, int64."""
         return self._rows(indices)[1]["atoms"].astype(np.int64)
 
+    def densities(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Atoms an Å³ of the structures `indices`, NaN for those without three periodic axes."""
+        rows = self._rows(indices)[1]
+        found = np.full(len(rows), np.nan)
+        periodic = rows["pbc"].all(axis=1)
+        found[periodic] = rows["atoms"][periodic] / np.abs(np.linalg.det(rows["cell"][periodic]))
+        return found
+
     def prefetch(self, batches: Iterable[Sequence[int] | np.ndarray], *, depth: int = 2) -> Iterator[Block]:
         """`read` of each of `batches`, in order, done ahead in a thread (without one where MPI allows no threads)."""
         if self._memory is not None and not self._memory.allows_threads:

@@ -22,6 +22,8 @@ from .block import Block
 from .sampling import Batch, SamplingPlan, batches
 from .workers import safe_path
 
+WORK_OF_ATOM = 8.0  # in edges: what a small model computes for an atom beside its edges
+
 
 class Source(Protocol):
     """Structures of one head: a `Dataset`, a `Selection` of one, or a `DistributedStore`."""
@@ -33,6 +35,9 @@ class Source(Protocol):
 
     def atom_counts(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """Their numbers of atoms."""
+
+    def densities(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Their atoms an Å³, NaN where they are not periodic."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -177,11 +182,17 @@ class Loader:
                     start = stop
 
     def _costs(self, drawn: Batch) -> np.ndarray:
-        """Expected edges (where they are known) and atoms of each draw."""
+        """Expected work (in edges, where they are known) and atoms of each draw."""
         atoms = self._sizes(drawn)
         if self._edges_per_atom is None:
             return atoms
-        return np.concatenate([atoms * (self._edges_per_atom[drawn.head] + 1)[:, None], atoms], axis=1)
+        neighbors = self._edges_per_atom[drawn.head]
+        for head in np.unique(drawn.head).tolist():
+            chosen = np.flatnonzero(drawn.head == head)
+            density = self.sources[head].densities(drawn.index[chosen])
+            dense = np.isfinite(density)
+            neighbors[chosen[dense]] = 4 / 3 * math.pi * self._maker.cutoff**3 * density[dense]
+        return np.concatenate([atoms * (neighbors + WORK_OF_ATOM)[:, None], atoms], axis=1)
 
     def _sizes(self, drawn: Batch) -> np.ndarray:
         found = np.empty((len(drawn), 1))

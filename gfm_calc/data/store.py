@@ -153,6 +153,19 @@ class Dataset(Sequence[Atoms]):
             return np.diff(self._index.rows(slice(0, len(self) + 1)))
         return self._atom_ranges(np.asarray(indices, np.int64))[1]
 
+    def densities(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Atoms an Å³ of the structures `indices`, NaN for those without three periodic axes."""
+        wanted = np.asarray(indices, np.int64)
+        found = np.full(len(wanted), np.nan)
+        shards = np.searchsorted(self._starts, wanted, side="right") - 1
+        for number in np.unique(shards).tolist():
+            chosen = np.flatnonzero(shards == number)
+            shard, rows = self._shard(number), wanted[chosen] - self._starts[number]
+            periodic = shard.read("pbc", rows).astype(bool).all(axis=1)
+            volumes = np.abs(np.linalg.det(shard.read("cell", rows)[periodic]))
+            found[chosen[periodic]] = self.atom_counts(wanted[chosen[periodic]]) / volumes
+        return found
+
     def atom_start(self, index: int) -> int:
         """Atoms of all structures before `index` (which may be the length)."""
         return self._index.value(index)
@@ -272,6 +285,10 @@ class Selection(Sequence[Atoms]):
         """See `Dataset.atom_counts`."""
         wanted = self.indices if indices is None else self.indices[np.asarray(indices, np.int64)]
         return self.dataset.atom_counts(wanted)
+
+    def densities(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """See `Dataset.densities`."""
+        return self.dataset.densities(self.indices[np.asarray(indices, np.int64)])
 
 
 def _reopen(directory: Path, digest: str) -> Dataset:
