@@ -301,7 +301,10 @@ def _training(result: Mapping[str, Any]) -> Iterator[Table]:
             rows.append([name, _figure(row["structures_per_s"]), _figure(row["ms_per_step"]), *shown])
             memory = [_figure(row["peak_mb"]), _figure(row["start_mb"])]
             detail.append([match["name"], name, row["model"], f"{row['parameters']:,}", *memory])
-        columns = [f"times the peer{'' if kind == 'all' else ' with 20 neighbours'}, wanted {match['wanted']:g}" for kind in kinds]
+        columns = [
+            f"times the peer{'' if kind == 'all' else ' with 20 neighbours'}, wanted {match['wanted']:g}"
+            for kind in kinds
+        ]
         yield Table(f"Training against {match['name']}: {size}", ["", "structures/s", "ms a step", *columns], rows)
     header = ["against", "", "model", "parameters", "peak MB", "of which before the first step"]
     yield Table("What was trained, and the memory of its process", header, detail, detail=True)
@@ -346,8 +349,8 @@ def _scaling(result: Mapping[str, Any]) -> Iterator[Table]:
         ]
         yield Table(f"Training speed, {what}", header, rows)
     rows = [
-        [f"{r['processes']}", r["mode"], ", ".join(map(str, r["heads_a_process"])), _megabytes(r["state_bytes"]),
-         _megabytes(r["theory_state_bytes"]), _megabytes(r["bytes_a_step"]), _megabytes(r["theory_bytes_a_step"])]
+        [f"{r['processes']}", r["mode"], ", ".join(map(str, r["heads_a_process"])), _largest_mb(r["state_bytes"]),
+         _largest_mb(r["theory_state_bytes"]), _largest_mb(r["bytes_a_step"]), _largest_mb(r["theory_bytes_a_step"])]
         for r in result.get("volume", ())
     ]  # fmt: skip
     header = ["processes", "mode", "heads a process", "held, MB", "theory", "sent a step, MB", "theory"]
@@ -369,14 +372,14 @@ def _scaling(result: Mapping[str, Any]) -> Iterator[Table]:
     yield Table("Performance model: seconds a step", ["processes", "mode", "predicted", "measured"], rows, detail=True)
     rows = [
         [f"{r['machines']:,}", f"{r['processes']:,}", r["mode"], _figure(1e3 * r["seconds_a_step"]),
-         _figure(r["structures_per_s"]), f"{100 * r['efficiency']:.0f}", _megabytes([r["state_bytes"]])]
+         _figure(r["structures_per_s"]), f"{100 * r['efficiency']:.0f}", _largest_mb([r["state_bytes"]])]
         for r in model.get("projection", {}).get("rows", ())
     ]  # fmt: skip
     header = ["machines", "processes", "mode", "ms a step", "structures/s", "efficiency, %", "held, MB"]
     yield Table("Projected, not measured (assumptions in the result file)", header, rows, detail=True)
 
 
-def _megabytes(counts: Sequence[float]) -> str:
+def _largest_mb(counts: Sequence[float]) -> str:
     return f"{max(counts) / 1e6:.3g}"
 
 

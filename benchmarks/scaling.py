@@ -225,7 +225,9 @@ def launch(world: int, command: Sequence[str], port: int) -> None:
     """
     processes = []
     for rank in range(world):
-        place = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": world} if world > 1 else {}
+        place: dict[str, int | str] = {}
+        if world > 1:
+            place = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": world}
         place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
         environment = {**os.environ, **{name: str(value) for name, value in place.items()}}
         processes.append(
