@@ -354,7 +354,7 @@ def _scaling(result: Mapping[str, Any]) -> Iterator[Table]:
         for r in result.get("volume", ())
     ]  # fmt: skip
     header = ["processes", "mode", "heads a process", "held, MB", "theory", "sent a step, MB", "theory"]
-    sizes = next(iter(result.get("volume", ())), {})
+    sizes: Mapping[str, Any] = next(iter(result.get("volume", ())), {})
     about = f"an encoder of {sizes.get('encoder_parameters', 0):,} parameters and heads of {sizes.get('head_parameters', 0):,}"
     yield Table(f"Memory and traffic of the largest process: {about}", header, rows)
     rows = [

@@ -16,7 +16,16 @@ from support import ROOT
 from gfm_calc.benchmarks import training
 from gfm_calc.benchmarks.peers.steps import StepClock, memory, read_batches
 from gfm_calc.benchmarks.report import markdown
-from gfm_calc.benchmarks.training import CUTOFF, MATCHES, Match, TrainingPlan, labelled, nearest, run_training, write_batches
+from gfm_calc.benchmarks.training import (
+    CUTOFF,
+    MATCHES,
+    Match,
+    TrainingPlan,
+    labelled,
+    nearest,
+    run_training,
+    write_batches,
+)
 from gfm_calc.benchmarks.training_worker import GFMTrainee
 from gfm_calc.cli import main
 from gfm_calc.config import HeadSpec, ModelConfig
@@ -147,7 +156,9 @@ def test_ours_takes_the_steps_of_the_trainer(tmp_path):
 def test_contenders_are_measured_and_compared(tmp_path, peers):
     need_adios()
     ase.io.write(tmp_path / "in.extxyz", labelled(5))
-    plan = TrainingPlan(peers=peers, frames=tmp_path / "in.extxyz", count=4, batch=2, turns=3, compile=False, matches=[MATCH])
+    plan = TrainingPlan(
+        peers=peers, frames=tmp_path / "in.extxyz", count=4, batch=2, turns=3, compile=False, matches=[MATCH]
+    )
     measured = run_training(plan)
     assert measured["structures"]["count"] == 4 and measured["structures"]["atoms_per_structure"] == 25.5
     (match,) = measured["matches"]
