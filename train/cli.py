@@ -103,6 +103,10 @@ def _run(args: argparse.Namespace, recipe: Recipe, ranks: Ranks) -> str:
     if ranks.rank == 0:
         for line in trainer.placement.describe(trainer.names):
             print(line, flush=True)
+        for head in heads:
+            if head.unseen:
+                print(f"gfm: note: head {head.spec.name}: {head.unseen} held-out structures have elements that no training "
+                      "structure has; they are left out of its errors", flush=True)  # fmt: skip
     reason = trainer.run()
     if reason in ("finished", "no improvement"):
         _finish(args, trainer)

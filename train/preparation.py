@@ -48,6 +48,7 @@ class Head:
         scale: eV, of what its network gives.  shift: symbol -> eV, what an atom gains by being bound, at the start.
         neighbors: mean neighbours of an atom.  atoms: mean atoms of a structure.
         share: of the draws.
+        unseen: held-out structures with elements that no training structure has: they are in no side.
     """
 
     spec: HeadSpec
@@ -58,6 +59,7 @@ class Head:
     neighbors: float
     atoms: float
     share: float
+    unseen: int = 0
 
     def select(self, side: str) -> Selection:
         """The structures of one side."""
@@ -188,6 +190,11 @@ def _head(
     known = compositions.isolated(training) | dict(wanted.reference_energies)
     fitted = compositions.fit(training)
     fit = compositions.fit(training, known=known) if known else fitted
+    unseen = 0
+    for side in ("validation", "test"):
+        known_elements = compositions.within(own[side] + rows.start, fit.energies)
+        unseen += int((~known_elements).sum())
+        own[side] = own[side][known_elements]
     statistics = _statistics(dataset, own["train"], cutoff)
     sources = [{"name": entry["name"], "frames": int(entry.get("structures", 0))} for entry in dataset.inputs]
     data = [dict(entry) for entry in dataset.head.training_data] or sources
@@ -203,7 +210,7 @@ def _head(
     shift = {s: fitted.energies[s] - fit.energies[s] for s in fit.energies}
     return Head(
         spec=spec, dataset=dataset, sides=own, scale=statistics["scale"], shift=shift, neighbors=statistics["neighbors"],
-        atoms=statistics["atoms"], share=0.0,
+        atoms=statistics["atoms"], share=0.0, unseen=unseen,
     )  # fmt: skip
 
 
@@ -259,6 +266,7 @@ def save_preparation(folder: Path, heads: Sequence[Head]) -> None:
         {
             "spec": to_mapping(h.spec), "dataset": str(h.dataset.directory.resolve()), "digest": h.dataset.digest,
             "scale": h.scale, "shift": dict(h.shift), "neighbors": h.neighbors, "atoms": h.atoms, "share": h.share,
+            "unseen": h.unseen,
         }
         for h in heads
     ]  # fmt: skip
@@ -290,6 +298,6 @@ def load_preparation(folder: Path) -> list[Head]:
             raise InputFileError(f"{card['dataset']}: is not what the run began with; start a new run for new data")
         spec = from_mapping(HeadSpec, card["spec"], f"{folder}: head {number}")
         sides = {side: indices[f"{number}/{side}"] for side in SIDES}
-        values = {name: card[name] for name in ("scale", "shift", "neighbors", "atoms", "share")}
+        values = {name: card[name] for name in ("scale", "shift", "neighbors", "atoms", "share", "unseen")}
         heads.append(Head(spec=spec, dataset=dataset, sides=sides, **values))
     return heads

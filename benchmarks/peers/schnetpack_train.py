@@ -13,10 +13,8 @@ import torch.utils.data.dataloader
 from measure import answer_jobs
 from steps import clocked
 
-if not hasattr(
-    torch.utils.data.dataloader, "T_co"
-):  # schnetpack wants this type variable, which newer torch has renamed
-    torch.utils.data.dataloader.T_co = typing.TypeVar("T_co", covariant=True)
+# schnetpack imports this type variable, which newer versions of torch have renamed.
+vars(torch.utils.data.dataloader).setdefault("T_co", typing.TypeVar("T_co", covariant=True))
 
 import schnetpack as spk
 from schnetpack import properties

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 from ase.data import chemical_symbols as SYMBOLS
@@ -37,6 +37,12 @@ class Compositions:
             self._alone[len(self)] = SYMBOLS[int(record.atomic_numbers[0])]
         self._composition.append(self._known[key])
         self._energy.append(record.energy)
+
+    def within(self, frames: np.ndarray, elements: Collection[str]) -> np.ndarray:
+        """[frames] bool: whether those frames hold these elements alone."""
+        others = np.array([symbol not in elements for symbol in SYMBOLS[: MAX_ATOMIC_NUMBER + 1]])
+        strange = np.array([bool(count[others].any()) for count in self._counts], bool)
+        return ~strange[np.asarray(self._composition)[frames]]
 
     def isolated(self, chosen: np.ndarray) -> dict[str, float]:
         """symbol -> eV of the chosen single atoms; of several spin states the lowest.

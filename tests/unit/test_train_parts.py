@@ -241,7 +241,11 @@ def test_data_are_prepared_without_leaks(heads):
     for head in found:
         sides = {side: {head.dataset.record(int(k)).group for k in rows} for side, rows in head.sides.items()}
         assert not sides["train"] & sides["validation"] and not sides["train"] & sides["test"]
-        assert sum(len(rows) for rows in head.sides.values()) == len(head.dataset)
+        assert sum(len(rows) for rows in head.sides.values()) + head.unseen == len(head.dataset)
+        seen = set(head.spec.elements)
+        for side in ("validation", "test"):
+            for k in head.sides[side]:
+                assert set(head.dataset[int(k)].get_chemical_symbols()) <= seen
         assert head.spec.elements and set(head.spec.elements) <= set(head.spec.reference_energies)
 
 

@@ -1,0 +1,64 @@
+"""Errors on held-out structures, with the averaged weights, by all processes together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from gfm_calc.data.loader import Loader
+from gfm_calc.data.store import Selection
+from gfm_calc.model import GFMModel
+from gfm_calc.train.evaluation import ErrorSums, spread_indices
+from gfm_calc.train.exchange import SharedParameters
+from gfm_calc.train.parallel import Ranks
+from gfm_calc.train.preparation import Head
+from gfm_calc.train.recipe import Recipe
+
+
+class Validator:
+    """Measures the heads that live here, on the share of their structures that falls to this process.
+
+    Args:
+        model: with the heads `own`.
+        shared: the model's parameters, by set.
+        names: of all heads of the run.
+        members: ranks that have the same heads as this one.
+    """
+
+    def __init__(
+        self, recipe: Recipe, ranks: Ranks, model: GFMModel, shared: Mapping[str, SharedParameters], *,
+        own: Sequence[Head], names: Sequence[str], members: Sequence[int],
+    ):  # fmt: skip
+        self.recipe, self.ranks, self.model, self.shared = recipe, ranks, model, shared
+        self.own, self.names, self.members = own, names, members
+
+    def errors(self, side: str, most: int) -> dict[str, dict[str, Any]]:
+        """{head: figures} of all heads, on at most `most` structures each; to be called by all processes."""
+        found = ErrorSums(self.names)
+        run = self.recipe.run
+        with self.averaged():
+            for head in self.own:
+                rows = head.sides[side][spread_indices(len(head.sides[side]), most)]
+                if rows.size:
+                    loader = Loader(
+                        [Selection(head.dataset, rows)], self.recipe.model.cutoff, max_atoms=run.max_atoms,
+                        max_edges=run.max_edges, rank=self.members.index(self.ranks.rank), world=len(self.members),
+                        names=[head.spec.name],
+                    )  # fmt: skip
+                    found.add(self.model, loader.once(), head.spec.name)
+        self.ranks.add_up(found.sums)
+        return found.table()
+
+    @contextmanager
+    def averaged(self) -> Iterator[GFMModel]:
+        """The model with the running average of its weights, while the block lasts; to be entered by all processes."""
+        kept = {name: shared.flat.weight.clone() for name, shared in self.shared.items()}
+        if self.recipe.optimizer.ema:
+            for shared in self.shared.values():
+                shared.flat.weight.copy_(shared.whole_average())
+        try:
+            yield self.model
+        finally:
+            for name, shared in self.shared.items():
+                shared.flat.weight.copy_(kept[name])
