@@ -26,6 +26,7 @@ def add_parser(subparsers: Any) -> None:
         _add_physics,
         _add_data,
         _add_training,
+        _add_multitask,
         _add_scaling,
         _add_reliability,
         _add_report,
@@ -148,7 +149,27 @@ def _add_training(benches: Any) -> None:
     parser.add_argument("--compile", action="store_true", help="ours compiled too, beside eager")
     parser.add_argument("--peer", type=_peer, action="append", default=[], metavar="NAME=PYTHON",
                         help="hydragnn or schnetpack, and the python of an environment for it")  # fmt: skip
+    parser.add_argument("--against", type=_words, default=("hydragnn", "schnetpack-128", "schnetpack-64"),
+                        metavar="NAME,NAME", help="default: hydragnn,schnetpack-128,schnetpack-64")  # fmt: skip
     parser.add_argument("--checkout", type=Path, metavar="DIR", help="of HydraGNN (default: $HYDRAGNN_CHECKOUT)")
+    _add_output(parser)
+
+
+def _add_multitask(benches: Any) -> None:
+    parser = new_parser(
+        benches, "multitask", run_multitask, summary="what heads gain by training together, against each alone",
+        example="gfm bench multitask --data datasets --draws 20000 --seeds 3 -o multitask.json",
+    )  # fmt: skip
+    parser.add_argument(
+        "--data", type=Path, required=True, metavar="DIR", help="folder of datasets, see gfm data build"
+    )
+    parser.add_argument("--heads", type=_words, default=(), metavar="NAME,NAME", help="folders in DIR (default: all)")
+    parser.add_argument("--draws", type=positive_int, default=4000, help="structures a head sees; default: %(default)s")
+    parser.add_argument("--structures", type=positive_int, default=4, help="of a head in a step; default: %(default)s")
+    parser.add_argument("--seeds", type=positive_int, default=3, help="runs of each kind; default: %(default)s")
+    parser.add_argument("--recipe", default="tiny", help="packaged name or file (default: %(default)s)")
+    parser.add_argument("--set", dest="settings", action="append", default=[], metavar="TABLE.KEY=VALUE",
+                        help="instead of what the recipe says, for all runs")  # fmt: skip
     _add_output(parser)
 
 
@@ -300,16 +321,27 @@ def run_scaling(args: argparse.Namespace) -> None:
 
 def run_training(args: argparse.Namespace) -> None:
     """Measure steps of training."""
-    from gfm_calc.benchmarks.training import TrainingPlan, peer_versions, run_training
+    from gfm_calc.benchmarks.training import TrainingPlan, matches_of, peer_versions, run_training
 
     plan = TrainingPlan(
         peers=dict(args.peer), checkout=args.checkout, frames=args.structures, count=args.count, batch=args.batch,
-        turns=args.turns, compile=args.compile,
+        turns=args.turns, compile=args.compile, matches=matches_of(args.against),
     )  # fmt: skip
     measured = run_training(plan)
     settings = {"batch": plan.batch, "turns": plan.turns, "dtype": "float32"}
     versions = peer_versions(measured["matches"])
     _finish(args, "training", threads=1, extra_versions=versions, settings=settings, **measured)
+
+
+def run_multitask(args: argparse.Namespace) -> None:
+    """Train heads together and alone."""
+    from gfm_calc.benchmarks.multitask import MultitaskPlan, run_multitask
+
+    plan = MultitaskPlan(
+        data=args.data, heads=args.heads, draws=args.draws, structures=args.structures, seeds=args.seeds,
+        recipe=args.recipe, settings=args.settings,
+    )  # fmt: skip
+    _finish(args, "multitask", threads=1, heads=run_multitask(plan))
 
 
 def run_reliability(args: argparse.Namespace) -> None:

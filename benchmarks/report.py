@@ -323,6 +323,24 @@ def _figure(value: float | None) -> str:
     return f"{value:.3g}" if abs(value) < 1000 else f"{float(f'{value:.3g}'):.0f}"
 
 
+def _multitask(result: Mapping[str, Any]) -> Iterator[Table]:
+    rows = []
+    for row in sorted(result["heads"], key=lambda r: r["train_structures"]):
+        shown = [row["head"], f"{row['train_structures']:,}"]
+        for name in ("energy_mae_mev_per_atom", "forces_mae_mev_per_a"):
+            if name in row["gain"]:
+                means = [_figure(sum(row[kind][name]) / len(row[kind][name])) for kind in ("alone", "together")]
+                shown += [*means, f"{100 * row['gain'][name]:+.0f}"]
+            else:
+                shown += ["-", "-", "-"]
+        rows.append(shown)
+    header = ["head", "training structures", "energy alone, meV/atom", "together", "gain, %", "forces alone, meV/Å",
+              "together", "gain, %"]  # fmt: skip
+    yield Table(
+        "Errors of heads trained alone and together, the same structures of each seen: means over seeds", header, rows
+    )
+
+
 def _scaling(result: Mapping[str, Any]) -> Iterator[Table]:
     rows = [
         [f"{r['processes']}", r["mode"], f"{r['heads']}", f"{r['steps']}", f"{r['largest_difference']:.1e}"]
@@ -385,5 +403,5 @@ def _largest_mb(counts: Sequence[float]) -> str:
 
 _TABLES: dict[str, Callable[[Mapping[str, Any]], Iterator[Table]]] = {
     "speed": _speed, "heads": _heads, "accuracy": _accuracy, "physics": _physics, "data": _data,
-    "reliability": _reliability, "scaling": _scaling, "training": _training,
+    "reliability": _reliability, "scaling": _scaling, "multitask": _multitask, "training": _training,
 }  # fmt: skip

@@ -45,12 +45,13 @@ class Match:
     """A peer's model and what of ours it is measured against.
 
     Attributes:
-        name: for the report.
+        key: on the command line.  name: for the report.
         peer: which.  options: of its script.  edges: kinds of edges that it is measured with, "all" or "capped".
         ours: {label: model}.
         wanted: the ratio of structures a second that we aim at.
     """
 
+    key: str
     name: str
     peer: str
     options: tuple[str, ...] = ()
@@ -67,15 +68,17 @@ def _painn(width: int, layers: int, radial: int, head: int) -> ModelConfig:
 
 MATCHES = (
     Match(
-        name="HydraGNN's lead PaiNN", peer="hydragnn", edges=("all", "capped"), wanted=3.0,
+        key="hydragnn", name="HydraGNN's lead PaiNN", peer="hydragnn", edges=("all", "capped"), wanted=3.0,
         ours={"as wide and deep": _painn(337, 2, 4, 776)},
     ),
     Match(
-        name="schnetpack's PaiNN, width 128", peer="schnetpack", options=("--width", "128"), wanted=1.5,
+        key="schnetpack-128", name="schnetpack's PaiNN, width 128", peer="schnetpack", options=("--width", "128"),
+        wanted=1.5,
         ours={"as wide and deep": _painn(128, 3, 20, 64)},
     ),
     Match(
-        name="schnetpack's PaiNN, width 64", peer="schnetpack", options=("--width", "64"), wanted=1.5,
+        key="schnetpack-64", name="schnetpack's PaiNN, width 64", peer="schnetpack", options=("--width", "64"),
+        wanted=1.5,
         ours={"as wide and deep": _painn(64, 3, 20, 32)},
     ),
 )  # fmt: skip
@@ -111,6 +114,15 @@ class TrainingPlan:
             raise ConfigError(
                 "HydraGNN is run from a checkout: name its folder with --checkout, or in HYDRAGNN_CHECKOUT"
             )
+
+
+def matches_of(keys: Sequence[str]) -> list[Match]:
+    """The matches with these keys, in that order; ConfigError where there is none of that name."""
+    known = {match.key: match for match in MATCHES}
+    for key in keys:
+        if key not in known:
+            raise ConfigError(f"no match {key!r}{did_you_mean(key, known)}; matches: {', '.join(known)}")
+    return [known[key] for key in keys]
 
 
 def run_training(plan: TrainingPlan) -> dict[str, Any]:

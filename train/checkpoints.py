@@ -22,6 +22,7 @@ from gfm_calc.train.state import (
     SavedState,
     layout_of,
     newest_checkpoint,
+    set_aside,
     sweep,
     tensors_of,
 )
@@ -85,6 +86,8 @@ class Checkpoints:
                 raise CorruptFileError(
                     f"{problems[0]}; no checkpoint of the run is sound: start a new run in another folder"
                 )
+            if problems and found is not None:
+                set_aside(self.folder, found)
             for problem in problems:
                 print(f"gfm: warning: {problem}; an older checkpoint is used", flush=True)
         name = self.ranks.tell(None if found is None else found.directory.name)[0]

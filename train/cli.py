@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,14 +14,14 @@ from gfm_calc.errors import ConfigError, GFMError
 
 if TYPE_CHECKING:
     from gfm_calc.train.parallel import Ranks
-    from gfm_calc.train.preparation import Head
     from gfm_calc.train.recipe import Recipe
+    from gfm_calc.train.trainer import Trainer
 
 _RECIPES = Path(__file__).resolve().parent / "recipes"
 _EXAMPLE = """gfm train tiny --set data.path=datasets -o run
   torchrun --nproc-per-node 4 -m gfm_calc.train tiny --set data.path=datasets --set parallel.mode=multitask -o run
   mpirun -n 4 python -m mpi4py -m gfm_calc.train tiny --set data.path=datasets -o run"""
-EXIT_STOPPED = 143  # by a signal; saved, and can be resumed
+_LET_THE_FIRST_SAY_IT = 3.0  # seconds in which a launcher ends the processes that have the same wrong recipe
 
 
 def add_parser(subparsers: Any) -> None:
@@ -64,8 +66,14 @@ def run(args: argparse.Namespace) -> None:
     from gfm_calc.train.parallel import Ranks, discover, quiet
 
     quiet()
-    recipe = find_recipe(args.recipe, args.settings)
-    ranks = Ranks(discover(), args.device, patience=recipe.parallel.patience)
+    place = discover()
+    try:
+        recipe = find_recipe(args.recipe, args.settings)
+    except GFMError:
+        if place.rank:
+            time.sleep(_LET_THE_FIRST_SAY_IT)
+        raise
+    ranks = Ranks(place, args.device, patience=recipe.parallel.patience)
     try:
         reason = _run(args, recipe, ranks)
         ranks.close()
@@ -74,7 +82,7 @@ def run(args: argparse.Namespace) -> None:
             raise
         ranks.fail(error)
     if reason.startswith("SIG"):
-        sys.exit(EXIT_STOPPED)
+        sys.exit(128 + signal.Signals[reason])  # saved, and can be resumed
 
 
 def find_recipe(name: str, settings: list[str]) -> Recipe:
@@ -90,6 +98,8 @@ def find_recipe(name: str, settings: list[str]) -> Recipe:
 def _run(args: argparse.Namespace, recipe: Recipe, ranks: Ranks) -> str:
     import torch
 
+    from gfm_calc.train.run_folder import open_run
+    from gfm_calc.train.runlog import require_tensorboard
     from gfm_calc.train.trainer import Trainer
 
     if args.threads:
@@ -98,8 +108,14 @@ def _run(args: argparse.Namespace, recipe: Recipe, ranks: Ranks) -> str:
         if ranks.device.type != "cuda":
             raise ConfigError("run.dtype tf32 is for GPUs; use float32 here")
         torch.backends.cuda.matmul.allow_tf32 = True
-    heads = _begin(args, recipe, ranks)
-    trainer = Trainer(recipe, heads, ranks, args.output)
+    if recipe.run.tensorboard:
+        require_tensorboard()
+    with open_run(args.output, recipe, ranks, resume=args.resume) as heads:
+        return _train(args, Trainer(recipe, heads, ranks, args.output))
+
+
+def _train(args: argparse.Namespace, trainer: Trainer) -> str:
+    recipe, ranks, heads = trainer.recipe, trainer.ranks, trainer.heads
     if ranks.rank == 0:
         for line in trainer.placement.describe(trainer.names):
             print(line, flush=True)
@@ -115,34 +131,11 @@ def _run(args: argparse.Namespace, recipe: Recipe, ranks: Ranks) -> str:
     return reason
 
 
-def _begin(args: argparse.Namespace, recipe: Recipe, ranks: Ranks) -> list[Head]:
-    """The run folder and the data, made by the first process, read by all."""
-    from gfm_calc.artifacts import write_file
-    from gfm_calc.train.preparation import load_preparation, prepare, save_preparation
-    from gfm_calc.train.recipe import to_toml
-
-    folder: Path = args.output
-    begun = (folder / "recipe.toml").exists()
-    if begun and not args.resume:
-        raise GFMError(f"{folder}: holds a run; go on with --resume, or choose another folder")
-    if folder.exists() and not folder.is_dir():
-        raise GFMError(f"{folder}: is a file; give a folder")
-    if folder.exists() and not begun and any(p.name not in ("data", "checkpoints") for p in folder.iterdir()):
-        raise GFMError(f"{folder}: holds other files; give a new or empty folder")
-    ranks.wait()  # all have looked
-    if ranks.rank == 0:
-        if not begun:
-            save_preparation(folder / "data", prepare(recipe, recipe.model.cutoff))
-        write_file(folder / "recipe.toml", to_toml(recipe).encode())
-    ranks.wait()
-    return load_preparation(folder / "data")
-
-
-def _finish(args: argparse.Namespace, trainer: Any) -> None:
+def _finish(args: argparse.Namespace, trainer: Trainer) -> None:
     """The model, made from the last checkpoint; the report."""
     from gfm_calc.train.outcome import save_outcome
 
-    errors = trainer.validate("test", 10**9)
+    errors = trainer.validator.errors("test", 10**9)
     if trainer.ranks.rank == 0:
         for line in save_outcome(trainer, errors, report=args.report):
             print(line, flush=True)

@@ -8,9 +8,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,9 +20,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from gfm_calc.errors import ConfigError, GFMError, one_line
+from gfm_calc.train.watch import BEAT, FAILED, Watch
 
-_BEAT = 0.5  # seconds between signs of life
-_SILENT = "rank {} has given no sign of life for {:g} s: stopped, or its machine is lost"
 _MEETING = 512  # bytes of a host name and a port
 _JOINING = timedelta(minutes=5)
 _LONG = timedelta(hours=12)  # of a collective: silence is noticed by other means
@@ -99,7 +96,7 @@ class Ranks:
         self.local_world = max(1, place.local_world)
         self.device = _device(device, place)
         self.bytes_sent, self.seconds = 0, 0.0
-        self._watch: _Watch | None = None
+        self._watch: Watch | None = None
         self._owns_group = False
         self._all: Any = None
         if self.world > 1:
@@ -121,12 +118,27 @@ class Ranks:
         if self.rank == 0:
             own = dist.TCPStore("0.0.0.0", 0, None, is_master=True, wait_for_workers=False)
             store.set("gfm-watch", str(own.port))
-        self._watch = _Watch(
+        self._watch = Watch(
             self.rank, self.world, lambda: dist.TCPStore(
                 address, int(store.get("gfm-watch")), None, is_master=False, timeout=timedelta(seconds=patience)
             ), patience,
         )  # fmt: skip
         self._host = own if self.rank == 0 else None
+
+    def communicator(self, ranks: Sequence[int]) -> Any:
+        """An mpi4py communicator of some ranks, this one among them; to be called by all processes.
+
+        None where they were not started by MPI, or where its library allows one thread only.
+        """
+        if self.world == 1 or not self.place.launcher.startswith("mpirun"):
+            return None
+        try:
+            from mpi4py import MPI
+        except ImportError:
+            return None
+        if MPI.COMM_WORLD.size != self.world or MPI.Query_thread() != MPI.THREAD_MULTIPLE:
+            return None
+        return MPI.COMM_WORLD.Split(min(ranks), self.rank)
 
     # ---- collectives ----
 
@@ -190,11 +202,19 @@ class Ranks:
         if self._watch and self._watch.giving_up:
             time.sleep(60)
         message = one_line(error) if isinstance(error, GFMError) else f"{type(error).__name__}: {one_line(error)}"
-        if self._watch and not isinstance(error, LostProcessError):
-            self._watch.post(f"rank {self.rank} failed: {message}")
-        where = f"rank {self.rank}: " if self.world > 1 else ""
-        print(f"gfm: error: {where}{message}", file=sys.stderr, flush=True)
+        is_own = not isinstance(error, LostProcessError)
+        if self._watch and self.rank and is_own:
+            time.sleep(BEAT)  # what all find wrong, the first process says
+        if self._watch and self._watch.is_said(message):
+            time.sleep(BEAT)  # whoever says it has the time to
+        else:
+            where = f"rank {self.rank}: " if self.world > 1 else ""
+            print(f"gfm: error: {where}{message}", file=sys.stderr, flush=True)
         sys.stdout.flush()
+        if self._watch and is_own:
+            self._watch.post(FAILED.format(self.rank, message))
+        if self.rank == 0 and self._watch:
+            time.sleep(4 * BEAT)  # the others find the cause in the store, which is in this process
         if "mpi4py.MPI" in sys.modules:
             sys.modules["mpi4py.MPI"].COMM_WORLD.Abort(1)
         os._exit(1)
@@ -208,111 +228,6 @@ class Ranks:
             self.wait()
             dist.destroy_process_group()
             self._owns_group = False
-
-
-class _Watch:
-    """Signs of life: each process gives its own, and looks for that of the next one.
-
-    Silence of the next process for `patience` seconds ends this one, hence (by its launcher or by its closed
-    connections) the job.
-    """
-
-    def __init__(self, rank: int, world: int, connect: Callable[[], dist.Store], patience: float):
-        self._rank, self._world, self._patience = rank, world, patience
-        self._store = connect()
-        self._own = connect()  # the thread's: a store's client serves one caller at a time
-        self._ended = threading.Event()
-        self._round = time.monotonic()  # when the store answered last
-        self._first = ""  # host and number of the process that has the store
-        self.giving_up = False  # this thread is about to end the process, and says why
-        self._threads = [
-            threading.Thread(target=work, name="gfm-watch", daemon=True) for work in (self._run, self._guard)
-        ]
-        for thread in self._threads:
-            thread.start()
-
-    def _run(self) -> None:
-        """Give signs of life, and look for those of the next process."""
-        other, seen, since, count = (self._rank + 1) % self._world, b"", time.monotonic(), 0
-        try:
-            self._own.set(f"process{self._rank}", f"{platform.node()} {os.getpid()}")
-            self._first = self._own.get("process0").decode()
-            while not self._ended.wait(_BEAT):
-                count += 1
-                self._own.set(f"beat{self._rank}", str(count))
-                found = self._own.get(f"beat{other}") if self._own.check([f"beat{other}"]) else b""
-                self._round = time.monotonic()
-                if found != seen:
-                    seen, since = found, time.monotonic()
-                elif time.monotonic() - since > self._patience:
-                    process = self._own.get(f"process{other}").decode() if self._own.check([f"process{other}"]) else ""
-                    self._give_up(_SILENT.format(other, self._patience), process)
-        except RuntimeError:
-            if not self._ended.wait(2 * _BEAT):
-                self._give_up("rank 0 died without a word: killed, or out of memory", tell=False)
-
-    def _guard(self) -> None:
-        """The store is in the process of rank 0: if that one is stopped, questions to it are never answered."""
-        while not self._ended.wait(_BEAT):
-            if time.monotonic() - self._round > self._patience + 2 * _BEAT:
-                self._give_up(_SILENT.format(0, self._patience), self._first, tell=False)
-
-    def _give_up(self, reason: str, process: str = "", *, tell: bool = True) -> None:
-        """End this process, and a stopped one of this machine, which would keep its launcher waiting."""
-        if self._ended.is_set() or self.giving_up:
-            return
-        self.giving_up = True
-        said = (self._posted() or reason) if tell else reason
-        if tell:
-            self.post(said)
-        print(f"gfm: error: rank {self._rank}: {said}", file=sys.stderr, flush=True)
-        host, _, number = process.partition(" ")
-        if host == platform.node() and int(number) != os.getpid():
-            try:
-                os.kill(int(number), signal.SIGKILL)
-            except OSError:
-                pass  # it is gone
-        os._exit(1)
-
-    def post(self, message: str) -> None:
-        """Leave a message for the other processes; the first one stays."""
-        try:
-            self._store.compare_set("failed", "", message)
-        except RuntimeError:
-            pass  # there is nobody to tell
-
-    def _posted(self) -> str | None:
-        try:
-            return self._store.get("failed").decode() if self._store.check(["failed"]) else None
-        except RuntimeError:
-            return None
-
-    def diagnosis(self) -> str | None:
-        """Why a collective failed: what another process said, or whose signs of life have ended."""
-        try:
-            before: list[bytes] = []
-            for attempt in range(2):
-                if said := self._posted():
-                    return said
-                beats = [
-                    self._store.get(f"beat{k}") if self._store.check([f"beat{k}"]) else b"" for k in range(self._world)
-                ]
-                if attempt:
-                    silent = [str(k) for k in range(self._world) if beats[k] == before[k] and k != self._rank]
-                    if said := self._posted():
-                        return said
-                    return f"rank {', '.join(silent)} died without a word: killed, or out of memory" if silent else None
-                before = beats
-                time.sleep(4 * _BEAT)
-        except RuntimeError:
-            return "rank 0 died without a word: killed, or out of memory"
-        return None
-
-    def stop(self) -> None:
-        """End the watch."""
-        self._ended.set()
-        for thread in self._threads:
-            thread.join()
 
 
 def _device(device: str | None, place: Place) -> torch.device:

@@ -108,11 +108,9 @@ def prepare(recipe: Recipe, cutoff: float) -> list[Head]:
     """
     datasets = find_datasets(recipe.data.path)
     names = [dataset.head.name for dataset in datasets]
-    unknown = [head.name for head in recipe.heads if head.name not in names]
+    unknown = [name for name in (*(head.name for head in recipe.heads), *recipe.data.heads) if name not in names]
     if unknown:
         raise ConfigError(f"heads: {unknown[0]} has no dataset in {recipe.data.path}; heads there: {', '.join(names)}")
-    if recipe.heads and recipe.heads[0].share is not None:
-        datasets = [d for d in datasets if d.head.name in {head.name for head in recipe.heads}]
     table, compositions, starts = FrameTable(), Compositions(), [0]
     isolated: list[int] = []
     by = recipe.data.by if recipe.data.split is None else load_split(recipe.data.split).by
@@ -125,9 +123,18 @@ def prepare(recipe: Recipe, cutoff: float) -> list[Head]:
         starts.append(len(table))
     sides = _sides(recipe.data, table, isolated, [d.head.name for d in datasets], starts)
     found = []
+    wanted = _wanted(recipe) or names
     for dataset, first, last in zip(datasets, starts, starts[1:]):
+        if dataset.head.name not in wanted:
+            continue
         found.append(_head(dataset, recipe, compositions, sides, slice(first, last), cutoff))
     return _with_shares(found, recipe)
+
+
+def _wanted(recipe: Recipe) -> list[str]:
+    """The heads to train, where the recipe chooses: those that it names, or those that it gives a share."""
+    shared = [head.name for head in recipe.heads if head.share is not None]
+    return [name for name in recipe.data.heads or shared if not shared or name in shared]
 
 
 def _keyed(dataset: Dataset, by: str) -> Iterator[tuple[Record, str]]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gfm_calc.config import ModelConfig, from_mapping, read_toml
+from gfm_calc.data.grouping import KEYS
 from gfm_calc.errors import ConfigError, did_you_mean
 
 DTYPES = ("float64", "float32", "tf32", "bf16")
@@ -30,6 +31,7 @@ class DataRecipe:
 
     Attributes:
         path: a dataset, or a folder of datasets (one a head), see `gfm data build`.
+        heads: those to train; () stands for all.  The split is drawn over all datasets in either case.
         split: file of `gfm data split`; None draws one.
         by: what must stay on one side of a drawn split: "auto" (the group that the source names, else the composition, else
             blocks of consecutive frames), or a name of `data.grouping.KEYS`.
@@ -45,6 +47,7 @@ class DataRecipe:
     """
 
     path: str = ""
+    heads: tuple[str, ...] = ()
     split: str | None = None
     by: str = "auto"
     validation: float = 0.02
@@ -55,6 +58,12 @@ class DataRecipe:
     loss_tau: float | None = None
     workers: int = 0
     memory: bool = False
+
+    def __post_init__(self) -> None:
+        names = self.heads
+        if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+            raise ConfigError(f'heads must be a list of names, such as ["pbe"], not {names!r}')
+        object.__setattr__(self, "heads", tuple(names))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,6 +228,14 @@ class Recipe:
         for where, name in _SWITCHES:
             value = getattr(getattr(self, where), name)
             _require(isinstance(value, bool), f"{where}.{name} must be true or false, not {value!r}")
+        _require(isinstance(self.data.path, str), f"data.path must be a text, not {self.data.path!r}")
+        split = self.data.split
+        _require(split is None or isinstance(split, str), f"data.split must be a text, not {split!r}")
+        waits = self.run.stop_after or self.optimizer.schedule == "plateau"
+        _require(
+            not waits or self.run.validate_every > 0,
+            "run.stop_after and the schedule plateau need validations: set run.validate_every",
+        )
         for head in self.heads:
             for name, value in (("share", head.share), ("weight", head.weight)):
                 right = value is None or (isinstance(value, int | float) and 0 < value < math.inf)
@@ -244,7 +261,7 @@ _RANGES = (
     ("run", "check_parameters_every", 0, 1e12), ("parallel", "patience", 1, 1e6),
 )  # fmt: skip
 _CHOICES = (
-    ("data", "shared", ("join", "drop")),
+    ("data", "by", ("auto", *KEYS)), ("data", "shared", ("join", "drop")),
     ("objective", "loss", LOSSES), ("optimizer", "schedule", SCHEDULES), ("run", "dtype", DTYPES),
     ("run", "on_bad_batch", ("stop", "skip")), ("parallel", "mode", MODES), ("parallel", "shard", SHARDINGS),
 )  # fmt: skip

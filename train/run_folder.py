@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -35,7 +35,9 @@ def open_run(folder: Path, recipe: Recipe, ranks: Ranks, *, resume: bool) -> Ite
         if ranks.rank == 0:
             _begin(folder, recipe, resume)
         ranks.wait()
-        yield load_preparation(folder / "data")
+        heads = load_preparation(folder / "data")
+        _refuse_blind_schedule(recipe, heads)
+        yield heads
 
 
 def _begin(folder: Path, recipe: Recipe, resume: bool) -> None:
@@ -44,7 +46,9 @@ def _begin(folder: Path, recipe: Recipe, resume: bool) -> None:
     else:
         if resume:
             print(f"{folder}: holds no run to go on with; a new one begins", flush=True)
-        save_preparation(folder / "data", prepare(recipe, recipe.model.cutoff))
+        heads = prepare(recipe, recipe.model.cutoff)
+        _refuse_blind_schedule(recipe, heads)
+        save_preparation(folder / "data", heads)
     write_file(folder / _RECIPE, to_toml(_with_whole_paths(recipe)).encode())
 
 
@@ -76,9 +80,20 @@ def _alone_in(folder: Path, resume: bool) -> Iterator[None]:
         os.close(handle)
 
 
+def _refuse_blind_schedule(recipe: Recipe, heads: Sequence[Head]) -> None:
+    waits = recipe.run.stop_after or recipe.optimizer.schedule == "plateau"
+    if waits and not any(head.sides["validation"].size for head in heads):
+        raise ConfigError(
+            "run.stop_after and the schedule plateau need validation structures, and no head has any: raise "
+            "data.validation, or take another schedule"
+        )
+
+
 def _refuse_changes(folder: Path, recipe: Recipe) -> None:
     began, now = (_fixed(_with_whole_paths(r)) for r in (read_recipe(folder / _RECIPE), recipe))
-    changed = [f"{name} = {began.get(name)}, not {now.get(name)}" for name in now | began if began.get(name) != now.get(name)]
+    changed = [
+        f"{name} = {began.get(name)}, not {now.get(name)}" for name in now | began if began.get(name) != now.get(name)
+    ]
     if changed:
         raise ConfigError(
             f"{folder}: the run began with {'; '.join(changed[:3])}: a run keeps its data, heads and model; "

@@ -6,8 +6,11 @@ import csv
 import json
 import time
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TextIO
+
+from gfm_calc.errors import MissingDependencyError
 
 _FLUSH = 1.0  # seconds
 _LINES = 10.0  # seconds between lines for people
@@ -17,21 +20,30 @@ class RunLog:
     """RUN/log.jsonl and RUN/log.csv; what was logged after a checkpoint is dropped when the run goes on from there.
 
     A line has at least `step`, `loss`, `head_losses` {head: its part of the loss}, `lr`, `grad_norm`, `structures_per_s`;
-    a line of a validation has `step` and `validation` {head: errors}.
+    a line of a validation has `step` and `validation` {head: errors}.  RUN/events holds the same for TensorBoard, if wanted.
 
     Args:
         folder: of the run.
         heads: names, in the order of the table's columns.
         step: the step that the run goes on from.
         active: False makes a log that does nothing, for processes that do not write.
+        tensorboard: write events, too.
+
+    Raises:
+        MissingDependencyError: `tensorboard` without the package of that name.
     """
 
-    def __init__(self, folder: Path, heads: Sequence[str], step: int, *, active: bool = True):
+    def __init__(
+        self, folder: Path, heads: Sequence[str], step: int, *, active: bool = True, tensorboard: bool = False
+    ):  # fmt: skip
         self._files: list[TextIO] = []
+        self._events: Any = None
         self._heads = list(heads)
         self._flushed = self._shown = time.monotonic()
         if not active:
             return
+        if tensorboard:
+            self._events = _event_writer(folder / "events", step)
         lines, table = folder / "log.jsonl", folder / "log.csv"
         _cut(lines, step, lambda line: json.loads(line)["step"])
         _cut(table, step, lambda line: -1 if line.startswith("step") else int(line.split(",")[0]))
@@ -48,6 +60,11 @@ class RunLog:
         self._files[0].write(json.dumps(line) + "\n")
         row = [line[name] for name in ("step", "loss", "lr", "grad_norm", "structures_per_s")]
         self._table.writerow(row + [line["head_losses"].get(head, "") for head in self._heads])
+        if self._events is not None:
+            self._add_events(
+                line["step"], {name: line[name] for name in ("loss", "lr", "grad_norm", "structures_per_s")}
+            )
+            self._add_events(line["step"], {f"loss of {head}": loss for head, loss in line["head_losses"].items()})
         now = time.monotonic()
         if now - self._flushed > _FLUSH:
             self.flush()
@@ -62,20 +79,45 @@ class RunLog:
         """Log a validation."""
         if self._files:
             self._files[0].write(json.dumps({"step": step, "validation": errors, "score": score}) + "\n")
+            if self._events is not None:
+                self._add_events(step, {"score": score})
+                for head, row in errors.items():
+                    self._add_events(step, {f"{name} of {head}": value for name, value in row.items()})
             self.flush()
             print(f"step {step}  validation {score:.4f}", flush=True)
+
+    def _add_events(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._events.add_scalar(name, value, step)
 
     def flush(self) -> None:
         """Hand what was logged to the system."""
         for handle in self._files:
             handle.flush()
+        if self._events is not None:
+            self._events.flush()
         self._flushed = time.monotonic()
 
     def close(self) -> None:
         """Close the files."""
         for handle in self._files:
             handle.close()
-        self._files = []
+        if self._events is not None:
+            self._events.close()
+        self._files, self._events = [], None
+
+
+def require_tensorboard() -> None:
+    """MissingDependencyError where the package is not installed."""
+    if find_spec("tensorboard") is None:
+        raise MissingDependencyError("run.tensorboard needs tensorboard: pip install tensorboard")
+
+
+def _event_writer(folder: Path, step: int) -> Any:
+    require_tensorboard()
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder), purge_step=step + 1)  # later events are of a run that was cut off
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
@@ -94,7 +136,11 @@ def _cut(path: Path, step: int, step_of) -> None:
     keep = 0
     with open(path, "rb") as handle:
         for line in handle:
-            if not line.endswith(b"\n") or step_of(line.decode()) > step:
+            try:
+                if not line.endswith(b"\n") or step_of(line.decode()) > step:
+                    break
+            except (ValueError, KeyError, TypeError):
+                print(f"gfm: warning: {path}: damaged after {keep} bytes; what comes then is dropped", flush=True)
                 break
             keep += len(line)
     with open(path, "rb+") as handle:

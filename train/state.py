@@ -20,7 +20,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from gfm_calc.artifacts import Artifact, canonical_json, commit, open_artifact, write_file
+from gfm_calc.artifacts import MANIFEST, Artifact, canonical_json, commit, open_artifact, write_file
 from gfm_calc.errors import CorruptFileError, GFMError, one_line
 from gfm_calc.train.flat import STATES, FlatParameters
 
@@ -106,7 +106,7 @@ class CheckpointWriter:
 
 
 def newest_checkpoint(folder: Path) -> tuple[Artifact | None, list[str]]:
-    """The newest sound checkpoint, and what is wrong with newer ones."""
+    """The newest sound checkpoint, and what is wrong with newer ones, see `set_aside`."""
     problems: list[str] = []
     for directory in _directories(folder):
         try:
@@ -118,6 +118,15 @@ def newest_checkpoint(folder: Path) -> tuple[Artifact | None, list[str]]:
     return None, problems
 
 
+def set_aside(folder: Path, sound: Artifact) -> None:
+    """Rename the damaged checkpoints that are newer than a sound one, so that the run can write them again."""
+    for directory in _directories(folder):
+        if directory.name == sound.directory.name:
+            return
+        shutil.rmtree(folder / f"{directory.name}.damaged", ignore_errors=True)
+        directory.rename(folder / f"{directory.name}.damaged")
+
+
 def sweep(folder: Path) -> None:
     """Remove what interrupted writes left behind."""
     for path in folder.glob(".step-*.tmp"):
@@ -125,8 +134,9 @@ def sweep(folder: Path) -> None:
 
 
 def _directories(folder: Path) -> list[Path]:
-    """Checkpoints, the newest first."""
+    """Finished checkpoints, the newest first."""
     found = [path for path in folder.glob("step-*") if _NAME.fullmatch(path.name)] if folder.is_dir() else []
+    found = [path for path in found if (path / MANIFEST).exists()]  # else it was never finished
     return sorted(found, key=lambda path: int(_NAME.fullmatch(path.name)[1]), reverse=True)
 
 
@@ -205,12 +215,18 @@ class SavedState:
         """Give vectors the values that were saved; `heads` are the rows of a stack."""
         for kind in STATES:
             whole = torch.zeros_like(flat.weight)
+            rows = [self.head(kind, head) for head in heads]
             for name in flat.names:
                 target = flat.view(whole, name)
                 if group == "encoder":
-                    target.copy_(self.parameter(kind, name))
+                    found = self.parameter(kind, name)
                 else:
-                    target.copy_(torch.stack([self.head(kind, head)[name] for head in heads]))
+                    found = torch.stack([row[name] for row in rows]) if name in rows[0] else torch.empty(0)
+                if found.shape != target.shape:
+                    raise CorruptFileError(
+                        f"{self.directory}: is of another model: {name} has another shape, or is missing"
+                    )
+                target.copy_(found)
             if kind == "weight":
                 flat.weight.copy_(whole)
             else:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -14,17 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gfm_calc.artifacts import canonical_json, open_artifact, write_file
+from gfm_calc.artifacts import canonical_json, write_file
 from gfm_calc.checkpoint import subset
 from gfm_calc.data.loader import LabelledBatch, Loader
 from gfm_calc.data.prefetch import prefetched
 from gfm_calc.data.sampling import SamplingPlan
-from gfm_calc.data.store import Selection
 from gfm_calc.errors import GFMError
-from gfm_calc.model import GFMModel
-from gfm_calc.train.evaluation import SUMS, ErrorSums, score, spread_indices
+from gfm_calc.train.checkpoints import Checkpoints
+from gfm_calc.train.evaluation import score
 from gfm_calc.train.exchange import SharedParameters, share
-from gfm_calc.train.flat import AdamW, slots_of
+from gfm_calc.train.flat import AdamW
 from gfm_calc.train.models import build_model
 from gfm_calc.train.objective import TERMS, Labels, Objective
 from gfm_calc.train.parallel import Ranks
@@ -33,23 +30,17 @@ from gfm_calc.train.preparation import Head, loss_weights
 from gfm_calc.train.recipe import Recipe
 from gfm_calc.train.runlog import RunLog
 from gfm_calc.train.schedule import Schedule
-from gfm_calc.train.state import (
-    FORMAT_VERSION,
-    KIND,
-    CheckpointWriter,
-    SavedState,
-    layout_of,
-    newest_checkpoint,
-    sweep,
-    tensors_of,
-)
+from gfm_calc.train.sources import training_sources
+from gfm_calc.train.stopping import Stop
 from gfm_calc.train.telemetry import Telemetry, operations_of
+from gfm_calc.train.validation import Validator
 
 _LOOK_AHEAD = 2  # steps whose batches are made ahead
+_MOST_SKIPPED = 100  # bad batches in a row
 
 
 class BadBatchError(GFMError):
-    """A loss or gradient that is not finite."""
+    """A loss, gradient or validation error that is not finite."""
 
 
 class Trainer:
@@ -82,20 +73,26 @@ class Trainer:
             counts=counts, seed=recipe.run.seed, structures=recipe.run.structures, tau=recipe.data.tau,
             shares=tuple(head.share for head in heads),
         )  # fmt: skip
-        self.loader = self._loader(
-            [head.select("train") for head in heads], rank=members.index(ranks.rank), world=len(members),
-            heads=self.placement.heads[self.group], edges_per_atom=[head.neighbors for head in heads],
-            workers=recipe.data.workers,
+        self.loader = Loader(
+            training_sources(heads, ranks, self.placement, memory=recipe.data.memory), recipe.model.cutoff,
+            max_atoms=recipe.run.max_atoms, max_edges=recipe.run.max_edges, rank=members.index(ranks.rank),
+            world=len(members), heads=self.placement.heads[self.group], names=self.names,
+            edges_per_atom=[head.neighbors for head in heads], workers=recipe.data.workers,
         )  # fmt: skip
         self.schedule = Schedule(recipe.optimizer, recipe.run.steps)
         self.constants = AdamW(
             beta1=recipe.optimizer.beta1, beta2=recipe.optimizer.beta2, weight_decay=recipe.optimizer.weight_decay
         )
-        self.writer = CheckpointWriter(folder / "checkpoints", ranks.rank, ranks.world)
+        self.checkpoints = Checkpoints(
+            folder / "checkpoints", ranks, self.placement, self.shared, names=self.names, mode=recipe.parallel.mode
+        )
+        self.validator = Validator(
+            recipe, ranks, self.model, self.shared, own=self.own, names=self.names, members=members
+        )  # fmt: skip
+        self.stop = Stop(recipe.run.max_minutes)
         self.step = 0
         self.errors: dict[str, dict[str, float]] = {}
-        self._stop = ""  # why the run shall end before its last step
-        self._began = time.monotonic()
+        self._skipped = 0  # bad batches, one after the other
 
     def _build(self) -> None:
         """The model: all processes draw the same weights, then keep their heads."""
@@ -124,17 +121,6 @@ class Trainer:
         }
         self._norm_is_shared = any(s.sharing.parts > 1 for s in self.shared.values()) or len(self.placement.groups) > 1
 
-    def _loader(self, sources: Sequence[Selection], **where: Any) -> Loader:
-        run = self.recipe.run
-        return Loader(
-            sources,
-            self.recipe.model.cutoff,
-            max_atoms=run.max_atoms,
-            max_edges=run.max_edges,
-            names=self.names,
-            **where,
-        )
-
     # ---- the run ----
 
     def run(self) -> str:
@@ -145,13 +131,17 @@ class Trainer:
             LostProcessError: another process is gone.
         """
         run = self.recipe.run
-        self.resume()
+        self.step = self.checkpoints.resume(self.schedule)
+        if reason := self._already_over():
+            self.errors = self.validator.errors("validation", run.max_validation)
+            return reason
         self.telemetry, self._before = Telemetry(), (self.ranks.bytes_sent, self.ranks.seconds)
-        reason = "finished" if self.step >= run.steps else ""
-        log = RunLog(self.folder, self.names, self.step, active=self.ranks.rank == 0)
+        log = RunLog(
+            self.folder, self.names, self.step, active=self.ranks.rank == 0, tensorboard=run.tensorboard
+        )  # fmt: skip
         with ExitStack() as stack:
             stack.callback(log.close)
-            stack.enter_context(self._signals())
+            stack.enter_context(self.stop.signals())
             objective = stack.enter_context(self._compiled())
             steps = self.loader.steps(self.plan, self.step, run.steps)
             batches = prefetched(map(self._prepared, steps), depth=_LOOK_AHEAD)
@@ -166,6 +156,19 @@ class Trainer:
                 since = now
                 reason = self._after_step(line, log)
         self._describe(reason)
+        return reason
+
+    def _already_over(self) -> str:
+        """Why there is nothing left to train, or ""."""
+        run = self.recipe.run
+        reason = "finished" if self.step >= run.steps else ""
+        if run.stop_after and self.schedule.failures >= run.stop_after:
+            reason = "no improvement"
+        if reason and self.ranks.rank == 0:
+            print(
+                f"{self.folder}: has trained {self.step} of {run.steps} steps and is over ({reason}); to train on, raise "
+                + ("run.steps" if reason == "finished" else "run.stop_after, or set it to 0"), flush=True,
+            )  # fmt: skip
         return reason
 
     def _prepared(self, step: list[LabelledBatch]) -> list[tuple[LabelledBatch, Any, Labels, bool]]:
@@ -197,7 +200,7 @@ class Trainer:
         if not prepared:  # a step without draws for the heads that live here
             self.telemetry.batch(0, 0, 0, 0.0)
         self.telemetry.counts["steps"] += 1
-        sums[-2, 0], sums[-2, 1] = bool(self._stop or self._out_of_time()), self.writer.is_written()
+        sums[-2, 0], sums[-2, 1] = bool(self.stop.reason), self.checkpoints.is_written()
         self.ranks.add_up(sums)
         self._finite_here = all(bool(shared.flat.gradient.isfinite().all()) for shared in self.shared.values())
         for shared in self.shared.values():
@@ -207,6 +210,7 @@ class Trainer:
         if not math.isfinite(norm) or not torch.isfinite(sums).all():
             self._bad_batch(suspects, prepared)
         else:
+            self._skipped = 0
             with self.telemetry.phase("update"):
                 self._update(norm, rate)
         for shared in self.shared.values():
@@ -244,14 +248,10 @@ class Trainer:
         run = self.recipe.run
         last = self.step == run.steps
         reason = "finished" if last else ""
-        if self._all_written and self.writer.step is not None:
-            self.writer.commit()
+        if self._all_written:
+            self.checkpoints.commit()
         if last or (run.validate_every and self.step % run.validate_every == 0):
-            with self.telemetry.phase("validation"):
-                self.errors = self.validate("validation", run.max_validation)
-            found = score(self.errors, self.recipe.objective)
-            log.validation(self.step, self.errors, found)
-            self.schedule.validated(self.step, found)
+            self._validate(log)
             if run.stop_after and self.schedule.failures >= run.stop_after and not last:
                 reason = "no improvement"
         if self._asked_to_stop and not reason:
@@ -260,16 +260,26 @@ class Trainer:
             self._check_parameters()
         if reason or self.step % run.save_every == 0:
             log.flush()
-            self.save(wait=bool(reason))
+            self.checkpoints.save(self.step, self.schedule, wait=bool(reason))
         return reason
 
-    def _agreed_reason(self) -> str:
-        said = self.ranks.tell(self._stop or ("out of time" if self._out_of_time() else ""))
-        return next((reason for reason in said if reason), "stopped")
+    def _validate(self, log: RunLog) -> None:
+        with self.telemetry.phase("validation"):
+            self.errors = self.validator.errors("validation", self.recipe.run.max_validation)
+        if not self.errors:
+            return  # nothing is held out
+        found = score(self.errors, self.recipe.objective)
+        if not math.isfinite(found):
+            raise BadBatchError(
+                f"step {self.step}: validation errors are not finite: the training has diverged; lower "
+                "optimizer.learning_rate, or look at the labels"
+            )
+        log.validation(self.step, self.errors, found)
+        self.schedule.validated(self.step, found)
 
-    def _out_of_time(self) -> bool:
-        limit = self.recipe.run.max_minutes
-        return limit is not None and time.monotonic() - self._began > 60 * limit
+    def _agreed_reason(self) -> str:
+        said = self.ranks.tell(self.stop.reason)
+        return next((reason for reason in said if reason), "stopped")
 
     # ---- what can go wrong ----
 
@@ -291,7 +301,12 @@ class Trainer:
         where = f": {', '.join(said[:20])}" if said else ""
         message = f"step {self.step + 1}: the loss or its gradient is not finite{where}"
         if self.recipe.run.on_bad_batch == "stop":
-            raise BadBatchError(f"{message}; look at them, or skip such steps with --set run.on_bad_batch=skip")
+            raise BadBatchError(
+                f"{message}; look at them, lower optimizer.learning_rate, or skip such steps with --set run.on_bad_batch=skip"
+            )
+        self._skipped += 1
+        if self._skipped >= _MOST_SKIPPED:
+            raise BadBatchError(f"{message}; so were {_MOST_SKIPPED} in a row: lower optimizer.learning_rate")
         if self.ranks.rank == 0:
             print(f"gfm: warning: {message}; the step is skipped", flush=True)
 
@@ -306,26 +321,6 @@ class Trainer:
             raise GFMError(
                 f"step {self.step}: the processes no longer have the same weights: a fault of memory or network"
             )
-
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """SIGTERM and SIGINT end the run after the step, saved; a second one ends it at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-        def asked(number: int, frame: Any) -> None:
-            self._stop = signal.Signals(number).name
-            signal.signal(number, kept[number])
-
-        for number in kept:
-            signal.signal(number, asked)
-        try:
-            yield
-        finally:
-            for number, handler in kept.items():
-                signal.signal(number, handler)
 
     @contextmanager
     def _compiled(self) -> Iterator[Any]:
@@ -352,90 +347,6 @@ class Trainer:
             for shared in self.shared.values():
                 shared.clear()
             yield compiled
-
-    # ---- validation ----
-
-    def validate(self, side: str, most: int) -> dict[str, dict[str, float]]:
-        """Errors of all heads with the averaged weights, on at most `most` structures each; to be called by all processes."""
-        found = ErrorSums(self.names)
-        members = self.placement.groups[self.group]
-        with self.averaged():
-            for head in self.own:
-                rows = head.sides[side][spread_indices(len(head.sides[side]), most)]
-                if rows.size:
-                    loader = self._loader(
-                        [Selection(head.dataset, rows)], rank=members.index(self.ranks.rank), world=len(members)
-                    )
-                    found.add(self.model, loader.once(), head.spec.name)
-        assert found.sums.shape[1] == len(SUMS)
-        self.ranks.add_up(found.sums)
-        return found.table()
-
-    @contextmanager
-    def averaged(self) -> Iterator[GFMModel]:
-        """The model with the running average of its weights, while the block lasts; to be entered by all processes."""
-        kept = {name: shared.flat.weight.clone() for name, shared in self.shared.items()}
-        if self.recipe.optimizer.ema:
-            for shared in self.shared.values():
-                shared.flat.weight.copy_(shared.whole_average())
-        try:
-            yield self.model
-        finally:
-            for name, shared in self.shared.items():
-                shared.flat.weight.copy_(kept[name])
-
-    # ---- checkpoints ----
-
-    def save(self, *, wait: bool) -> None:
-        """Begin a checkpoint; with `wait`, until it is there on all processes."""
-        if self.writer.step is not None:  # the last one is not there yet: a slow disk
-            self._finish_checkpoint()
-        self.writer.wait()
-        flats = {name: (s.flat, s.sharing.is_first) for name, s in self.shared.items()}
-        layouts = {"encoder": layout_of(self.encoder.flat.slots)}
-        for number, heads in enumerate(self.placement.heads):
-            layouts[f"heads{number}"] = self._layout_of_heads([self.names[k] for k in heads])
-        state = {
-            "step": self.step, "world": self.ranks.world, "mode": self.recipe.parallel.mode, "layouts": layouts,
-            "schedule": self.schedule.state(),
-        }  # fmt: skip
-        self.writer.begin(self.step, tensors_of(flats, self.ranks.rank), state)
-        if wait:
-            self._finish_checkpoint()
-
-    def _layout_of_heads(self, names: Sequence[str]) -> dict[str, Any]:
-        """The layout of a group's stack, which differs from that of this group in the number of rows alone."""
-        own = self.shared[f"heads{self.group}"].flat
-        shapes = {name: (len(names), *shape[1:]) for name, (_, shape) in own.slots.items()}
-        return layout_of(slots_of(shapes, own.decayed), names)
-
-    def _finish_checkpoint(self) -> None:
-        self.writer.wait()
-        self.ranks.wait()
-        self.writer.commit()
-        self.writer.wait()
-        self.ranks.wait()
-
-    def resume(self) -> None:
-        """Go on from the newest sound checkpoint, where there is one; to be called by all processes."""
-        folder = self.folder / "checkpoints"
-        found = None
-        if self.ranks.rank == 0:
-            sweep(folder)
-            found, problems = newest_checkpoint(folder)
-            for problem in problems:
-                print(f"gfm: warning: {problem}; an older checkpoint is used", flush=True)
-        name = self.ranks.tell(None if found is None else found.directory.name)[0]
-        if name is None:
-            return
-        saved = SavedState(open_artifact(folder / name, kind=KIND, newest_version=FORMAT_VERSION))
-        self.encoder.flat_from(saved, "encoder")
-        own = [head.spec.name for head in self.own]
-        self.shared[f"heads{self.group}"].flat_from(saved, "heads", own)
-        self.step = saved.state["step"]
-        self.schedule.restore(saved.state["schedule"])
-        if saved.state["world"] == self.ranks.world and self.ranks.rank in saved.random:
-            torch.set_rng_state(saved.random[self.ranks.rank])
 
     def _describe(self, reason: str) -> None:
         """RUN/telemetry.json: what the run is, and what each process did since it started."""

@@ -16,9 +16,9 @@ from steps import clocked
 # schnetpack imports this type variable, which newer versions of torch have renamed.
 vars(torch.utils.data.dataloader).setdefault("T_co", typing.TypeVar("T_co", covariant=True))
 
-import schnetpack as spk
-from schnetpack import properties
-from schnetpack.task import AtomisticTask, ModelOutput
+import schnetpack as spk  # noqa: E402
+from schnetpack import properties  # noqa: E402
+from schnetpack.task import AtomisticTask, ModelOutput  # noqa: E402
 
 
 class SchNetPackTrainee:

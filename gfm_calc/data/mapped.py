@@ -23,6 +23,10 @@ _MAX_KNOWN = 1 << 16  # names that are kept for each shard
 _FORMATS = {"|u1": "B", "|i1": "b", "<u2": "H", "<i2": "h", "<u4": "I", "<i4": "i", "<i8": "q", "<f4": "f", "<f8": "d"}
 
 
+_TWO = struct.Struct("<qq").unpack_from
+_SINGLE = ("energy", "charge", "spin", "group", "source", "frame")
+
+
 class MappedFile:
     """A file in memory that is as it was when it was written.
 
@@ -112,6 +116,18 @@ class Column:
             return found
         return float("nan") if self._holes and found == NAN else found / self._scale
 
+    def two(self, row: int) -> tuple[int, int]:
+        """The whole numbers in a row and in the next one, of a column of int64 that is kept as it is."""
+        at = self._offset + row * 8
+        if not (0 <= row < self._rows - 1 and self._seen[at // CHUNK] and self._seen[(at + 15) // CHUNK]):
+            self._check(row, row + 2)
+        return _TWO(self._map, at)
+
+    @property
+    def only(self) -> Any:
+        """The number that all rows of a column of single numbers hold, or None."""
+        return self._only
+
     def row(self, row: int) -> np.ndarray:
         """A row."""
         return self.span(row, row + 1)[0] if self._constant is None else self._constant.copy()
@@ -184,6 +200,9 @@ class Shard:
         self.file = file
         self._columns = {name: Column(offset, how, file) for name, (offset, how) in info.columns.items()}
         self._known: dict[tuple[str, int], str] = {}
+        # Single numbers of a structure: what all structures share is looked up once.
+        self._shared = {name: self._columns[name].only for name in _SINGLE if self._columns[name].only is not None}
+        self._own = [(name, self._columns[name].value) for name in _SINGLE if name not in self._shared]
 
     def read(self, name: str, rows: Rows) -> Any:
         """Rows of a column; None where the shard has no such column."""
@@ -198,21 +217,23 @@ class Shard:
 
     def record(self, row: int, first_atom: int, stop_atom: int) -> Record:
         """One structure, whose atoms are these of the shard."""
-        columns = self._columns
+        columns, single = self._columns, self._shared.copy()
+        for name, value in self._own:
+            single[name] = value(row)
         forces = columns["forces"].span(first_atom, stop_atom) if "forces" in columns else None
         stress = columns["stress"].row(row) if "stress" in columns else None
-        charge, spin = columns["charge"].value(row), columns["spin"].value(row)
+        charge, spin = single["charge"], single["spin"]
         found = Record.__new__(Record)
         # A frozen dataclass sets its fields one by one, which would be a tenth of a read.
         found.__dict__.update(
             atomic_numbers=columns["atomic_numbers"].raw(first_atom, stop_atom).astype(np.int64),
             positions=columns["positions"].span(first_atom, stop_atom), cell=columns["cell"].row(row),
-            pbc=columns["pbc"].raw(row, row + 1)[0].astype(bool), energy=columns["energy"].value(row),
+            pbc=columns["pbc"].raw(row, row + 1)[0].astype(bool), energy=single["energy"],
             forces=None if forces is None or isnan(forces.item(0)) else forces,
             stress=None if stress is None or isnan(stress.item(0)) else stress,
             charge=None if charge == NO_CHARGE else charge, spin=None if spin == NO_SPIN else spin,
-            group=self._word("group", columns["group"].value(row)), frame=columns["frame"].value(row),
-            source=self._word("source", columns["source"].value(row)),
+            group=self._word("group", single["group"]), source=self._word("source", single["source"]),
+            frame=single["frame"],
         )  # fmt: skip
         return found
 

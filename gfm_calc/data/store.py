@@ -114,7 +114,7 @@ class Dataset(Sequence[Atoms]):
         """Structure `index`, see `__getitem__`, as a `Record`."""
         index = self._checked(index)
         number = bisect_right(self._starts, index) - 1
-        first, stop = self._index.value(index), self._index.value(index + 1)
+        first, stop = self._index.two(index)
         before = self._first_atoms[number]
         return self._shard(number).record(index - self._starts[number], first - before, stop - before)
 

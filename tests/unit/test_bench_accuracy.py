@@ -49,21 +49,22 @@ class GivenTask:
 
 
 def given_records() -> list[Record]:
-    """Two training and three test structures of one head; labels are the model's own numbers plus known errors.
+    """Three training and three test structures of one head; labels are the model's own numbers plus known errors.
 
     Test: a water molecule (with forces), a CO crystal (with stress), and one that the head refuses.
     """
     model = random_model(elements=ELEMENTS)
-    numbers = [[1, 1], [8], [8, 1, 1], [6, 8], [79]]
+    numbers = [[1, 1], [8], [8, 1, 1], [6, 8], [79], [6, 79]]
     positions = [
         [[0, 0, 0], [0, 0, 0.8]], [[0, 0, 0]], [[0, 0, 0], [0.9, 0, 0], [0, 0.95, 0]], [[0, 0, 0], [1.2, 1.3, 1.1]], [[0, 0, 0]],
+        [[0, 0, 0], [0, 0, 2.0]],
     ]  # fmt: skip
-    energies = [-3.0, -10.0, 0.0, 0.0, -1.0]
+    energies = [-3.0, -10.0, 0.0, 0.0, -1.0, -7.0]
     records = [
         Record(
             atomic_numbers=np.array(z), positions=np.array(x, float), cell=np.diag([3.0, 3.1, 3.2]) * (k == 3),
-            pbc=np.full(3, k == 3), energy=energies[k], group="train" if k < 2 else "test", frame=k,
-            source=f"{'aabcc'[k]}.extxyz.xz",
+            pbc=np.full(3, k == 3), energy=energies[k], group="test" if 2 <= k < 5 else "train", frame=k,
+            source=f"{'aabcca'[k]}.extxyz.xz",
         )
         for k, (z, x) in enumerate(zip(numbers, positions))
     ]  # fmt: skip
@@ -139,7 +140,7 @@ def test_figures_by_source_leave_out_what_has_no_labels(entry):
 
 def test_baselines(entry, records):
     energies, sizes = np.array([record.energy for record in records[2:4]]), np.array([3, 2])
-    mean = (-3.0 / 2 + -10.0) / 2  # eV/atom of the two training structures
+    mean = (-3.0 / 2 + -10.0 + -7.0 / 2) / 3  # eV/atom of the training structures
     wanted = np.abs(mean - energies / sizes).mean()
     assert entry["mean"]["energy_mae_mev_per_atom"] == pytest.approx(1e3 * wanted, rel=1e-4)
     reference = random_model(elements=ELEMENTS).specs["first"].reference_energies
@@ -147,7 +148,7 @@ def test_baselines(entry, records):
     assert entry["references"]["energy_mae_mev_per_atom"] == pytest.approx(
         1e3 * np.abs((sums - energies) / sizes).mean(), rel=1e-4
     )
-    fitted = np.array([-10.0 + 2 * -1.5, -10.0])  # nothing is known of carbon
+    fitted = np.array([-10.0 + 2 * -1.5, -10.0 - 3.5])  # carbon and gold only occur together
     assert entry["composition"]["energy_mae_mev_per_atom"] == pytest.approx(
         1e3 * np.abs((fitted - energies) / sizes).mean(), rel=1e-4
     )
@@ -204,11 +205,11 @@ def test_what_was_prepared_is_kept(tmp_path, recipe, heads, monkeypatch):
     for found in (first, second):
         assert found[0].spec == heads[0].spec and found[0].shift == heads[0].shift
         assert {side: rows.tolist() for side, rows in found[0].sides.items()} == {
-            "train": [0, 1], "validation": [], "test": [2, 3, 4]
+            "train": [0, 1, 5], "validation": [], "test": [2, 3, 4]
         }  # fmt: skip
     monkeypatch.undo()
     other = recipe_of({"data": {"path": recipe.data.path, "by": "frame", "test": 0.5}})
-    assert load_heads(other, tmp_path)[0].sides["train"].tolist() != [0, 1]  # another recipe, another preparation
+    assert load_heads(other, tmp_path)[0].sides["train"].tolist() != [0, 1, 5]  # another recipe, another preparation
 
 
 def test_a_damaged_cache_is_refused(tmp_path, recipe):

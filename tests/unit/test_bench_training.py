@@ -34,7 +34,7 @@ from gfm_calc.data.tasks import FileTask
 from gfm_calc.errors import ConfigError, GFMError
 
 TINY = ModelConfig(num_features=8, num_layers=2, num_radial=4, cutoff=CUTOFF, head_width=8, repulsion=None)
-MATCH = Match(name="a peer", peer="schnetpack", edges=("all", "capped"), ours={"small": TINY}, wanted=1.5)
+MATCH = Match(key="small", name="a peer", peer="schnetpack", edges=("all", "capped"), ours={"small": TINY}, wanted=1.5)
 # A peer whose energy is a learnt number times the sum of squared distances.
 PEER = f"""
 import argparse, sys
@@ -190,6 +190,7 @@ def test_plans_that_cannot_be_run(monkeypatch):
         TrainingPlan(peers={"hydragn": "python"})
     with pytest.raises(ConfigError, match="--checkout"):
         TrainingPlan(peers={"hydragnn": "python"})
+    assert main(["bench", "training", "--against", "hydragn"]) != 0
 
 
 def test_ours_is_never_smaller_than_what_it_is_measured_against():

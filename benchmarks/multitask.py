@@ -1,0 +1,97 @@
+"""`gfm bench multitask`: what a head gains by training with others, against training alone.
+
+One run trains all heads together, one run each head alone; in both a head sees the same number of its structures, the same
+ones, with the same recipe, and is tested on the same held-out groups (the split is drawn over all datasets in either case).
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gfm_calc.commands.progress import Progress
+from gfm_calc.data.store import open_dataset
+from gfm_calc.errors import ConfigError, GFMError
+
+_ERRORS = ("energy_mae_mev_per_atom", "forces_mae_mev_per_a")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultitaskPlan:
+    """What to compare.
+
+    Attributes:
+        data: folder of datasets.  heads: of them; () stands for all.
+        draws: structures that each head sees in a run.  structures: in a step of the run of a head alone; the run of all
+            heads has that many of each head in a step, and as many steps.
+        seeds: of the runs.
+        recipe: name or file.  settings: "table.key=value" each.
+    """
+
+    data: Path
+    heads: Sequence[str] = ()
+    draws: int = 4000
+    structures: int = 4
+    seeds: int = 3
+    recipe: str = "tiny"
+    settings: Sequence[str] = ()
+
+
+def run_multitask(plan: MultitaskPlan) -> list[dict[str, Any]]:
+    """Rows {head, train_structures, together, alone (error -> one value a seed), gain (error -> mean relative gain)}.
+
+    Raises:
+        GFMError: a run that fails.
+    """
+    heads = list(plan.heads) or sorted(p.parent.name for p in plan.data.glob("*/manifest.json"))
+    heads = [open_dataset(plan.data / head).head.name for head in heads]
+    if len(heads) < 2:
+        raise ConfigError(f"{plan.data}: two heads at least are needed for a comparison")
+    found: dict[str, dict[str, list[Mapping[str, float]]]] = {head: {"together": [], "alone": []} for head in heads}
+    sizes: dict[str, int] = {}
+    with tempfile.TemporaryDirectory(prefix="gfm-multitask-") as scratch:
+        with Progress("multitask", "runs", plan.seeds * (len(heads) + 1)) as progress:
+            for seed in range(plan.seeds):
+                for chosen in [heads, *([head] for head in heads)]:
+                    errors = _train(plan, chosen, seed, Path(scratch) / f"{seed}-{len(chosen)}-{chosen[0]}")
+                    kind = "together" if len(chosen) > 1 else "alone"
+                    for head in chosen:
+                        found[head][kind].append(errors["test"].get(head, {}))
+                        sizes[head] = errors["structures"][head]["train"]
+                    progress.advance()
+    return [_row(head, sizes[head], found[head]) for head in heads]
+
+
+def _train(plan: MultitaskPlan, heads: Sequence[str], seed: int, run: Path) -> dict[str, Any]:
+    """RUN/errors.json of a run of these heads."""
+    words = [plan.recipe, "-o", str(run), "--device", "cpu", "--threads", "1", "--no-report"]
+    settings = [
+        f"data.path={plan.data.resolve()}", f"data.heads={json.dumps(list(heads))}", "data.tau=0.0", f"run.seed={seed}",
+        f"run.structures={plan.structures * len(heads)}", f"run.steps={plan.draws // plan.structures}",
+        "run.validate_every=0", "run.save_every=1000000", *plan.settings,
+    ]  # fmt: skip
+    for setting in settings:
+        words += ["--set", setting]
+    done = subprocess.run([sys.executable, "-m", "gfm_calc.train", *words], capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines()
+        raise GFMError(f"the run of {', '.join(heads[:3])} failed: {lines[-1] if lines else 'it said nothing'}")
+    return json.loads((run / "errors.json").read_text())
+
+
+def _row(head: str, size: int, runs: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, Any]:
+    row: dict[str, Any] = {"head": head, "train_structures": size, "together": {}, "alone": {}, "gain": {}}
+    for name in _ERRORS:
+        values = {kind: [errors[name] for errors in runs[kind] if name in errors] for kind in ("together", "alone")}
+        if values["together"] and len(values["together"]) == len(values["alone"]):
+            row["together"][name], row["alone"][name] = values["together"], values["alone"]
+            pairs = zip(values["together"], values["alone"])
+            row["gain"][name] = statistics.fmean(1 - together / alone for together, alone in pairs)
+    return row
