@@ -26,7 +26,7 @@ from gfm_calc.data.schema import Record
 from gfm_calc.data.split_files import load_split
 from gfm_calc.data.splits import SIDES, draw, join
 from gfm_calc.data.store import Dataset, Selection, open_dataset
-from gfm_calc.errors import ConfigError, CorruptFileError, GFMError, InputFileError
+from gfm_calc.errors import ConfigError, GFMError, InputFileError
 from gfm_calc.graph import AtomicGraph
 from gfm_calc.train.recipe import DataRecipe, Recipe
 
@@ -195,8 +195,13 @@ def _head(
     training[rows] = sides[rows] == 0
     wanted = recipe.head(name)
     known = compositions.isolated(training) | dict(wanted.reference_energies)
-    fitted = compositions.fit(training)
-    fit = compositions.fit(training, known=known) if known else fitted
+    try:
+        fitted = compositions.fit(training)
+        fit = compositions.fit(training, known=known) if known else fitted
+    except GFMError as error:
+        raise ConfigError(
+            f"{dataset.directory}: head {name}: {error}; a head needs energies: label some of its structures, or leave it out"
+        ) from error
     unseen = 0
     for side in ("validation", "test"):
         known_elements = compositions.within(own[side] + rows.start, fit.energies)
@@ -295,12 +300,9 @@ def load_preparation(folder: Path) -> list[Head]:
     indices = safetensors.numpy.load(artifact.read("sides.safetensors"))
     heads = []
     for number, card in enumerate(artifact.read_json("heads.json")):
-        try:
-            dataset = open_dataset(card["dataset"])
-        except CorruptFileError:
-            raise
-        except GFMError as error:
-            raise InputFileError(f"{card['dataset']}: the run's data are gone ({error})") from error
+        if not Path(card["dataset"]).is_dir():
+            raise InputFileError(f"{card['dataset']}: the run's data are gone; put them back, or start a new run")
+        dataset = open_dataset(card["dataset"])
         if dataset.digest != card["digest"]:
             raise InputFileError(f"{card['dataset']}: is not what the run began with; start a new run for new data")
         spec = from_mapping(HeadSpec, card["spec"], f"{folder}: head {number}")

@@ -64,7 +64,7 @@ class RunLog:
             self._add_events(
                 line["step"], {name: line[name] for name in ("loss", "lr", "grad_norm", "structures_per_s")}
             )
-            self._add_events(line["step"], {f"loss of {head}": loss for head, loss in line["head_losses"].items()})
+            self._add_events(line["step"], {f"loss/{head}": loss for head, loss in line["head_losses"].items()})
         now = time.monotonic()
         if now - self._flushed > _FLUSH:
             self.flush()
@@ -82,7 +82,7 @@ class RunLog:
             if self._events is not None:
                 self._add_events(step, {"score": score})
                 for head, row in errors.items():
-                    self._add_events(step, {f"{name} of {head}": value for name, value in row.items()})
+                    self._add_events(step, {f"{name}/{head}": value for name, value in row.items()})
             self.flush()
             print(f"step {step}  validation {score:.4f}", flush=True)
 

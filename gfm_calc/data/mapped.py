@@ -6,7 +6,8 @@ import hashlib
 import mmap
 import os
 import struct
-from math import isnan
+from collections.abc import Callable
+from math import isnan, nan
 from pathlib import Path
 from typing import Any
 
@@ -89,69 +90,55 @@ class MappedFile:
 
 
 class Column:
-    """One column of a mapped file.  All that it gives are copies."""
+    """One column of a mapped file.  All that it gives are copies, but for `raw`.
+
+    `value(row)` is the number in a row of a column of single numbers; `span(start, stop)` are the rows from `start` to
+    `stop`, `raw(start, stop)` the same as they are kept, for integers.  They are the innermost loop of a random read, so
+    they are functions that know their column (see `_value_of` and `_span_of`) and not methods that look it up.
+
+    Raises:
+        CorruptFileError: (when it is read) damaged.
+    """
 
     def __init__(self, offset: int, how: Encoding, file: MappedFile):
-        self._offset, self._width, self._how, self._file = offset, how.row_bytes, how, file
-        self._map, self._seen = file.map, file.seen
-        self._dtype, self._rows = np.dtype(how.dtype), how.shape[0]
-        self._shape, self._folded = (-1, *how.shape[1:]), len(how.shape) > 1
-        self._items = self._width // self._dtype.itemsize
-        self._unpack = struct.Struct("<" + _FORMATS[how.dtype]).unpack_from
-        self._scale, self._holes = None if how.decimals is None else 10.0**how.decimals, how.holes
-        # What all rows hold, and, in a column of single numbers, as a number.
-        self._constant = self._span(0, 1)[0] if how.constant else None
-        self._only = self._constant.item() if self._constant is not None and self._items == 1 else None
-
-    def value(self, row: int) -> Any:
-        """The number in a row of a column of single numbers."""
-        if self._only is not None:
-            return self._only
-        at = self._offset + row * self._width
-        # As `_check`, without its calls: eight numbers are looked up for every structure that is read.
-        if not (0 <= row < self._rows and self._seen[at // CHUNK] and self._seen[(at + self._width - 1) // CHUNK]):
-            self._check(row, row + 1)
-        (found,) = self._unpack(self._map, at)
-        if self._scale is None:
-            return found
-        return float("nan") if self._holes and found == NAN else found / self._scale
-
-    def two(self, row: int) -> tuple[int, int]:
-        """The whole numbers in a row and in the next one, of a column of int64 that is kept as it is."""
-        at = self._offset + row * 8
-        if not (0 <= row < self._rows - 1 and self._seen[at // CHUNK] and self._seen[(at + 15) // CHUNK]):
-            self._check(row, row + 2)
-        return _TWO(self._map, at)
+        self.offset, self.width, self.how, self.file = offset, how.row_bytes, how, file
+        self.dtype, self.rows_kept = np.dtype(how.dtype), how.shape[0]
+        self._items = self.width // self.dtype.itemsize
+        plain, decoded = _span_of(self, decoded=False), _span_of(self, decoded=True)
+        self._constant: np.ndarray | None = decoded(0, 1)[0] if how.constant else None
+        if self._constant is None:
+            self.span, self.raw, self.value = decoded, plain, _value_of(self)
+        else:
+            only = self._constant.item() if self._items == 1 else None
+            self.span = self.raw = self._repeated
+            self.value = lambda row: only
 
     @property
     def only(self) -> Any:
         """The number that all rows of a column of single numbers hold, or None."""
-        return self._only
+        return self.value(0) if self._constant is not None else None
+
+    def _repeated(self, start: int, stop: int) -> np.ndarray:
+        assert self._constant is not None
+        return np.repeat(self._constant[None], stop - start, axis=0)
+
+    def two(self, row: int) -> tuple[int, int]:
+        """The whole numbers in a row and in the next one, of a column of int64 that is kept as it is."""
+        at, seen = self.offset + row * 8, self.file.seen
+        if not (0 <= row < self.rows_kept - 1 and seen[at // CHUNK] and seen[(at + 15) // CHUNK]):
+            self.check(row, row + 2)
+        return _TWO(self.file.map, at)
 
     def row(self, row: int) -> np.ndarray:
         """A row."""
         return self.span(row, row + 1)[0] if self._constant is None else self._constant.copy()
 
-    def span(self, start: int, stop: int) -> np.ndarray:
-        """The rows from `start` to `stop`.
-
-        Raises:
-            CorruptFileError: damaged.
-        """
-        if self._constant is not None:
-            return np.repeat(self._constant[None], stop - start, axis=0)
-        return self._span(start, stop)
-
-    def raw(self, start: int, stop: int) -> np.ndarray:
-        """The rows from `start` to `stop` as they are kept, for integers; not a copy."""
-        return self._view(start, stop) if self._constant is None else self.span(start, stop)
-
     def text(self, start: int, stop: int) -> str:
         """The rows from `start` to `stop` of a column of bytes, as text."""
         if self._constant is not None:
             return self.span(start, stop).tobytes().decode("utf-8", "replace")
-        self._check(start, stop)
-        return self._map[self._offset + start : self._offset + stop].decode("utf-8", "replace")
+        self.check(start, stop)
+        return self.file.map[self.offset + start : self.offset + stop].decode("utf-8", "replace")
 
     def rows(self, rows: Rows) -> np.ndarray:
         """Some rows, in the order of their numbers."""
@@ -159,38 +146,58 @@ class Column:
             return self.span(rows.start, rows.stop)
         if self._constant is not None:
             return np.repeat(self._constant[None], len(rows), axis=0)
-        if rows.size and (rows.min() < 0 or rows.max() >= self._rows):
-            self._check(-1, 0)
-        if rows.size and self._width:
-            self._file.check_pieces(self._offset + rows * self._width, self._width)
-        whole = np.frombuffer(self._file.map, self._dtype, self._rows * self._items, self._offset)
-        return self._decoded(whole.reshape(self._shape)[rows])
+        if rows.size and (rows.min() < 0 or rows.max() >= self.rows_kept):
+            self.check(-1, 0)
+        if rows.size and self.width:
+            self.file.check_pieces(self.offset + rows * self.width, self.width)
+        whole = np.ndarray(self.how.shape, self.dtype, self.file.map, self.offset)
+        return decode(whole[rows], self.how)
 
-    def _span(self, start: int, stop: int) -> np.ndarray:
-        return self._decoded(self._view(start, stop))
+    def check(self, start: int, stop: int) -> None:
+        """CorruptFileError where there are no such rows, or where they are damaged."""
+        if not 0 <= start <= stop <= self.rows_kept:
+            raise CorruptFileError(f"{self.file.path}: has no rows {start} to {stop}: damaged, fetch it again")
+        if stop > start and self.width:
+            self.file.check(self.offset + start * self.width, self.offset + stop * self.width)
 
-    def _view(self, start: int, stop: int) -> np.ndarray:
-        count, first = (stop - start) * self._items, self._offset + start * self._width
-        chunk, last = first // CHUNK, (self._offset + stop * self._width - 1) // CHUNK
-        near = 0 <= start < stop <= self._rows and chunk <= last <= chunk + 1
-        if not (near and self._seen[chunk] and self._seen[last]):
-            self._check(start, stop)
-        found = np.frombuffer(self._map, self._dtype, count, first)
-        return found.reshape(self._shape) if self._folded else found
 
-    def _decoded(self, raw: np.ndarray) -> np.ndarray:
-        if self._scale is None:
-            return decode(raw, self._how)
-        values = raw / self._scale
-        if self._holes and raw.size and raw.min() == NAN:
-            values[raw == NAN] = np.nan
-        return values
+def _value_of(column: Column) -> Callable[[int], Any]:
+    """The function that gives the number in a row."""
+    offset, width, rows, check = column.offset, column.width, column.rows_kept, column.check
+    seen, data, holes = column.file.seen, column.file.map, column.how.holes
+    unpack = struct.Struct("<" + _FORMATS[column.how.dtype]).unpack_from
+    scale = None if column.how.decimals is None else 10.0**column.how.decimals
 
-    def _check(self, start: int, stop: int) -> None:
-        if not 0 <= start <= stop <= self._rows:
-            raise CorruptFileError(f"{self._file.path}: has no rows {start} to {stop}: damaged, fetch it again")
-        if stop > start and self._width:
-            self._file.check(self._offset + start * self._width, self._offset + stop * self._width)
+    def value(row: int) -> Any:
+        at = offset + row * width
+        if not (0 <= row < rows and seen[at // CHUNK] and seen[(at + width - 1) // CHUNK]):
+            check(row, row + 1)
+        (found,) = unpack(data, at)
+        if scale is None:
+            return found
+        return nan if holes and found == NAN else found / scale
+
+    return value
+
+
+def _span_of(column: Column, *, decoded: bool) -> Callable[[int, int], np.ndarray]:
+    """The function that gives rows, as their values or as they are kept."""
+    offset, width, rows, check, how = column.offset, column.width, column.rows_kept, column.check, column.how
+    seen, data, dtype, tail = column.file.seen, column.file.map, column.dtype, column.how.shape[1:]
+    scale = None if column.how.decimals is None else 10.0**column.how.decimals
+    simple = scale is not None and not how.holes
+
+    def span(start: int, stop: int) -> np.ndarray:
+        first = offset + start * width
+        chunk, last = first // CHUNK, (offset + stop * width - 1) // CHUNK
+        if not (0 <= start < stop <= rows and chunk <= last <= chunk + 1 and seen[chunk] and seen[last]):
+            check(start, stop)
+        found = np.ndarray((stop - start, *tail), dtype, data, first)
+        if not decoded:
+            return found
+        return found / scale if simple else decode(found, how)
+
+    return span
 
 
 class Shard:

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import shutil
 import signal
 import time
 from importlib.util import find_spec
@@ -34,7 +35,9 @@ def train(data, run, *settings, world=1, flags=(), fault=(), fault_rank=0):
 
 
 def content(folder):
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """What is there but for writes that were cut off, which may be swept away."""
+    files = [path for path in folder.rglob("*") if path.is_file() and not path.parent.name.endswith(".tmp")]
+    return {path: path.read_bytes() for path in files}
 
 
 def refused(data, run, *settings, **options) -> str:
@@ -201,3 +204,12 @@ def test_a_damaged_manifest_of_the_newest_checkpoint(data, finished, tmp_path):
     assert codes == [0] and any("an older checkpoint is used" in line for line in said)
     assert differences(outcome(finished), outcome(run)) == []
     assert (run / "checkpoints" / f"{newest.name}.damaged").is_dir()
+
+
+def test_data_that_have_changed_or_gone_are_refused(tmp_path):
+    data, run = make_datasets(tmp_path / "datasets", (20, 15, 10)), tmp_path / "run"
+    assert train(data, run, *SHORT, fault=("at_step", 5, "kill"))[0] == [-signal.SIGKILL]
+    (data / "clusters").rename(tmp_path / "aside")
+    assert "the run's data are gone; put them back" in refused(data, run, *SHORT, flags=["--resume"])
+    shutil.copytree(data / "crystals", data / "clusters")
+    assert "is not what the run began with" in refused(data, run, *SHORT, flags=["--resume"])
