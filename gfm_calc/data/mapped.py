@@ -120,7 +120,9 @@ class Column:
 
     def _repeated(self, start: int, stop: int) -> np.ndarray:
         assert self._constant is not None
-        return np.repeat(self._constant[None], stop - start, axis=0)
+        found = np.empty((stop - start, *self._constant.shape), self._constant.dtype)
+        found[...] = self._constant
+        return found
 
     def two(self, row: int) -> tuple[int, int]:
         """The whole numbers in a row and in the next one, of a column of int64 that is kept as it is."""
@@ -235,7 +237,7 @@ class Shard:
         found.__dict__.update(
             atomic_numbers=columns["atomic_numbers"].raw(first_atom, stop_atom).astype(np.int64),
             positions=columns["positions"].span(first_atom, stop_atom), cell=columns["cell"].row(row),
-            pbc=columns["pbc"].raw(row, row + 1)[0].astype(bool), energy=single["energy"],
+            pbc=columns["pbc"].row(row).astype(bool), energy=single["energy"],
             forces=None if forces is None or isnan(forces.item(0)) else forces,
             stress=None if stress is None or isnan(stress.item(0)) else stress,
             charge=None if charge == NO_CHARGE else charge, spin=None if spin == NO_SPIN else spin,

@@ -2,15 +2,32 @@
 
 import fcntl
 import json
+import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
+from support import ROOT
 from training import Job, argv, differences, make_datasets, outcome
 
 SHORT = ("run.steps=8", "run.save_every=2", "run.validate_every=4")
+SHARED = """
+import sys
+import gfm_calc.train.trainer as trainer
+from gfm_calc.cli import main
+real = trainer.training_sources
+def told(*given, **options):
+    found = real(*given, **options)
+    print("parts in memory:", len(found[0]._bounds) - 1, flush=True)
+    return found
+trainer.training_sources = told
+sys.exit(main(sys.argv[1:]))
+"""
 PLATEAU = "optimizer.schedule=plateau"
 
 
@@ -213,3 +230,16 @@ def test_data_that_have_changed_or_gone_are_refused(tmp_path):
     assert "the run's data are gone; put them back" in refused(data, run, *SHORT, flags=["--resume"])
     shutil.copytree(data / "crystals", data / "clusters")
     assert "is not what the run began with" in refused(data, run, *SHORT, flags=["--resume"])
+
+
+def test_ranks_of_mpi_share_one_copy_in_memory(data, tmp_path):
+    mpirun = Path(sys.executable).with_name("mpirun")
+    if find_spec("mpi4py") is None or not mpirun.exists():
+        pytest.skip("there is no mpirun: pip install 'gfm-calc[mpi]'")
+    assert train(data, tmp_path / "disk", *SHORT, world=2)[0] == [0, 0]
+    words = argv(data, tmp_path / "memory", *SHORT, "data.memory=true")
+    command = [str(mpirun), "-n", "2", sys.executable, "-m", "mpi4py", "-c", SHARED, *words]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("parts in memory: 2") == 2
+    assert differences(outcome(tmp_path / "disk"), outcome(tmp_path / "memory")) == []
