@@ -111,7 +111,10 @@ def _run(args: argparse.Namespace, recipe: Recipe, ranks: Ranks) -> str:
     if recipe.run.tensorboard:
         require_tensorboard()
     with open_run(args.output, recipe, ranks, resume=args.resume) as heads:
-        return _train(args, Trainer(recipe, heads, ranks, args.output))
+        trainer = Trainer(recipe, heads, ranks, args.output)
+        reason = _train(args, trainer)
+        trainer.close()
+        return reason
 
 
 def _train(args: argparse.Namespace, trainer: Trainer) -> str:

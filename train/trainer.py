@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from gfm_calc.artifacts import canonical_json, write_file
 from gfm_calc.checkpoint import subset
+from gfm_calc.data.distributed import DistributedStore
 from gfm_calc.data.loader import LabelledBatch, Loader
 from gfm_calc.data.prefetch import prefetched
 from gfm_calc.data.sampling import SamplingPlan
@@ -280,6 +281,12 @@ class Trainer:
     def _agreed_reason(self) -> str:
         said = self.ranks.tell(self.stop.reason)
         return next((reason for reason in said if reason), "stopped")
+
+    def close(self) -> None:
+        """Let go of data in memory; to be called by all processes."""
+        for source in self.loader.sources:
+            if isinstance(source, DistributedStore):
+                source.close()
 
     # ---- what can go wrong ----
 

@@ -268,6 +268,6 @@ def _unpack(rows: np.ndarray, payloads: Sequence[np.ndarray]) -> Block:
             forces[first:last] = raw[size : 2 * size].view(np.float64).reshape(-1, 3)  # type: ignore[index]
         numbers[first:last] = raw[raw.size - (last - first) :]
     # Columns of their own: torch takes none whose stride, that of a row, is no multiple of the item.
-    column = {name: rows[name].copy() for name in ("cell", "pbc", "energy", "charge", "spin", "frame")}
+    column: dict[str, Any] = {name: rows[name].copy() for name in ("cell", "pbc", "energy", "charge", "spin", "frame")}
     stress = rows["stress"].copy() if rows["has_stress"].any() else None
     return Block(ptr=ptr, atomic_numbers=numbers, positions=positions, forces=forces, stress=stress, **column)

@@ -23,7 +23,8 @@ from gfm_calc.cli import main
 real = trainer.training_sources
 def told(*given, **options):
     found = real(*given, **options)
-    print("parts in memory:", len(found[0]._bounds) - 1, flush=True)
+    sys.stdout.write(f"parts in memory: {len(found[0]._bounds) - 1}\\n")
+    sys.stdout.flush()
     return found
 trainer.training_sources = told
 sys.exit(main(sys.argv[1:]))
