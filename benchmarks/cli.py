@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from gfm_calc.benchmarks.cli_options import add_device, add_model, add_output, finish, integers, optional, peer, words
+from gfm_calc.benchmarks.cli_training import add_parsers
 from gfm_calc.commands.options import DEFAULT_MODEL, new_parser, positive, positive_int
-from gfm_calc.commands.outputs import refuse_existing
-from gfm_calc.commands.tables import table
 from gfm_calc.errors import ConfigError, GFMError
 
 
@@ -25,9 +24,7 @@ def add_parser(subparsers: Any) -> None:
         _add_accuracy,
         _add_physics,
         _add_data,
-        _add_training,
-        _add_multitask,
-        _add_scaling,
+        add_parsers,
         _add_reliability,
         _add_report,
         _add_card,
@@ -41,19 +38,19 @@ def _add_speed(benches: Any) -> None:
         benches, "speed", run_speed, summary="structures a second and ms an MD step, beside other models",
         example="gfm bench speed --threads 1,2 --compile --peer chgnet=PYTHON --peer sevennet=PYTHON -o speed.json",
     )  # fmt: skip
-    _add_model(parser)
+    add_model(parser)
     parser.add_argument("--structures", type=Path, metavar="FILE", help="measure these instead of the built-in ones")
-    parser.add_argument("--threads", type=_integers, default=(1, 2), metavar="N,N", help="default: 1,2")
-    parser.add_argument("--batch", type=_integers, default=(1, 32, 256), metavar="N,N", help="default: 1,32,256")
-    parser.add_argument("--md", type=_words, default=("ethanol", "NaCl", "Cu", "Si"), metavar="NAME,NAME",
+    parser.add_argument("--threads", type=integers, default=(1, 2), metavar="N,N", help="default: 1,2")
+    parser.add_argument("--batch", type=integers, default=(1, 32, 256), metavar="N,N", help="default: 1,32,256")
+    parser.add_argument("--md", type=words, default=("ethanol", "NaCl", "Cu", "Si"), metavar="NAME,NAME",
                         help="MD on these: ethanol (9 atoms), NaCl (64), Cu (256), Si (1000); '' for none")  # fmt: skip
     parser.add_argument("--compile", action="store_true", help="ours compiled too, beside eager")
-    parser.add_argument("--peer", type=_peer, action="append", default=[], metavar="NAME=PYTHON",
+    parser.add_argument("--peer", type=peer, action="append", default=[], metavar="NAME=PYTHON",
                         help="chgnet or sevennet, and the python of an environment that has it")  # fmt: skip
     parser.add_argument("--repeats", type=positive_int, default=5, help="medians of so many; default: %(default)s")
     parser.add_argument("--seconds", type=positive, default=1.0, help="for each measurement; default: %(default)s")
-    _add_device(parser, "cpu")
-    _add_output(parser)
+    add_device(parser, "cpu")
+    add_output(parser)
 
 
 def _add_heads(benches: Any) -> None:
@@ -62,10 +59,10 @@ def _add_heads(benches: Any) -> None:
         example="gfm bench heads --model gfm-small -o heads.json",
     )  # fmt: skip
     parser.add_argument("--model", default=DEFAULT_MODEL, help="packaged name or directory (default: %(default)s)")
-    parser.add_argument("--batch", type=_integers, default=(1, 32, 256), metavar="N,N", help="default: 1,32,256")
+    parser.add_argument("--batch", type=integers, default=(1, 32, 256), metavar="N,N", help="default: 1,32,256")
     parser.add_argument("--repeats", type=positive_int, default=9, help="medians of so many; default: %(default)s")
-    _add_device(parser, None)
-    _add_output(parser)
+    add_device(parser, None)
+    add_output(parser)
 
 
 def _add_accuracy(benches: Any) -> None:
@@ -73,7 +70,7 @@ def _add_accuracy(benches: Any) -> None:
         benches, "accuracy", run_accuracy, summary="errors of every head on held-out groups of its data",
         example="gfm bench accuracy --data datasets --recipe gfm-small -o accuracy.json",
     )  # fmt: skip
-    _add_model(parser)
+    add_model(parser)
     parser.add_argument("--data", type=Path, required=True, metavar="DATASETS", help="folder of datasets, one a head")
     parser.add_argument("--recipe", default="gfm-small", metavar="RECIPE",
                         help="what the model was trained with, a file or a packaged one: it says what is held out "
@@ -82,8 +79,8 @@ def _add_accuracy(benches: Any) -> None:
     parser.add_argument("--max-frames", type=positive_int, metavar="N", help="test frames a head (default: all)")
     parser.add_argument("--write-cards", action="store_true", help="put the errors into the head cards of the model")
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="default: %(default)s")
-    _add_device(parser, None)
-    _add_output(parser)
+    add_device(parser, None)
+    add_output(parser)
 
 
 def _add_physics(benches: Any) -> None:
@@ -91,15 +88,15 @@ def _add_physics(benches: Any) -> None:
         benches, "physics", run_physics, summary="energy conservation, relaxations and pair curves, in float64",
         example="gfm bench physics --picoseconds 20 --peer sevennet=PYTHON -o physics.json",
     )  # fmt: skip
-    _add_model(parser)
+    add_model(parser)
     parser.add_argument("--picoseconds", type=positive, default=20.0, help="of each NVE run; default: %(default)s")
     parser.add_argument("--compile", action="store_true", help="compile the model for the NVE runs: they are long")
-    parser.add_argument("--parts", type=_words, default=("nve", "relaxations", "pairs"), metavar="NAME,NAME",
+    parser.add_argument("--parts", type=words, default=("nve", "relaxations", "pairs"), metavar="NAME,NAME",
                         help="of nve, relaxations, pairs; default: all")  # fmt: skip
-    parser.add_argument("--peer", type=_peer, action="append", default=[], metavar="sevennet=PYTHON",
+    parser.add_argument("--peer", type=peer, action="append", default=[], metavar="sevennet=PYTHON",
                         help="python of an environment with sevenn, for the references of crystals")  # fmt: skip
-    _add_device(parser, None)
-    _add_output(parser)
+    add_device(parser, None)
+    add_output(parser)
 
 
 def _add_data(benches: Any) -> None:
@@ -108,69 +105,16 @@ def _add_data(benches: Any) -> None:
         example="gfm bench data --data pool -o data.json\n  gfm bench data --parts million --structures 1000000",
     )  # fmt: skip
     parser.add_argument("--data", type=Path, metavar="FOLDER", help=".extxyz.xz files whose frames name head and group")
-    parser.add_argument("--parts", type=_words, default=("pool", "reads", "loader", "ranks", "million"),
+    parser.add_argument("--parts", type=words, default=("pool", "reads", "loader", "ranks", "million"),
                         metavar="NAME,NAME", help="of pool, reads, loader, ranks, million; default: all")  # fmt: skip
     parser.add_argument("--scratch", type=Path, metavar="DIR",
                         help="where the datasets are made, and removed in the end (default: the system's)")  # fmt: skip
     parser.add_argument("--structures", type=positive_int, default=10_000_000, metavar="N",
                         help="of the part million; default: %(default)s")  # fmt: skip
-    parser.add_argument("--frames", type=_integers, default=(20_000, 5_000), metavar="N,N",
+    parser.add_argument("--frames", type=integers, default=(20_000, 5_000), metavar="N,N",
                         help="molecules and crystals for reads, loader and ranks; default: 20000,5000")  # fmt: skip
     parser.add_argument("--rounds", type=positive_int, default=5, help="of turns; default: %(default)s")
-    _add_output(parser)
-
-
-def _add_scaling(benches: Any) -> None:
-    parser = new_parser(
-        benches, "scaling", run_scaling, summary="training on several processes: equality, speed, bytes, a model of it",
-        example="gfm bench scaling --data datasets --processes 1,2,4 -o scaling.json",
-    )  # fmt: skip
-    parser.add_argument(
-        "--data", type=Path, required=True, metavar="DIR", help="folder of datasets, see gfm data build"
-    )
-    parser.add_argument("--processes", type=_integers, default=(1, 2, 4), metavar="N,N", help="default: 1,2,4")
-    parser.add_argument("--steps", type=positive_int, default=60, help="of each timed run; default: %(default)s")
-    parser.add_argument("--structures", type=positive_int, default=16, help="a process and step; default: %(default)s")
-    parser.add_argument("--repeats", type=positive_int, default=3, help="medians of so many; default: %(default)s")
-    parser.add_argument("--parts", type=_words, default=None, metavar="NAME,NAME",
-                        help="of equality, weak, strong, volume, precision, model; default: all")  # fmt: skip
-    _add_output(parser)
-
-
-def _add_training(benches: Any) -> None:
-    parser = new_parser(
-        benches, "training", run_training, summary="structures a second of training, beside other models",
-        example="gfm bench training --compile --peer hydragnn=PYTHON --checkout HydraGNN --peer schnetpack=PYTHON",
-    )  # fmt: skip
-    parser.add_argument("--structures", type=Path, metavar="FILE", help="labelled: train on these, not on made ones")
-    parser.add_argument("--count", type=positive_int, default=256, help="of structures; default: %(default)s")
-    parser.add_argument("--batch", type=positive_int, default=32, help="structures in a step; default: %(default)s")
-    parser.add_argument("--turns", type=positive_int, default=7, help="medians of so many; default: %(default)s")
-    parser.add_argument("--compile", action="store_true", help="ours compiled too, beside eager")
-    parser.add_argument("--peer", type=_peer, action="append", default=[], metavar="NAME=PYTHON",
-                        help="hydragnn or schnetpack, and the python of an environment for it")  # fmt: skip
-    parser.add_argument("--against", type=_words, default=("hydragnn", "schnetpack-128", "schnetpack-64"),
-                        metavar="NAME,NAME", help="default: hydragnn,schnetpack-128,schnetpack-64")  # fmt: skip
-    parser.add_argument("--checkout", type=Path, metavar="DIR", help="of HydraGNN (default: $HYDRAGNN_CHECKOUT)")
-    _add_output(parser)
-
-
-def _add_multitask(benches: Any) -> None:
-    parser = new_parser(
-        benches, "multitask", run_multitask, summary="what heads gain by training together, against each alone",
-        example="gfm bench multitask --data datasets --draws 20000 --seeds 3 -o multitask.json",
-    )  # fmt: skip
-    parser.add_argument(
-        "--data", type=Path, required=True, metavar="DIR", help="folder of datasets, see gfm data build"
-    )
-    parser.add_argument("--heads", type=_words, default=(), metavar="NAME,NAME", help="folders in DIR (default: all)")
-    parser.add_argument("--draws", type=positive_int, default=4000, help="structures a head sees; default: %(default)s")
-    parser.add_argument("--structures", type=positive_int, default=4, help="of a head in a step; default: %(default)s")
-    parser.add_argument("--seeds", type=positive_int, default=3, help="runs of each kind; default: %(default)s")
-    parser.add_argument("--recipe", default="tiny", help="packaged name or file (default: %(default)s)")
-    parser.add_argument("--set", dest="settings", action="append", default=[], metavar="TABLE.KEY=VALUE",
-                        help="instead of what the recipe says, for all runs")  # fmt: skip
-    _add_output(parser)
+    add_output(parser)
 
 
 def _add_reliability(benches: Any) -> None:
@@ -180,7 +124,7 @@ def _add_reliability(benches: Any) -> None:
     )  # fmt: skip
     parser.add_argument("--tests", type=Path, default=Path("tests"), help="of a checkout (default: %(default)s)")
     parser.add_argument("--long", action="store_true", help="the long counts, hours, instead of those of CI")
-    _add_output(parser)
+    add_output(parser)
 
 
 def _add_report(benches: Any) -> None:
@@ -199,30 +143,7 @@ def _add_card(benches: Any) -> None:
     )  # fmt: skip
     parser.add_argument("--model", default=DEFAULT_MODEL, help="packaged name or directory (default: %(default)s)")
     parser.add_argument("--results", type=Path, metavar="DIR", help="folder of result files to quote")
-    _add_output(parser, "Markdown (default: the terminal)")
-
-
-def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default=DEFAULT_MODEL, help="packaged name or directory (default: %(default)s)")
-    parser.add_argument("--head", metavar="NAME", help="for everything (default: what each structure wants)")
-
-
-def _add_device(parser: argparse.ArgumentParser, default: str | None) -> None:
-    shown = default or "the GPU where there is one"
-    parser.add_argument("--device", default=default, help=f"cpu, cuda or cuda:N (default: {shown})")
-
-
-def _add_output(parser: argparse.ArgumentParser, text: str = "the result as JSON") -> None:
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help=text)
-    parser.add_argument("--overwrite", action="store_true", help="replace what is there (default: an error)")
-    run = parser.get_default("run")
-
-    def guarded(args: argparse.Namespace) -> None:
-        if args.output is not None:
-            refuse_existing(args.output, args.overwrite)  # before hours of measuring, not after
-        run(args)
-
-    parser.set_defaults(run=guarded, parser=parser)
+    add_output(parser, "Markdown (default: the terminal)")
 
 
 # ---- what the commands do; torch is imported from here on ----
@@ -240,7 +161,7 @@ def run_speed(args: argparse.Namespace) -> None:
     measured = run_speed(plan)
     peers = {c["name"]: c["version"] for c in measured["contenders"] if c["name"] != "gfm-calc"}
     settings = {"repeats": plan.repeats, "seconds": plan.seconds, "timestep_fs": plan.timestep, "device": plan.device}
-    _finish(args, "speed", threads=plan.threads, extra_versions=peers, settings=settings, **measured)
+    finish(args, "speed", threads=plan.threads, extra_versions=peers, settings=settings, **measured)
 
 
 def run_heads(args: argparse.Namespace) -> None:
@@ -251,7 +172,7 @@ def run_heads(args: argparse.Namespace) -> None:
 
     model = load_model(args.model, device=parse_device(args.device))
     measured = run_heads(model, batches=args.batch, repeats=args.repeats)
-    _finish(args, "heads", settings={"repeats": args.repeats, "device": str(model.device)}, **measured)
+    finish(args, "heads", settings={"repeats": args.repeats, "device": str(model.device)}, **measured)
 
 
 def run_accuracy(args: argparse.Namespace) -> None:
@@ -269,7 +190,7 @@ def run_accuracy(args: argparse.Namespace) -> None:
     if args.write_cards:
         write_cards(args.model, heads)
     settings = {"recipe": Path(args.recipe).name, "max_frames": args.max_frames or 0, "dtype": args.dtype}
-    _finish(args, "accuracy", settings=settings, heads=[{"head": name, **entry} for name, entry in heads.items()])
+    finish(args, "accuracy", settings=settings, heads=[{"head": name, **entry} for name, entry in heads.items()])
 
 
 def run_physics(args: argparse.Namespace) -> None:
@@ -283,7 +204,7 @@ def run_physics(args: argparse.Namespace) -> None:
         args.model, head=args.head, picoseconds=args.picoseconds, device=args.device, compile=args.compile,
         sevennet=dict(args.peer).get("sevennet"), parts=args.parts,
     )  # fmt: skip
-    _finish(args, "physics", extra_versions=_optional("tblite"), **measured)
+    finish(args, "physics", extra_versions=optional("tblite"), **measured)
 
 
 def run_data(args: argparse.Namespace) -> None:
@@ -299,49 +220,8 @@ def run_data(args: argparse.Namespace) -> None:
     measured = run_data(plan)
     others: dict[str, str] = {}
     for package in ("adios2", "h5py", "lmdb", "mpi4py"):
-        others |= _optional(package)
-    _finish(args, "data", extra_versions=others, settings={"rounds": plan.rounds}, **measured)
-
-
-def run_scaling(args: argparse.Namespace) -> None:
-    """Train on one process and several."""
-    from gfm_calc.benchmarks.scaling import PARTS, ScalingPlan, run_scaling
-
-    unknown = [part for part in args.parts or () if part not in PARTS]
-    if unknown:
-        raise ConfigError(f"--parts: no part {unknown[0]!r}; parts: {', '.join(PARTS)}")
-    if args.processes[0] != 1 or 2 not in args.processes:
-        raise ConfigError("--processes: begin with 1, and 2 must be among them")
-    plan = ScalingPlan(
-        data=args.data, processes=args.processes, steps=args.steps, structures=args.structures, repeats=args.repeats,
-        parts=args.parts or PARTS,
-    )  # fmt: skip
-    _finish(args, "scaling", threads=1, **run_scaling(plan))
-
-
-def run_training(args: argparse.Namespace) -> None:
-    """Measure steps of training."""
-    from gfm_calc.benchmarks.training import TrainingPlan, matches_of, peer_versions, run_training
-
-    plan = TrainingPlan(
-        peers=dict(args.peer), checkout=args.checkout, frames=args.structures, count=args.count, batch=args.batch,
-        turns=args.turns, compile=args.compile, matches=matches_of(args.against),
-    )  # fmt: skip
-    measured = run_training(plan)
-    settings = {"batch": plan.batch, "turns": plan.turns, "dtype": "float32"}
-    versions = peer_versions(measured["matches"])
-    _finish(args, "training", threads=1, extra_versions=versions, settings=settings, **measured)
-
-
-def run_multitask(args: argparse.Namespace) -> None:
-    """Train heads together and alone."""
-    from gfm_calc.benchmarks.multitask import MultitaskPlan, run_multitask
-
-    plan = MultitaskPlan(
-        data=args.data, heads=args.heads, draws=args.draws, structures=args.structures, seeds=args.seeds,
-        recipe=args.recipe, settings=args.settings,
-    )  # fmt: skip
-    _finish(args, "multitask", threads=1, heads=run_multitask(plan))
+        others |= optional(package)
+    finish(args, "data", extra_versions=others, settings={"rounds": plan.rounds}, **measured)
 
 
 def run_reliability(args: argparse.Namespace) -> None:
@@ -349,7 +229,7 @@ def run_reliability(args: argparse.Namespace) -> None:
     from gfm_calc.benchmarks.reliability import run_reliability
 
     promises = run_reliability(args.tests, long=args.long)
-    _finish(args, "reliability", settings={"counts": "long" if args.long else "CI"}, promises=promises)
+    finish(args, "reliability", settings={"counts": "long" if args.long else "CI"}, promises=promises)
     broken = [row["promise"] for row in promises if row["failed"]]
     if broken:
         raise GFMError(f"promises broken: {', '.join(broken)}")
@@ -384,69 +264,4 @@ def run_card(args: argparse.Namespace) -> None:
         write_file(args.output, text.encode())
 
 
-def _finish(
-    args: argparse.Namespace, benchmark: str, *, threads: int | Sequence[int] | None = None,
-    extra_versions: dict[str, str] | None = None, **content: Any,
-) -> None:  # fmt: skip
-    """Print the tables and, with -o, write the result."""
-    import torch
-
-    from gfm_calc.benchmarks.provenance import provenance, result, write_result
-    from gfm_calc.benchmarks.report import numeric_columns, tables
-
-    about = provenance(
-        [benchmark, *_words_of(args)], model=getattr(args, "model", None), threads=threads or torch.get_num_threads(),
-        extra_versions=extra_versions,
-    )  # fmt: skip
-    measured = result(benchmark, about, **content)
-    if args.output is not None:
-        write_result(args.output, measured)
-    for found in tables(measured):
-        right = numeric_columns(found.header, found.rows)
-        print(f"{found.title}\n\n{table(found.header, found.rows, right=right)}\n")
-    if args.output is not None:
-        print(f"written: {args.output}")
-
-
-def _words_of(args: argparse.Namespace) -> list[str]:
-    """The options that differ from their defaults, as they would be typed; a python of a peer is called PYTHON."""
-    words: list[str] = []
-    for action in args.parser._actions:
-        value = getattr(args, action.dest, None)
-        if value == action.default or action.dest in ("output", "overwrite", "help"):
-            continue
-        for item in value if isinstance(action, argparse._AppendAction) else [value]:
-            shown = f"{item[0]}=PYTHON" if action.dest == "peer" else _typed(item)
-            words += [action.option_strings[-1]] + ([] if item is True else [shown])
-    return words
-
-
-def _typed(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-def _optional(package: str) -> dict[str, str]:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return {package: version(package)}
-    except PackageNotFoundError:
-        return {}
-
-
 # ---- types of arguments ----
-
-
-def _integers(text: str) -> tuple[int, ...]:
-    return tuple(positive_int(part) for part in text.split(","))
-
-
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
-def _peer(text: str) -> tuple[str, str]:
-    name, equals, python = text.partition("=")
-    if not equals or not name or not python:
-        raise argparse.ArgumentTypeError(f"give NAME=PYTHON, not {text!r}")
-    return name, python

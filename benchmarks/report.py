@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
+from gfm_calc.benchmarks.report_training import multitask, scaling, training
+from gfm_calc.benchmarks.tables import Table, figure
 from gfm_calc.errors import ConfigError, did_you_mean
 
 _NUMBER = re.compile(r"-|[-+]?[\d,.]+(e[-+]?\d+)?")
 _OPEN, _CLOSE = "<!-- results -->", "<!-- end of results -->"
-
-
-class Table(NamedTuple):
-    """`detail` tables are left out of summaries."""
-
-    title: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    detail: bool = False
 
 
 def tables(result: Mapping[str, Any]) -> list[Table]:
@@ -85,14 +78,14 @@ def _speed(result: Mapping[str, Any]) -> Iterator[Table]:
     labels = [f"{_contender(result, name)}, {threads} thread{'s' if threads > 1 else ''}" for name, threads in keys]
     columns = list(dict.fromkeys((row["set"], row["batch"]) for row in batches))
     for unit in ("structures_per_s", "atoms_per_s") if columns else ():
-        cells = {(r["contender"], r["threads"], r["set"], r["batch"]): _figure(r.get(unit)) for r in batches}
+        cells = {(r["contender"], r["threads"], r["set"], r["batch"]): figure(r.get(unit)) for r in batches}
         rows = [[label, *(cells.get((*key, *c), "-") for c in columns)] for label, key in zip(labels, keys)]
         title = f"Energy and forces, {unit.split('_')[0]} a second, from ase.Atoms to numbers, neighbour lists included"
         header = ["", *(f"{_size(batches, name)}, batch {batch}" for name, batch in columns)]
         yield Table(title, header, rows, detail=unit == "atoms_per_s")
     systems = list(dict.fromkeys((row["system"], row["atoms"]) for row in dynamics))
     if systems:
-        steps = {(r["contender"], r["threads"], r["system"]): _figure(r.get("ms_per_step")) for r in dynamics}
+        steps = {(r["contender"], r["threads"], r["system"]): figure(r.get("ms_per_step")) for r in dynamics}
         rows = [[label, *(steps.get((*key, name), "-") for name, _ in systems)] for label, key in zip(labels, keys)]
         yield Table("Milliseconds an MD step", ["", *(f"{name}, {atoms} atoms" for name, atoms in systems)], rows)
     told = {c["name"]: [c["name"], c["version"], c["model"], f"{c['parameters']:,}"] for c in result["contenders"]}
@@ -123,14 +116,14 @@ def _heads(result: Mapping[str, Any]) -> Iterator[Table]:
         more = ["a gradient a head", "encoder again a head"] if key == "forces_ms" else []
         if more:
             rows = [[*rows[0], "-", "-"]] + [
-                [*shown, _figure(row[key]["loop"]), _figure(row[key]["rerun"])]
+                [*shown, figure(row[key]["loop"]), figure(row[key]["rerun"])]
                 for shown, row in zip(rows[1:], result["batches"])
             ]
         yield Table(f"All {count} heads against one, {title}", [*header, *(f"{m}, ms" for m in more)], rows)
 
 
 def _ratio(cell: Mapping[str, float]) -> list[str]:
-    return [_figure(cell["one"]), _figure(cell["all"]), f"{cell['ratio']:.2f}"]
+    return [figure(cell["one"]), figure(cell["all"]), f"{cell['ratio']:.2f}"]
 
 
 def _accuracy(result: Mapping[str, Any]) -> Iterator[Table]:
@@ -141,7 +134,7 @@ def _accuracy(result: Mapping[str, Any]) -> Iterator[Table]:
         name, model, mean = entry["head"], entry["model"], entry["mean"]
         cells = [model.get(energy), mean.get(energy), entry["references"].get(energy)]
         cells += [model.get(forces), mean.get(forces), model.get(stress), mean.get(stress)]
-        rows.append([name, str(model["frames"]), str(entry["compositions"]), *map(_figure, cells)])
+        rows.append([name, str(model["frames"]), str(entry["compositions"]), *map(figure, cells)])
     unit = "energy meV/atom, forces meV/Å, stress meV/Å³"
     yield Table(f"Test errors (MAE, {unit}) beside predictors that know nothing", header, rows)
     header = ["data file", "head", "frames", "energy MAE", "RMSE", "forces MAE", "RMSE", "stress MAE"]
@@ -149,7 +142,7 @@ def _accuracy(result: Mapping[str, Any]) -> Iterator[Table]:
     for entry in result["heads"]:
         for source, found in entry["by_source"].items():
             keys = (energy, "energy_rmse_mev_per_atom", forces, "forces_rmse_mev_per_a", stress)
-            rows.append([source, entry["head"], str(found["frames"]), *(_figure(found.get(key)) for key in keys)])
+            rows.append([source, entry["head"], str(found["frames"]), *(figure(found.get(key)) for key in keys)])
     yield Table(f"Test errors by data file ({unit})", header, rows, detail=True)
 
 
@@ -202,12 +195,12 @@ def _data(result: Mapping[str, Any]) -> Iterator[Table]:
     keys += ["loader_over_eager", "loader_over_compiled"]
     header = ["", "atoms", "edges an atom", "loader, 2 processes", "loader, none", "training, eager", "compiled",
               "loader / eager", "loader / compiled"]  # fmt: skip
-    rows = [[row["set"], *(_figure(row[key]) for key in keys)] for row in sets]
+    rows = [[row["set"], *(figure(row[key]) for key in keys)] for row in sets]
     yield Table("Structures a second: the loader, and what one thread of training the small model takes", header, rows)
     header = ["", "ranks", "compared", "way", "one, µs", "99 %", "32 at once, µs", "99 %", "MB/s"]
     rows = [
         [job["set"], str(job["ranks"]), f"{job['compared']:,}", way, *_microseconds(found["single"]),
-         *_microseconds(found["batch"]), _figure(found["batch_mb_per_s"])]
+         *_microseconds(found["batch"]), figure(found["batch_mb_per_s"])]
         for job in result.get("ranks", {"jobs": []})["jobs"] for way, found in job["ways"].items()
     ]  # fmt: skip
     yield Table("Structures from the memory of other MPI ranks, and from the disk's cache", header, rows)
@@ -220,8 +213,8 @@ def _pool(pool: Mapping[str, Any]) -> Iterator[Table]:
     rows = [
         ["files, heads, frames", f"{pool['files']}, {len(pool['heads'])}, {pool['frames']:,}"],
         ["read back bit for bit", f"{pool['compared']['frames'] - pool['compared']['differing']:,} frames"],
-        [f"build, {build['processes']} processes", f"{_figure(build['frames_per_s'])} frames/s, "
-         f"{_figure(build['mb_per_s'])} MB/s of text, {_figure(build['peak_mb'])} MB a process"],
+        [f"build, {build['processes']} processes", f"{figure(build['frames_per_s'])} frames/s, "
+         f"{figure(build['mb_per_s'])} MB/s of text, {figure(build['peak_mb'])} MB a process"],
         ["bytes on disk", _megabytes(size["ours"])],
         *([name, f"{_megabytes(size[key])}, {size[key] / size['ours']:.2f} times ours"]
           for name, key in (("as extxyz.xz", "extxyz_xz"), ("as extxyz", "extxyz"))),
@@ -234,7 +227,7 @@ def _pool(pool: Mapping[str, Any]) -> Iterator[Table]:
     header = ["head", "files", "frames", "atoms", "MB", "seconds", "training frames", "elements", "residual, eV/atom"]
     rows = [
         [row["head"], str(row["files"]), f"{row['frames']:,}", f"{row['atoms']:,}", f"{row['bytes'] / 1e6:.2f}",
-         _figure(row["seconds"]), f"{row['train_frames']:,}", str(row["fitted_elements"]), _figure(row["residual_ev_per_atom"])]
+         figure(row["seconds"]), f"{row['train_frames']:,}", str(row["fitted_elements"]), figure(row["residual_ev_per_atom"])]
         for row in pool["heads"]
     ]  # fmt: skip
     yield Table("Each head: build, and reference energies fitted to its training side", header, rows, detail=True)
@@ -259,7 +252,7 @@ def _reads(reads: Mapping[str, Any]) -> Iterator[Table]:
             slower = row["median_us"] / ours["median_us"], ours["structures_per_s"] / row["structures_per_s"]
             rows.append([
                 f"{found['structures']:,} {found['set']}", name, f"{row['bytes'] / 1e6:.2f}", *_microseconds(row),
-                _figure(row["first_us"]), f"{slower[0]:.2f}", _figure(row["structures_per_s"]), f"{slower[1]:.2f}",
+                figure(row["first_us"]), f"{slower[0]:.2f}", figure(row["structures_per_s"]), f"{slower[1]:.2f}",
             ])  # fmt: skip
     yield Table("Random reads: a structure as ase.Atoms with labels, and batches of 32 as arrays", header, rows)
 
@@ -267,11 +260,11 @@ def _reads(reads: Mapping[str, Any]) -> Iterator[Table]:
 def _million(million: Mapping[str, Any]) -> Table:
     opened, reads, peak = million["open"], million["reads"], million["peak_mb"]
     rows = [
-        ["build, 2 processes", f"{_figure(million['seconds'])} s, {_figure(million['structures_per_s'])} structures/s"],
-        ["memory while it is built", f"{_figure(peak['largest_child'])} MB a process, {_figure(peak['parent'])} MB beside them"],
+        ["build, 2 processes", f"{figure(million['seconds'])} s, {figure(million['structures_per_s'])} structures/s"],
+        ["memory while it is built", f"{figure(peak['largest_child'])} MB a process, {figure(peak['parent'])} MB beside them"],
         ["on disk", f"{_megabytes(million['bytes']['all'])}, of which the index {_megabytes(million['bytes']['index'])}"],
-        ["time to open", f"{_figure(1e3 * opened['seconds'])} ms"],
-        ["memory when open", f"{_figure(opened['grown_mb'])} MB, {_figure(opened['after_reads_mb'] - opened['memory_mb'])} MB "
+        ["time to open", f"{figure(1e3 * opened['seconds'])} ms"],
+        ["memory when open", f"{figure(opened['grown_mb'])} MB, {figure(opened['after_reads_mb'] - opened['memory_mb'])} MB "
          "more after the reads"],
         *([f"random read, {name}", "{} µs (99 %: {})".format(*_microseconds(reads[key]))]
           for name, key in (("just opened", "first"), ("the same again", "again"))),
@@ -280,34 +273,11 @@ def _million(million: Mapping[str, Any]) -> Table:
 
 
 def _microseconds(found: Mapping[str, float]) -> list[str]:
-    return [_figure(found["median_us"]), _figure(found["p99_us"])]
+    return [figure(found["median_us"]), figure(found["p99_us"])]
 
 
 def _megabytes(count: int) -> str:
     return f"{count / 1e6:,.1f} MB"
-
-
-def _training(result: Mapping[str, Any]) -> Iterator[Table]:
-    about, detail = result["structures"], []
-    size = f"{about['count']} structures of {about['atoms_per_structure']:.3g} atoms, {about['edges_per_atom']:.3g} edges an atom"
-    for match in result["matches"]:
-        ratios = {(found["ours"], found["edges"]): found for found in match["ratios"]}
-        kinds = list(dict.fromkeys(found["edges"] for found in match["ratios"]))
-        rows = []
-        for row in match["rows"]:
-            name = row["contender"] + (", 20 neighbours at most" if row["edges"] == "capped" else "")
-            found = [ratios.get((row["contender"], kind)) for kind in kinds]
-            shown = ["-" if f is None else f"{f['ratio']:.2f} ({f['least']:.2f} to {f['largest']:.2f})" for f in found]
-            rows.append([name, _figure(row["structures_per_s"]), _figure(row["ms_per_step"]), *shown])
-            memory = [_figure(row["peak_mb"]), _figure(row["start_mb"])]
-            detail.append([match["name"], name, row["model"], f"{row['parameters']:,}", *memory])
-        columns = [
-            f"times the peer{'' if kind == 'all' else ' with 20 neighbours'}, wanted {match['wanted']:g}"
-            for kind in kinds
-        ]
-        yield Table(f"Training against {match['name']}: {size}", ["", "structures/s", "ms a step", *columns], rows)
-    header = ["against", "", "model", "parameters", "peak MB", "of which before the first step"]
-    yield Table("What was trained, and the memory of its process", header, detail, detail=True)
 
 
 def _reliability(result: Mapping[str, Any]) -> Iterator[Table]:
@@ -316,92 +286,7 @@ def _reliability(result: Mapping[str, Any]) -> Iterator[Table]:
     yield Table(f"Promises, {result['settings']['counts']} counts", header, rows)
 
 
-def _figure(value: float | None) -> str:
-    """Three significant digits, without exponents where they can be avoided."""
-    if value is None:
-        return "-"
-    return f"{value:.3g}" if abs(value) < 1000 else f"{float(f'{value:.3g}'):.0f}"
-
-
-def _multitask(result: Mapping[str, Any]) -> Iterator[Table]:
-    rows = []
-    for row in sorted(result["heads"], key=lambda r: r["train_structures"]):
-        shown = [row["head"], f"{row['train_structures']:,}"]
-        for name in ("energy_mae_mev_per_atom", "forces_mae_mev_per_a"):
-            if name in row["gain"]:
-                means = [_figure(sum(row[kind][name]) / len(row[kind][name])) for kind in ("alone", "together")]
-                shown += [*means, f"{100 * row['gain'][name]:+.0f}"]
-            else:
-                shown += ["-", "-", "-"]
-        rows.append(shown)
-    header = ["head", "training structures", "energy alone, meV/atom", "together", "gain, %", "forces alone, meV/Å",
-              "together", "gain, %"]  # fmt: skip
-    yield Table(
-        "Errors of heads trained alone and together, the same structures of each seen: means over seeds", header, rows
-    )
-
-
-def _scaling(result: Mapping[str, Any]) -> Iterator[Table]:
-    rows = [
-        [f"{r['processes']}", r["mode"], f"{r['heads']}", f"{r['steps']}", f"{r['largest_difference']:.1e}"]
-        for r in result.get("equality", ())
-    ]
-    yield Table("Training on several processes: largest relative difference of loss or gradient norm from one process, float64",
-                ["processes", "mode", "heads", "steps", "difference"], rows)  # fmt: skip
-    for part, what in (("weak", "the same work a process"), ("strong", "the same work in all")):
-        rows = [
-            [f"{r['processes']}" + (" (more than cores)" if r["more_processes_than_cores"] else ""), r["mode"],
-             _figure(r["structures_per_s"]), f"{r['speedup']:.2f}", f"{100 * r['efficiency']:.0f}",
-             "-" if r["of_separate_runs"] is None else f"{100 * r['of_separate_runs']:.0f}",
-             f"{100 * r['communication_share']:.1f}"]
-            for r in result.get(part, ())
-        ]  # fmt: skip
-        header = [
-            "processes, one thread each",
-            "mode",
-            "structures/s",
-            "speed-up",
-            "efficiency, %",
-            "of separate runs, %",
-            "communication and waiting, %",
-        ]
-        yield Table(f"Training speed, {what}", header, rows)
-    rows = [
-        [f"{r['processes']}", r["mode"], ", ".join(map(str, r["heads_a_process"])), _largest_mb(r["state_bytes"]),
-         _largest_mb(r["theory_state_bytes"]), _largest_mb(r["bytes_a_step"]), _largest_mb(r["theory_bytes_a_step"])]
-        for r in result.get("volume", ())
-    ]  # fmt: skip
-    header = ["processes", "mode", "heads a process", "held, MB", "theory", "sent a step, MB", "theory"]
-    sizes: Mapping[str, Any] = next(iter(result.get("volume", ())), {})
-    about = f"an encoder of {sizes.get('encoder_parameters', 0):,} parameters and heads of {sizes.get('head_parameters', 0):,}"
-    yield Table(f"Memory and traffic of the largest process: {about}", header, rows)
-    rows = [
-        [r["dtype"], _figure(r["structures_per_s"]), f"{r['first_loss_difference']:.1e}",
-         _figure(r["energy_mae_mev_per_atom"]), _figure(r["forces_mae_mev_per_a"])]
-        for r in result.get("precision", ())
-    ]  # fmt: skip
-    header = ["precision", "structures/s", "first loss, difference", "energy, meV/atom", "forces, meV/Å"]
-    yield Table("The same short training in several precisions: mean validation errors over heads", header, rows)
-    model = result.get("model", {})
-    rows = [
-        [f"{r['processes']}", r["mode"], _figure(r["predicted_s"]), _figure(r["measured_s"])]
-        for r in model.get("predicted", ())
-    ]
-    yield Table("Performance model: seconds a step", ["processes", "mode", "predicted", "measured"], rows, detail=True)
-    rows = [
-        [f"{r['machines']:,}", f"{r['processes']:,}", r["mode"], _figure(1e3 * r["seconds_a_step"]),
-         _figure(r["structures_per_s"]), f"{100 * r['efficiency']:.0f}", _largest_mb([r["state_bytes"]])]
-        for r in model.get("projection", {}).get("rows", ())
-    ]  # fmt: skip
-    header = ["machines", "processes", "mode", "ms a step", "structures/s", "efficiency, %", "held, MB"]
-    yield Table("Projected, not measured (assumptions in the result file)", header, rows, detail=True)
-
-
-def _largest_mb(counts: Sequence[float]) -> str:
-    return f"{max(counts) / 1e6:.3g}"
-
-
 _TABLES: dict[str, Callable[[Mapping[str, Any]], Iterator[Table]]] = {
     "speed": _speed, "heads": _heads, "accuracy": _accuracy, "physics": _physics, "data": _data,
-    "reliability": _reliability, "scaling": _scaling, "multitask": _multitask, "training": _training,
+    "reliability": _reliability, "scaling": scaling, "multitask": multitask, "training": training,
 }  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
@@ -57,7 +58,7 @@ class RunLog:
         """Log a step."""
         if not self._files:
             return
-        self._files[0].write(json.dumps(line) + "\n")
+        self._files[0].write(_line(line))
         row = [line[name] for name in ("step", "loss", "lr", "grad_norm", "structures_per_s")]
         self._table.writerow(row + [line["head_losses"].get(head, "") for head in self._heads])
         if self._events is not None:
@@ -78,7 +79,7 @@ class RunLog:
     def validation(self, step: int, errors: Mapping[str, Mapping[str, float]], score: float) -> None:
         """Log a validation."""
         if self._files:
-            self._files[0].write(json.dumps({"step": step, "validation": errors, "score": score}) + "\n")
+            self._files[0].write(_line({"step": step, "validation": errors, "score": score}))
             if self._events is not None:
                 self._add_events(step, {"score": score})
                 for head, row in errors.items():
@@ -118,6 +119,17 @@ def _event_writer(folder: Path, step: int) -> Any:
     from torch.utils.tensorboard import SummaryWriter
 
     return SummaryWriter(str(folder), purge_step=step + 1)  # later events are of a run that was cut off
+
+
+def _line(values: Mapping[str, Any]) -> str:
+    """A line of JSON, in which null stands for what is not finite (the loss of a step that was skipped)."""
+    return json.dumps(_finite(values), allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:

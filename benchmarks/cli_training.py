@@ -1,0 +1,111 @@
+"""`gfm bench scaling`, `training` and `multitask`: the benchmarks of the trainer."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from gfm_calc.benchmarks.cli_options import add_output, finish, integers, peer, words
+from gfm_calc.commands.options import new_parser, positive_int
+from gfm_calc.errors import ConfigError
+
+
+def add_parsers(benches: Any) -> None:
+    """Register the three."""
+    for add in (_add_scaling, _add_training, _add_multitask):
+        add(benches)
+
+
+def _add_scaling(benches: Any) -> None:
+    parser = new_parser(
+        benches, "scaling", run_scaling, summary="training on several processes: equality, speed, bytes, a model of it",
+        example="gfm bench scaling --data datasets --processes 1,2,4 -o scaling.json",
+    )  # fmt: skip
+    parser.add_argument(
+        "--data", type=Path, required=True, metavar="DIR", help="folder of datasets, see gfm data build"
+    )
+    parser.add_argument("--processes", type=integers, default=(1, 2, 4), metavar="N,N", help="default: 1,2,4")
+    parser.add_argument("--steps", type=positive_int, default=60, help="of each timed run; default: %(default)s")
+    parser.add_argument("--structures", type=positive_int, default=16, help="a process and step; default: %(default)s")
+    parser.add_argument("--repeats", type=positive_int, default=3, help="medians of so many; default: %(default)s")
+    parser.add_argument("--parts", type=words, default=None, metavar="NAME,NAME",
+                        help="of equality, weak, strong, volume, precision, model; default: all")  # fmt: skip
+    add_output(parser)
+
+
+def _add_training(benches: Any) -> None:
+    parser = new_parser(
+        benches, "training", run_training, summary="structures a second of training, beside other models",
+        example="gfm bench training --compile --peer hydragnn=PYTHON --checkout HydraGNN --peer schnetpack=PYTHON",
+    )  # fmt: skip
+    parser.add_argument("--structures", type=Path, metavar="FILE", help="labelled: train on these, not on made ones")
+    parser.add_argument("--count", type=positive_int, default=256, help="of structures; default: %(default)s")
+    parser.add_argument("--batch", type=positive_int, default=32, help="structures in a step; default: %(default)s")
+    parser.add_argument("--turns", type=positive_int, default=7, help="medians of so many; default: %(default)s")
+    parser.add_argument("--compile", action="store_true", help="ours compiled too, beside eager")
+    parser.add_argument("--peer", type=peer, action="append", default=[], metavar="NAME=PYTHON",
+                        help="hydragnn or schnetpack, and the python of an environment for it")  # fmt: skip
+    parser.add_argument("--against", type=words, default=("hydragnn", "schnetpack-128", "schnetpack-64"),
+                        metavar="NAME,NAME", help="default: hydragnn,schnetpack-128,schnetpack-64")  # fmt: skip
+    parser.add_argument("--checkout", type=Path, metavar="DIR", help="of HydraGNN (default: $HYDRAGNN_CHECKOUT)")
+    add_output(parser)
+
+
+def _add_multitask(benches: Any) -> None:
+    parser = new_parser(
+        benches, "multitask", run_multitask, summary="what heads gain by training together, against each alone",
+        example="gfm bench multitask --data datasets --draws 20000 --seeds 3 -o multitask.json",
+    )  # fmt: skip
+    parser.add_argument(
+        "--data", type=Path, required=True, metavar="DIR", help="folder of datasets, see gfm data build"
+    )
+    parser.add_argument("--heads", type=words, default=(), metavar="NAME,NAME", help="folders in DIR (default: all)")
+    parser.add_argument("--draws", type=positive_int, default=4000, help="structures a head sees; default: %(default)s")
+    parser.add_argument("--structures", type=positive_int, default=4, help="of a head in a step; default: %(default)s")
+    parser.add_argument("--seeds", type=positive_int, default=3, help="runs of each kind; default: %(default)s")
+    parser.add_argument("--recipe", default="tiny", help="packaged name or file (default: %(default)s)")
+    parser.add_argument("--set", dest="settings", action="append", default=[], metavar="TABLE.KEY=VALUE",
+                        help="instead of what the recipe says, for all runs")  # fmt: skip
+    add_output(parser)
+
+
+def run_scaling(args: argparse.Namespace) -> None:
+    """Train on one process and several."""
+    from gfm_calc.benchmarks.scaling import PARTS, ScalingPlan, run_scaling
+
+    unknown = [part for part in args.parts or () if part not in PARTS]
+    if unknown:
+        raise ConfigError(f"--parts: no part {unknown[0]!r}; parts: {', '.join(PARTS)}")
+    if args.processes[0] != 1 or 2 not in args.processes:
+        raise ConfigError("--processes: begin with 1, and 2 must be among them")
+    plan = ScalingPlan(
+        data=args.data, processes=args.processes, steps=args.steps, structures=args.structures, repeats=args.repeats,
+        parts=args.parts or PARTS,
+    )  # fmt: skip
+    finish(args, "scaling", threads=1, **run_scaling(plan))
+
+
+def run_training(args: argparse.Namespace) -> None:
+    """Measure steps of training."""
+    from gfm_calc.benchmarks.training import TrainingPlan, matches_of, peer_versions, run_training
+
+    plan = TrainingPlan(
+        peers=dict(args.peer), checkout=args.checkout, frames=args.structures, count=args.count, batch=args.batch,
+        turns=args.turns, compile=args.compile, matches=matches_of(args.against),
+    )  # fmt: skip
+    measured = run_training(plan)
+    settings = {"batch": plan.batch, "turns": plan.turns, "dtype": "float32"}
+    versions = peer_versions(measured["matches"])
+    finish(args, "training", threads=1, extra_versions=versions, settings=settings, **measured)
+
+
+def run_multitask(args: argparse.Namespace) -> None:
+    """Train heads together and alone."""
+    from gfm_calc.benchmarks.multitask import MultitaskPlan, run_multitask
+
+    plan = MultitaskPlan(
+        data=args.data, heads=args.heads, draws=args.draws, structures=args.structures, seeds=args.seeds,
+        recipe=args.recipe, settings=args.settings,
+    )  # fmt: skip
+    finish(args, "multitask", threads=1, heads=run_multitask(plan))

@@ -1,0 +1,109 @@
+"""Tables of the benchmarks of the trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from gfm_calc.benchmarks.tables import Table, figure
+
+
+def training(result: Mapping[str, Any]) -> Iterator[Table]:
+    about, detail = result["structures"], []
+    size = f"{about['count']} structures of {about['atoms_per_structure']:.3g} atoms, {about['edges_per_atom']:.3g} edges an atom"
+    for match in result["matches"]:
+        ratios = {(found["ours"], found["edges"]): found for found in match["ratios"]}
+        kinds = list(dict.fromkeys(found["edges"] for found in match["ratios"]))
+        rows = []
+        for row in match["rows"]:
+            name = row["contender"] + (", 20 neighbours at most" if row["edges"] == "capped" else "")
+            found = [ratios.get((row["contender"], kind)) for kind in kinds]
+            shown = ["-" if f is None else f"{f['ratio']:.2f} ({f['least']:.2f} to {f['largest']:.2f})" for f in found]
+            rows.append([name, figure(row["structures_per_s"]), figure(row["ms_per_step"]), *shown])
+            memory = [figure(row["peak_mb"]), figure(row["start_mb"])]
+            detail.append([match["name"], name, row["model"], f"{row['parameters']:,}", *memory])
+        columns = [
+            f"times the peer{'' if kind == 'all' else ' with 20 neighbours'}, wanted {match['wanted']:g}"
+            for kind in kinds
+        ]
+        yield Table(f"Training against {match['name']}: {size}", ["", "structures/s", "ms a step", *columns], rows)
+    header = ["against", "", "model", "parameters", "peak MB", "of which before the first step"]
+    yield Table("What was trained, and the memory of its process", header, detail, detail=True)
+
+
+def multitask(result: Mapping[str, Any]) -> Iterator[Table]:
+    rows = []
+    for row in sorted(result["heads"], key=lambda r: r["train_structures"]):
+        shown = [row["head"], f"{row['train_structures']:,}"]
+        for name in ("energy_mae_mev_per_atom", "forces_mae_mev_per_a"):
+            if name in row["gain"]:
+                means = [figure(sum(row[kind][name]) / len(row[kind][name])) for kind in ("alone", "together")]
+                shown += [*means, f"{100 * row['gain'][name]:+.0f}"]
+            else:
+                shown += ["-", "-", "-"]
+        rows.append(shown)
+    header = ["head", "training structures", "energy alone, meV/atom", "together", "gain, %", "forces alone, meV/Å",
+              "together", "gain, %"]  # fmt: skip
+    yield Table(
+        "Errors of heads trained alone and together, the same structures of each seen: means over seeds", header, rows
+    )
+
+
+def scaling(result: Mapping[str, Any]) -> Iterator[Table]:
+    rows = [
+        [f"{r['processes']}", r["mode"], f"{r['heads']}", f"{r['steps']}", f"{r['largest_difference']:.1e}"]
+        for r in result.get("equality", ())
+    ]
+    yield Table("Training on several processes: largest relative difference of loss or gradient norm from one process, float64",
+                ["processes", "mode", "heads", "steps", "difference"], rows)  # fmt: skip
+    for part, what in (("weak", "the same work a process"), ("strong", "the same work in all")):
+        rows = [
+            [f"{r['processes']}" + (" (more than cores)" if r["more_processes_than_cores"] else ""), r["mode"],
+             figure(r["structures_per_s"]), f"{r['speedup']:.2f}", f"{100 * r['efficiency']:.0f}",
+             "-" if r["of_separate_runs"] is None else f"{100 * r['of_separate_runs']:.0f}",
+             f"{100 * r['communication_share']:.1f}"]
+            for r in result.get(part, ())
+        ]  # fmt: skip
+        header = [
+            "processes, one thread each",
+            "mode",
+            "structures/s",
+            "speed-up",
+            "efficiency, %",
+            "of separate runs, %",
+            "communication and waiting, %",
+        ]
+        yield Table(f"Training speed, {what}", header, rows)
+    rows = [
+        [f"{r['processes']}", r["mode"], ", ".join(map(str, r["heads_a_process"])), _largest_mb(r["state_bytes"]),
+         _largest_mb(r["theory_state_bytes"]), _largest_mb(r["bytes_a_step"]), _largest_mb(r["theory_bytes_a_step"])]
+        for r in result.get("volume", ())
+    ]  # fmt: skip
+    header = ["processes", "mode", "heads a process", "held, MB", "theory", "sent a step, MB", "theory"]
+    sizes: Mapping[str, Any] = next(iter(result.get("volume", ())), {})
+    about = f"an encoder of {sizes.get('encoder_parameters', 0):,} parameters and heads of {sizes.get('head_parameters', 0):,}"
+    yield Table(f"Memory and traffic of the largest process: {about}", header, rows)
+    rows = [
+        [r["dtype"], figure(r["structures_per_s"]), f"{r['first_loss_difference']:.1e}",
+         figure(r["energy_mae_mev_per_atom"]), figure(r["forces_mae_mev_per_a"])]
+        for r in result.get("precision", ())
+    ]  # fmt: skip
+    header = ["precision", "structures/s", "first loss, difference", "energy, meV/atom", "forces, meV/Å"]
+    yield Table("The same short training in several precisions: mean validation errors over heads", header, rows)
+    model = result.get("model", {})
+    rows = [
+        [f"{r['processes']}", r["mode"], figure(r["predicted_s"]), figure(r["measured_s"])]
+        for r in model.get("predicted", ())
+    ]
+    yield Table("Performance model: seconds a step", ["processes", "mode", "predicted", "measured"], rows, detail=True)
+    rows = [
+        [f"{r['machines']:,}", f"{r['processes']:,}", r["mode"], figure(1e3 * r["seconds_a_step"]),
+         figure(r["structures_per_s"]), f"{100 * r['efficiency']:.0f}", _largest_mb([r["state_bytes"]])]
+        for r in model.get("projection", {}).get("rows", ())
+    ]  # fmt: skip
+    header = ["machines", "processes", "mode", "ms a step", "structures/s", "efficiency, %", "held, MB"]
+    yield Table("Projected, not measured (assumptions in the result file)", header, rows, detail=True)
+
+
+def _largest_mb(counts: Sequence[float]) -> str:
+    return f"{max(counts) / 1e6:.3g}"

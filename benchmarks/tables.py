@@ -1,0 +1,22 @@
+"""What the result tables are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class Table(NamedTuple):
+    """`detail` tables are left out of summaries."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    detail: bool = False
+
+
+def figure(value: float | None) -> str:
+    """Three significant digits, without exponents where they can be avoided."""
+    if value is None:
+        return "-"
+    return f"{value:.3g}" if abs(value) < 1000 else f"{float(f'{value:.3g}'):.0f}"
