@@ -40,8 +40,9 @@ def kill_at_random(data, folder, world: int, kills: int, tally, *settings: str) 
                 victim = chance.choice(job.processes)
                 if victim.is_alive():
                     victim.kill()
+                    victim.join()
                     done += 1
-            codes = job.wait(15 if victim_died(job) else 120)  # a launcher ends the others, too
+            codes = job.wait(6 if victim_died(job) else 120)  # a launcher ends the others, too
             if codes == [0] * world:
                 break
         tally.check(differences(wanted, outcome(run)) == [], f"{run.name}: {differences(wanted, outcome(run))}")
