@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Callable, Iterator
-from io import BytesIO
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
-from .plots import BLUE, GREY, INK, ORANGE, RED, picture
+from .pages import drawn, periodic_table
+from .plots import BLUE, ORANGE, RED
 
 if TYPE_CHECKING:
     from ..data.inspection import FileInspection
-
-# Rows and columns of the elements: groups 1 to 18, then the two rows of f elements below.
-_PERIODS = ((1, 2), (3, 10), (11, 18), (19, 36), (37, 54), (55, 86), (87, 118))
 
 
 def pictures(file: FileInspection) -> Iterator[tuple[str, str, str]]:
@@ -21,66 +17,30 @@ def pictures(file: FileInspection) -> Iterator[tuple[str, str, str]]:
     import numpy as np
 
     columns = file.statistics
-    yield "Elements", "Atoms of each element; white: none.", _drawn(_elements, columns, width=6.4, height=3.5)
+    yield "Elements", "Atoms of each element; white: none.", drawn(_elements, columns, width=6.4, height=3.5)
     if file.fit is not None:
         caption = "Energy per atom less the fitted reference energies, frame by frame: jumps and outliers show here."
-        yield "Energies", caption, _drawn(_energies, columns)
+        yield "Energies", caption, drawn(_energies, columns)
     if columns.force_histogram.any():
-        yield "Forces", "Components of the forces, on a logarithmic scale.", _drawn(_forces, columns)
+        yield "Forces", "Components of the forces, on a logarithmic scale.", drawn(_forces, columns)
     if np.isfinite(columns["closest"]).any():
         caption = "Shortest distance in each frame over the sum of the covalent radii; far below 1 atoms overlap."
-        yield "Distances", caption, _drawn(_histogram, columns["closest"], "shortest distance (of a bond)", "Distances")
+        yield "Distances", caption, drawn(_histogram, columns["closest"], "shortest distance (of a bond)", "Distances")
     if np.isfinite(columns["pressure"]).any():
         caption = "Pressure from the trace of the stress."
         pressure = columns["pressure"] * 160.21766
-        yield "Pressure", caption, _drawn(_histogram, pressure, "pressure (GPa)", "Pressure")
+        yield "Pressure", caption, drawn(_histogram, pressure, "pressure (GPa)", "Pressure")
     if columns["num_atoms"].min() < columns["num_atoms"].max():
-        yield "Sizes", "Atoms in a frame.", _drawn(_histogram, columns["num_atoms"], "atoms", "Sizes")
-
-
-def _drawn(draw: Callable[..., None], *values: Any, width: float = 5.6, height: float = 3.2) -> str:
-    image = BytesIO()
-    with picture(cast(Any, image), width=width, height=height) as axes:
-        draw(axes, *values)
-    return base64.b64encode(image.getvalue()).decode("ascii")
+        yield "Sizes", "Atoms in a frame.", drawn(_histogram, columns["num_atoms"], "atoms", "Sizes")
 
 
 def _elements(axes: Any, columns: Any) -> None:
     import numpy as np
-    from ase.data import chemical_symbols
-    from matplotlib import colormaps
 
     counts = columns.element_atoms
     largest = np.log10(max(int(counts.max()), 2))
-    shades = colormaps["Blues"]
-    for z in range(1, 119):
-        row, column = _place(z)
-        share = np.log10(counts[z] + 1) / largest if counts[z] else 0.0
-        face = shades(0.15 + 0.75 * min(share, 1.0)) if counts[z] else "white"
-        box = {"facecolor": face, "edgecolor": "#cccccc", "linewidth": 0.5}
-        axes.add_patch(_rectangle((column - 0.48, -row - 0.48), 0.96, 0.96, **box))
-        colour = "white" if share > 0.6 else INK if counts[z] else GREY
-        axes.text(column, -row, chemical_symbols[z], ha="center", va="center", fontsize=6.5, color=colour)
-    axes.set(xlim=(0.4, 18.6), ylim=(-9.7, -0.4), title=f"Elements ({len(columns.elements)})")
-    axes.set_aspect("equal")
-    axes.axis("off")
-
-
-def _rectangle(*args: Any, **kwargs: Any) -> Any:
-    from matplotlib.patches import Rectangle
-
-    return Rectangle(*args, **kwargs)
-
-
-def _place(z: int) -> tuple[float, int]:
-    """(row, column) in the periodic table."""
-    period = next(k for k, (_, last) in enumerate(_PERIODS, 1) if z <= last)
-    first, last = _PERIODS[period - 1]
-    if period >= 6 and 2 <= z - first <= 15:
-        return period + 2.2, z - first + 2
-    if z - first < 2 and z != 2:
-        return period, z - first + 1
-    return period, 18 - (last - z)
+    shares = {z: float(np.log10(counts[z] + 1) / largest) for z in np.flatnonzero(counts).tolist()}
+    periodic_table(axes, shares, {}, f"Elements ({len(columns.elements)})")
 
 
 def _energies(axes: Any, columns: Any) -> None:

@@ -6,6 +6,8 @@ import html
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from .pages import figure, numbers
+from .pages import page as whole_page
 from .tables import card, table
 
 if TYPE_CHECKING:
@@ -29,8 +31,7 @@ def page(inspection: Inspection) -> str:
     if inspection.findings:
         parts.insert(0, f"<section><h2>All files</h2>{_finding_list(inspection.findings)}</section>")
     files = ", ".join(_name(file) for file in inspection.files)
-    body = "\n".join(parts)
-    return _PAGE.format(title=html.escape(f"Inspection of {files}"), style=_STYLE, body=body)
+    return whole_page(f"Inspection of {files}", "\n".join(parts), style=_FINDINGS)
 
 
 # ---- what both say ----
@@ -147,22 +148,12 @@ def _file_page(file: FileInspection) -> str:
     from .inspection_pictures import pictures
 
     rows = "".join(f"<tr><th>{html.escape(what)}</th><td>{html.escape(value)}</td></tr>" for what, value in facts(file))
-    numbers = "".join(
-        f"<tr><th>{html.escape(row[0])}</th><td>{html.escape(row[1])}</td>"
-        + "".join(f'<td class="number">{html.escape(cell)}</td>' for cell in row[2:])
-        + "</tr>"
-        for row in range_rows(file)
-    )
-    head = "".join(f"<th>{name}</th>" for name in ("quantity", "unit", "frames", "lowest", "median", "highest"))
-    shown = "".join(
-        f'<figure><img src="data:image/png;base64,{data}" alt="{html.escape(title)}"><figcaption>{html.escape(caption)}'
-        "</figcaption></figure>"
-        for title, caption, data in pictures(file)
-    )
+    shown = "".join(figure(title, caption, data) for title, caption, data in pictures(file))
+    header = ("quantity", "unit", "frames", "lowest", "median", "highest")
     return (
         f"<section><h2>{html.escape(_name(file))}</h2>{_finding_list(file.findings)}"
         f'<table class="facts">{rows}</table><div class="pictures">{shown}</div>'
-        f'<table class="numbers"><tr>{head}</tr>{numbers}</table></section>'
+        f"{numbers(header, range_rows(file), left=2)}</section>"
     )
 
 
@@ -183,24 +174,9 @@ def _name(file: FileInspection) -> str:
     return file.path.replace("\\", "/").rpartition("/")[2]
 
 
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.4rem; } h2 { font-size: 1.15rem; margin-top: 2.5rem; border-bottom: 1px solid #ddd; }
-table { border-collapse: collapse; margin: 1rem 0; font-size: 0.92em; }
-th { text-align: left; font-weight: 600; padding: 0.15rem 1rem 0.15rem 0; vertical-align: top; white-space: nowrap; }
-td { padding: 0.15rem 1rem 0.15rem 0; } td.number { text-align: right; font-variant-numeric: tabular-nums; }
+_FINDINGS = """
 ul.findings { list-style: none; padding: 0; } ul.findings li { padding: 0.35rem 0.7rem; margin: 0.3rem 0; border-left: 4px solid }
 li.error { border-color: #b3262a; background: #fbeeee; } li.warning { border-color: #d9691e; background: #fdf4ec; }
 li.note { border-color: #8a8a8a; background: #f6f6f6; } .frames { color: #666; font-size: 0.9em; }
 .fine { border-left: 4px solid #2e8b57; background: #eef7f1; padding: 0.35rem 0.7rem; }
-.pictures { display: flex; flex-wrap: wrap; gap: 1rem; } figure { margin: 0; flex: 1 1 27rem; }
-figure img { width: 100%; } figcaption { color: #555; font-size: 0.88em; }
-"""
-_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title><style>{style}</style></head>
-<body><h1>{title}</h1>
-{body}
-</body></html>
 """

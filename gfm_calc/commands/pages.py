@@ -14,9 +14,9 @@ from .plots import GREY, INK, picture
 _PERIODS = ((1, 2), (3, 10), (11, 18), (19, 36), (37, 54), (55, 86), (87, 118))
 
 
-def page(title: str, body: str) -> str:
-    """A whole page."""
-    return _PAGE.format(title=html.escape(title), style=_STYLE, body=body)
+def page(title: str, body: str, *, style: str = "") -> str:
+    """A whole page; `style` is more CSS."""
+    return _PAGE.format(title=html.escape(title), style=_STYLE + style, body=body)
 
 
 def drawn(draw: Callable[..., None], *values: Any, columns: int = 1, width: float = 5.6, height: float = 3.2) -> str:
