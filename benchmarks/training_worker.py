@@ -23,7 +23,6 @@ from gfm_calc.data.store import Dataset, open_dataset
 from gfm_calc.train.parallel import Place, Ranks
 from gfm_calc.train.preparation import prepare
 from gfm_calc.train.recipe import DataRecipe, Recipe, RunRecipe
-from gfm_calc.train.telemetry import Telemetry
 from gfm_calc.train.trainer import Trainer
 
 
@@ -54,9 +53,8 @@ class GFMTrainee:
         self.mode = "compiled" if compile else "eager"
         self.config = config
         self.trainer = make_trainer(data, config, size, compile=compile, folder=folder)
-        self.trainer.telemetry = Telemetry()  # as `Trainer.run` does when it begins
         self.batches = list(ready_batches(open_dataset(data), size, config.cutoff))
-        self.objective = self._stack.enter_context(self.trainer._compiled())
+        self.objective = self._stack.enter_context(self.trainer.compiled())
 
     def describe(self) -> dict[str, Any]:
         """Name, version, model, number of parameters and mode."""
@@ -75,7 +73,7 @@ class GFMTrainee:
 
         def run() -> float:
             for batch in self.batches:
-                line = self.trainer._train_step(self.objective, self.trainer._prepared([batch]))
+                line = self.trainer.train_step(self.objective, self.trainer.prepared([batch]))
             return line["loss"]
 
         return run
