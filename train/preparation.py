@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -111,16 +112,19 @@ def prepare(recipe: Recipe, cutoff: float) -> list[Head]:
     unknown = [name for name in (*(head.name for head in recipe.heads), *recipe.data.heads) if name not in names]
     if unknown:
         raise ConfigError(f"heads: {unknown[0]} has no dataset in {recipe.data.path}; heads there: {', '.join(names)}")
-    table, compositions, starts = FrameTable(), Compositions(), [0]
+    table, compositions = FrameTable(), Compositions()
     isolated: list[int] = []
     by = recipe.data.by if recipe.data.split is None else load_split(recipe.data.split).by
-    for dataset in datasets:
-        for record, key in _keyed(dataset, by):
+
+    def noted() -> Iterator[tuple[Record, str]]:
+        for record, key in chain.from_iterable(_keyed(dataset, by) for dataset in datasets):
             if is_isolated(record):
-                isolated.append(len(table))
-            table.add(record, key)
+                isolated.append(len(compositions))
             compositions.add(record)
-        starts.append(len(table))
+            yield record, key
+
+    table.add_all(noted())
+    starts = np.cumsum([0, *map(len, datasets)]).tolist()
     sides = _sides(recipe.data, table, isolated, [d.head.name for d in datasets], starts)
     found = []
     wanted = _wanted(recipe) or names
