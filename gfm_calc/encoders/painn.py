@@ -34,6 +34,7 @@ class PaiNN(Encoder):
 
     @property
     def native(self) -> bool:
+        """See `Encoder.native`."""
         weight = next(self.parameters())
         return fused.available(weight, weight)
 
