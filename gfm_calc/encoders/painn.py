@@ -35,8 +35,7 @@ class PaiNN(Encoder):
     @property
     def native(self) -> bool:
         """See `Encoder.native`."""
-        weight = next(self.parameters())
-        return fused.available(weight, weight)
+        return fused.available(next(self.parameters()))
 
     def forward(self, features: Tensor, edges: EdgeGeometry) -> tuple[Tensor, Tensor]:
         scalars = features
@@ -67,10 +66,12 @@ class Message(nn.Module):
         self.filter = nn.Linear(config.num_radial, self.parts * width, bias=False)
 
     def forward(self, scalars: Tensor, vectors: Tensor | None, edges: EdgeGeometry) -> tuple[Tensor, Tensor]:
-        features = self.source(scalars)
-        if fused.available(features, edges.radial):
-            geometry = (edges.radial, edges.unit)
-            scalar_sum, vector_sum = fused.message(features, vectors, *geometry, self.filter.weight, edges.edge_index)
+        features, basis = self.source(scalars), edges.radial
+        if fused.available(basis):
+            features = features.to(basis.dtype)  # where matrix products are bfloat16
+            scalar_sum, vector_sum = fused.message(
+                features, vectors, basis, edges.unit, self.filter.weight, edges.edge_index
+            )
         else:
             scalar_sum, vector_sum = self._sums(features, vectors, edges)
         scalar_sum, vector_sum = scalar_sum * self.scale, vector_sum * self.scale

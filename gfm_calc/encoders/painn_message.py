@@ -40,13 +40,10 @@ class _Arguments(ctypes.Structure):
     ]  # fmt: skip
 
 
-def available(features: Tensor, basis: Tensor) -> bool:
-    """Whether the operation can be had for these: float32 or float64 on the CPU, and a compiler on the machine."""
-    return (
-        features.device.type == "cpu" and features.dtype == basis.dtype
-        and features.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
-        and _is_there(features.dtype)
-    )  # fmt: skip
+def available(basis: Tensor) -> bool:
+    """Whether the operation can be had in the precision and on the device of this tensor: float32 or float64 on the CPU, and a
+    compiler on the machine."""
+    return basis.device.type == "cpu" and basis.dtype in (torch.float32, torch.float64) and _is_there(basis.dtype)
 
 
 @torch.compiler.assume_constant_result

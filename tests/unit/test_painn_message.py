@@ -2,12 +2,15 @@
 
 import pytest
 import torch
+from ase.build import molecule
+from support import random_model
 
 from gfm_calc import native
 from gfm_calc.config import ModelConfig
 from gfm_calc.encoders import painn_message
 from gfm_calc.encoders.base import EdgeGeometry
 from gfm_calc.encoders.painn import Message
+from gfm_calc.graph import AtomicGraph, GraphBatch
 
 ATOMS, EDGES, RADIAL = 11, 70, 6
 
@@ -117,3 +120,19 @@ def test_a_compiler_that_fails_leaves_nothing(tmp_path, monkeypatch):
     source.write_text("this is not C++")
     assert native.library.__wrapped__(source) is None
     assert not list((tmp_path / ".cache" / "gfm-calc").iterdir())
+
+
+def test_matrix_products_in_bfloat16_leave_the_sums_in_float32():
+    """As `run.dtype = "bf16"` has it: the forces stay near those of float32, and are not the same."""
+    model = random_model(dtype=torch.float32, num_features=32, num_layers=2)
+    inputs = model.inputs(GraphBatch.from_graphs([AtomicGraph.build(molecule("CH3CH2OH"), model.config.cutoff)]))
+    found = []
+    for mixed in (False, True):
+        vectors = inputs.edge_vector.detach().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            encoded = model.encode(inputs._replace(edge_vector=vectors))
+            energy = model.decode(encoded).float().sum()
+        assert encoded.scalars.dtype == encoded.vectors.dtype == torch.float32
+        found.append(torch.autograd.grad(energy, vectors)[0])
+    difference = (found[0] - found[1]).norm() / found[0].norm()
+    assert 0 < difference < 0.05
