@@ -68,7 +68,7 @@ def _words_of(args: argparse.Namespace) -> list[str]:
             continue
         for item in value if isinstance(action, argparse._AppendAction) else [value]:
             shown = f"{item[0]}=PYTHON" if action.dest == "peer" else _typed(item)
-            words += [action.option_strings[-1]] + ([] if item is True else [shown])
+            words += [*action.option_strings[-1:], *([] if item is True else [shown])]
     return words
 
 

@@ -1,4 +1,4 @@
-"""`gfm bench scaling`, `training` and `multitask`: the benchmarks of the trainer."""
+"""`gfm bench scaling`, `training`, `multitask` and `ablation`: the benchmarks of the trainer."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from gfm_calc.errors import ConfigError
 
 
 def add_parsers(benches: Any) -> None:
-    """Register the three."""
-    for add in (_add_scaling, _add_training, _add_multitask):
+    """Register the four."""
+    for add in (_add_scaling, _add_training, _add_multitask, _add_ablation):
         add(benches)
 
 
@@ -70,6 +70,21 @@ def _add_multitask(benches: Any) -> None:
     add_output(parser)
 
 
+def _add_ablation(benches: Any) -> None:
+    parser = new_parser(
+        benches, "ablation", run_ablation, summary="what changes of a recipe do to validation errors",
+        example="gfm bench ablation variants.toml --recipe gfm-small --set data.path=datasets --set run.steps=4000 --seeds 3",
+    )  # fmt: skip
+    parser.add_argument(
+        "variants", type=Path, metavar="FILE", help="TOML: [[variants]], each with a name and what it sets"
+    )
+    parser.add_argument("--recipe", default="tiny", help="packaged name or file (default: %(default)s)")
+    parser.add_argument("--seeds", type=positive_int, default=1, help="runs of each; default: %(default)s")
+    parser.add_argument("--set", dest="settings", action="append", default=[], metavar="TABLE.KEY=VALUE",
+                        help="instead of what the recipe says, for all runs")  # fmt: skip
+    add_output(parser)
+
+
 def run_scaling(args: argparse.Namespace) -> None:
     """Train on one process and several."""
     from gfm_calc.benchmarks.scaling import PARTS, ScalingPlan, run_scaling
@@ -109,3 +124,12 @@ def run_multitask(args: argparse.Namespace) -> None:
         recipe=args.recipe, settings=args.settings,
     )  # fmt: skip
     finish(args, "multitask", threads=1, heads=run_multitask(plan))
+
+
+def run_ablation(args: argparse.Namespace) -> None:
+    """Train a recipe and its variants."""
+    from gfm_calc.benchmarks.ablation import AblationPlan, read_variants, run_ablation
+
+    variants = read_variants(args.variants)
+    plan = AblationPlan(recipe=args.recipe, variants=variants, settings=args.settings, seeds=args.seeds)
+    finish(args, "ablation", threads=1, seeds=args.seeds, variants=run_ablation(plan))

@@ -7,23 +7,20 @@ ones, with the same recipe, and is tested on the same held-out groups (the split
 from __future__ import annotations
 
 import json
-import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from gfm_calc.benchmarks.runs import train
 from gfm_calc.commands.progress import Progress
 from gfm_calc.data.store import open_dataset
-from gfm_calc.errors import ConfigError, GFMError
+from gfm_calc.errors import ConfigError
 from gfm_calc.train.cli import find_recipe
 from gfm_calc.train.preparation import prepare
 from gfm_calc.train.recipe import Recipe
-from gfm_calc.train.run_folder import begin
 
 _ERRORS = ("energy_mae_mev_per_atom", "forces_mae_mev_per_a")
 
@@ -69,9 +66,7 @@ def run_multitask(plan: MultitaskPlan) -> list[dict[str, Any]]:
                 for chosen in [heads, *([head] for head in heads)]:
                     run = Path(scratch) / f"{seed}-{len(chosen)}-{chosen[0]}"
                     alike = [replace(prepared[head], share=1 / len(chosen)) for head in chosen]
-                    begin(run, _recipe(plan, chosen, seed), alike)
-                    errors = _train(run, chosen)
-                    shutil.rmtree(run)
+                    errors = train(run, _recipe(plan, chosen, seed), alike)
                     kind = "together" if len(chosen) > 1 else "alone"
                     for head in chosen:
                         found[head][kind].append(errors["test"].get(head, {}))
@@ -88,16 +83,6 @@ def _recipe(plan: MultitaskPlan, heads: Sequence[str], seed: int) -> Recipe:
         "run.validate_every=0", "run.save_every=1000000", *plan.settings,
     ]  # fmt: skip
     return find_recipe(plan.recipe, settings)
-
-
-def _train(run: Path, heads: Sequence[str]) -> dict[str, Any]:
-    """RUN/errors.json of the run that begins in a folder."""
-    words = [str(run / "recipe.toml"), "-o", str(run), "--device", "cpu", "--threads", "1", "--no-report", "--resume"]
-    done = subprocess.run([sys.executable, "-m", "gfm_calc.train", *words], capture_output=True, text=True, check=False)
-    if done.returncode:
-        lines = done.stderr.strip().splitlines()
-        raise GFMError(f"the run of {', '.join(heads[:3])} failed: {lines[-1] if lines else 'it said nothing'}")
-    return json.loads((run / "errors.json").read_text())
 
 
 def _row(head: str, size: int, runs: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, Any]:

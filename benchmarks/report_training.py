@@ -49,6 +49,33 @@ def multitask(result: Mapping[str, Any]) -> Iterator[Table]:
     )
 
 
+def ablation(result: Mapping[str, Any]) -> Iterator[Table]:
+    rows = []
+    base = result["variants"][0]
+    for row in result["variants"]:
+        ratios = [
+            f"{row['ratios'][term]:.3f}" if term in row["ratios"] else "-" for term in ("energy", "forces", "stress")
+        ]
+        rows.append([row["variant"], ", ".join(row["settings"]) or "-", f"{row['parameters']:,}",
+                     f"{row['seconds'] / base['seconds']:.2f}", *ratios])  # fmt: skip
+    header = ["", "set", "parameters", "time", "energy error", "force error", "stress error"]
+    seeds = f"{result['seeds']} seed{'s' * (result['seeds'] != 1)}"
+    yield Table(
+        f"Changes of a recipe: validation errors over the recipe's own (geometric mean over heads, {seeds})",
+        header,
+        rows,
+    )
+    detail = [
+        [row["variant"], head, *(figure(sum(values) / len(values)) for values in errors.values())]
+        for row in result["variants"]
+        for head, errors in row["errors"].items()
+        if len(errors) == 2
+    ]
+    yield Table(
+        "Changes of a recipe, head by head", ["", "head", "energy, meV/atom", "forces, meV/Å"], detail, detail=True
+    )
+
+
 def scaling(result: Mapping[str, Any]) -> Iterator[Table]:
     data, on = result.get("data"), ""
     if data:  # the first results did not say

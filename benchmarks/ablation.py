@@ -1,0 +1,134 @@
+"""`gfm bench ablation`: a recipe and changes of it, each trained from the same seeds on the same structures.
+
+Errors are those of the validation side: choices are made by them, and the test side is left for what was chosen.
+
+[[variants]]
+name = "wider"
+set = ["model.num_features=96"]
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gfm_calc.benchmarks.runs import train
+from gfm_calc.commands.progress import Progress
+from gfm_calc.config import read_toml
+from gfm_calc.errors import ConfigError
+from gfm_calc.train.cli import find_recipe
+from gfm_calc.train.evaluation import mae
+from gfm_calc.train.preparation import prepare
+from gfm_calc.train.recipe import Recipe
+
+BASE = "as the recipe"
+TERMS = ("energy", "forces", "stress")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """A change of the recipe: `settings` are "table.key=value" each."""
+
+    name: str
+    settings: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AblationPlan:
+    """What to compare.
+
+    Attributes:
+        recipe: name or file.  settings: "table.key=value" each, of all runs.
+        variants: changes.  seeds: runs of each.
+    """
+
+    recipe: str
+    variants: Sequence[Variant]
+    settings: Sequence[str] = ()
+    seeds: int = 1
+
+
+def read_variants(path: Path) -> list[Variant]:
+    """The changes in a TOML file.
+
+    Raises:
+        ConfigError: a file of another shape, or a name that occurs twice.
+    """
+    table = read_toml(path)
+    entries = table.get("variants")
+    if set(table) != {"variants"} or not isinstance(entries, list) or not entries:
+        raise ConfigError(f"{path}: write [[variants]] with name and set, and nothing else")
+    found = []
+    for number, entry in enumerate(entries):
+        name, settings = (entry.get(key) for key in ("name", "set")) if isinstance(entry, dict) else (None, None)
+        listed = isinstance(settings, list) and all(isinstance(setting, str) for setting in settings)
+        if not (isinstance(name, str) and isinstance(settings, list) and listed and set(entry) == {"name", "set"}):
+            raise ConfigError(f'{path}: variant {number}: write name = "..." and set = ["table.key=value", ...]')
+        found.append(Variant(name=name, settings=tuple(settings)))
+    names = [BASE, *(variant.name for variant in found)]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"{path}: two variants are called {name!r}")
+    return found
+
+
+def run_ablation(plan: AblationPlan) -> list[dict[str, Any]]:
+    """Rows {variant, settings, parameters, seconds, errors {head: {figure: one value a seed}}, ratios {term: geometric mean over
+    heads and seeds of the error over the recipe's own}}, the recipe itself first.
+
+    Raises:
+        ConfigError: a recipe, a setting or data that cannot be used, or nothing to validate on.
+        GFMError: a run that fails.
+    """
+    variants = [Variant(name=BASE, settings=()), *plan.variants]
+    recipes = {variant.name: [_recipe(plan, variant, seed) for seed in range(plan.seeds)] for variant in variants}
+    first = recipes[BASE][0]
+    heads = prepare(first, first.model.cutoff)
+    if not all(head.sides["validation"].size for head in heads):
+        raise ConfigError("some heads have nothing to validate on: raise data.validation")
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(prefix="gfm-ablation-") as scratch:
+        with Progress("ablation", "runs", plan.seeds * len(variants)) as progress:
+            for number, variant in enumerate(variants):
+                found = []
+                for seed, recipe in enumerate(recipes[variant.name]):
+                    found.append(train(Path(scratch) / f"{number}-{seed}", recipe, heads))
+                    progress.advance(note=variant.name)
+                rows.append(_row(variant, found))
+    return [{**row, "ratios": _ratios(row["errors"], rows[0]["errors"])} for row in rows]
+
+
+def _recipe(plan: AblationPlan, variant: Variant, seed: int) -> Recipe:
+    return find_recipe(plan.recipe, [*plan.settings, *variant.settings, f"run.seed={seed}", "run.save_every=1000000"])
+
+
+def _row(variant: Variant, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    names = [mae(term) for term in TERMS]
+    errors = {
+        head: {name: [run["validation"][head][name] for run in runs] for name in names if name in figures}
+        for head, figures in runs[0]["validation"].items()
+    }
+    about = [run["telemetry"] for run in runs]
+    return {
+        "variant": variant.name, "settings": list(variant.settings), "parameters": about[0]["parameters"],
+        "seconds": statistics.median(run["wall_s"] for run in about), "errors": errors,
+    }  # fmt: skip
+
+
+def _ratios(errors: Mapping[str, Mapping[str, Sequence[float]]], base: Mapping[str, Any]) -> dict[str, float]:
+    found = {}
+    for term in TERMS:
+        name = mae(term)
+        ratios = [
+            own / other
+            for head in errors
+            if name in errors[head]
+            for own, other in zip(errors[head][name], base[head][name])
+        ]
+        if ratios:
+            found[term] = statistics.geometric_mean(ratios)
+    return found
