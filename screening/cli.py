@@ -55,7 +55,7 @@ def _add_rows(parser: argparse.ArgumentParser) -> None:
         "--max-atoms", type=positive_int, default=1024, metavar="N", help="in a batch (default: %(default)s)"
     )
     group.add_argument("--max-edges", type=positive_int, metavar="N",
-                       help="in a batch (default: 16384 on a CPU, 262144 on a GPU)")  # fmt: skip
+                       help="in a batch (default: 8192 on a CPU, 262144 on a GPU)")  # fmt: skip
     group.add_argument("--length-unit", metavar="UNIT", help="of positions in files that do not say: A, bohr, nm")
     group.add_argument("--elements", type=Path, metavar="FILE",
                        help="relaxed structures of elements, beside ours, for formation energies")  # fmt: skip
@@ -126,7 +126,7 @@ def settings_of(args: argparse.Namespace, predictor: Predictor) -> Settings:
     relax = (
         Relaxation(optimizer=args.optimizer, fmax=args.fmax, steps=args.steps, cell=args.cell) if args.relax else None
     )
-    edges = args.max_edges or (262_144 if predictor.model.device.type == "cuda" else 16_384)
+    edges = args.max_edges or (262_144 if predictor.model.device.type == "cuda" else 8192)
     return Settings(
         heads=tuple(predictor.heads), quantity=args.quantity, dtype=args.dtype, compile=args.compile, strict=args.strict,
         chunk=args.chunk, max_atoms=args.max_atoms, max_edges=edges, keep=tuple(args.keep), relax=relax,

@@ -56,7 +56,7 @@ class Settings:
     strict: bool = True
     chunk: int = 1000
     max_atoms: int = 1024
-    max_edges: int = 16384
+    max_edges: int = 8192
     keep: tuple[str, ...] = ()
     relax: Relaxation | None = None
     first: int = 0
