@@ -19,16 +19,20 @@ from gfm_calc.artifacts import write_once
 from gfm_calc.errors import GFMError, OutsideDomainError, one_line
 from gfm_calc.graph import AtomicGraph, GraphBatch
 from gfm_calc.model import Prediction
-from gfm_calc.predictor import Predictor, check_domain
+from gfm_calc.predictor import Predictor, check_domain, split_rows
 from gfm_calc.screening.folder import Folder
-from gfm_calc.screening.prepare import prepared
+from gfm_calc.screening.prepare import closeness, edges_of, prepared
+from gfm_calc.screening.relaxation import relax_all
 from gfm_calc.screening.rows import Rows
-from gfm_calc.screening.settings import Settings
+from gfm_calc.screening.settings import Relaxation, Settings
 from gfm_calc.screening.streams import Candidate, Stream
 from gfm_calc.screening.table import sealed
 
 _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 _WAITING = 2  # chunks that may wait to be written
+_TOO_LARGE = GFMError("does not fit into the memory of this machine, even alone")
+_Wanted = tuple[Candidate, AtomicGraph, np.ndarray]  # with the heads [H] that know it
+_Outcome = tuple[GraphBatch, dict[str, Prediction]]
 
 
 @dataclass(kw_only=True)
@@ -58,19 +62,20 @@ class Engine:
         """The rows of the candidates `first` to `last`."""
         since = time.perf_counter()
         rows = Rows(self.settings, self.predictor.specs, self.elements, first, last)
-        wanted: list[tuple[Candidate, AtomicGraph, np.ndarray]] = []
+        wanted: list[_Wanted] = []
         for candidate in candidates:
             rows.describe(candidate)
             if candidate.error is None:
                 found = self._graph(candidate, rows)
                 wanted += [found] if found is not None else []
         self.tally.seconds["graphs"] += time.perf_counter() - since
-        order = by_size([graph for _, graph, _ in wanted])
-        for chosen in budgeted([wanted[k][1] for k in order], self.settings.max_atoms, self.settings.max_edges):
-            self._predict([wanted[order[k]] for k in chosen], rows)
+        if self.settings.relax is not None:
+            wanted = list(self._relaxed(wanted, self.settings.relax, rows))
+        for chosen, outcome in self._batches([graph for _, graph, _ in wanted]):
+            self._enter([wanted[k] for k in chosen], outcome, rows)
         return rows
 
-    def _graph(self, candidate: Candidate, rows: Rows) -> tuple[Candidate, AtomicGraph, np.ndarray] | None:
+    def _graph(self, candidate: Candidate, rows: Rows) -> _Wanted | None:
         """With the heads [H] that know it; None where none does."""
         atoms = candidate.atoms
         assert atoms is not None
@@ -84,29 +89,61 @@ class Engine:
                 rows.fail(candidate, error, head)
         return (candidate, graph, known) if known.any() else None
 
-    def _predict(self, several: Sequence[tuple[Candidate, AtomicGraph, np.ndarray]], rows: Rows) -> None:
-        """Predict as one batch, or in halves where the memory does not hold it."""
-        since = time.perf_counter()
-        edges = sum(graph.edge_index.shape[1] for _, graph, _ in several)
-        found = None
-        if edges < self._ceiling or len(several) == 1:
-            found = self._batch([graph for _, graph, _ in several])
-        self.tally.seconds["model"] += time.perf_counter() - since
-        if found is None and len(several) == 1:
-            rows.fail(several[0][0], GFMError("does not fit into the memory of this machine, even alone"))
-        elif found is None:
-            self._ceiling = min(self._ceiling, edges)
-            middle = len(several) // 2
-            self._predict(several[:middle], rows)
-            self._predict(several[middle:], rows)
-        else:
-            since = time.perf_counter()
-            known = np.stack([heads for _, _, heads in several], axis=1)
-            rows.fill([candidate for candidate, _, _ in several], *found, known)
-            self.tally.seconds["rows"] += time.perf_counter() - since
-            self.tally.counts += Counter(atoms=int(found[0].num_nodes), edges=edges)
+    def _relaxed(self, wanted: Sequence[_Wanted], how: Relaxation, rows: Rows) -> Iterator[_Wanted]:
+        """The same structures relaxed; those that cannot be are rows now."""
+        (head,) = self.predictor.heads
 
-    def _batch(self, graphs: Sequence[AtomicGraph]) -> tuple[GraphBatch, dict[str, Prediction]] | None:
+        def predict(graphs: Sequence[AtomicGraph]) -> list[Prediction | GFMError]:
+            found: list[Prediction | GFMError] = [_TOO_LARGE] * len(graphs)
+            for chosen, outcome in self._batches(graphs):
+                if outcome is not None:
+                    split = split_rows(outcome[1], outcome[0], self.predictor.model.dtype)
+                    for k, one in zip(chosen, split):
+                        found[k] = one if isinstance(one, GFMError) else one[head]
+            return found
+
+        structures = [candidate.atoms for candidate, _, _ in wanted if candidate.atoms is not None]
+        cutoff = self.predictor.model.config.cutoff
+        ended = sorted(relax_all(structures, how, cutoff, predict), key=lambda item: item[0])
+        for (candidate, _, known), (_, relaxed) in zip(wanted, ended):
+            rows.describe_relaxed(candidate, relaxed)
+            if candidate.error is None:
+                candidate.edges = edges_of(relaxed.atoms, cutoff)
+                candidate.closest = closeness(relaxed.atoms, candidate.edges)
+                yield candidate, AtomicGraph.build(relaxed.atoms, cutoff, edges=candidate.edges), known
+
+    def _enter(self, several: Sequence[_Wanted], outcome: _Outcome | None, rows: Rows) -> None:
+        since = time.perf_counter()
+        if outcome is None:
+            for candidate, _, _ in several:
+                rows.fail(candidate, _TOO_LARGE)
+            return
+        known = np.stack([heads for _, _, heads in several], axis=1)
+        rows.fill([candidate for candidate, _, _ in several], *outcome, known)
+        self.tally.seconds["rows"] += time.perf_counter() - since
+
+    def _batches(self, graphs: Sequence[AtomicGraph]) -> Iterator[tuple[list[int], _Outcome | None]]:
+        """(indices, outcome) of batches within the budget, largest graphs first; None: not even one fits the memory."""
+        order = by_size(graphs)
+        budget = budgeted([graphs[k] for k in order], self.settings.max_atoms, self.settings.max_edges)
+        waiting = [[order[k] for k in chosen] for chosen in budget][::-1]
+        while waiting:
+            chosen = waiting.pop()
+            edges = sum(graphs[k].edge_index.shape[1] for k in chosen)
+            since = time.perf_counter()
+            outcome = None
+            if edges < self._ceiling or len(chosen) == 1:
+                outcome = self._batch([graphs[k] for k in chosen])
+            self.tally.seconds["model"] += time.perf_counter() - since
+            if outcome is None and len(chosen) > 1:
+                self._ceiling = min(self._ceiling, edges)
+                middle = len(chosen) // 2
+                waiting += [chosen[middle:], chosen[:middle]]
+                continue
+            self.tally.counts += Counter(atoms=sum(graphs[k].num_nodes for k in chosen), edges=edges)
+            yield chosen, outcome
+
+    def _batch(self, graphs: Sequence[AtomicGraph]) -> _Outcome | None:
         """None where the memory does not hold it."""
         try:
             return self.predictor.predict_batch(graphs)

@@ -17,6 +17,7 @@ from gfm_calc.graph import GraphBatch
 from gfm_calc.model import Prediction
 from gfm_calc.predictor import finite_graphs, not_finite
 from gfm_calc.screening.elements import table_of
+from gfm_calc.screening.relaxation import Relaxed
 from gfm_calc.screening.settings import Settings
 from gfm_calc.screening.streams import Candidate
 from gfm_calc.screening.table import columns_of
@@ -58,6 +59,17 @@ class Rows:
         if candidate.error is not None:
             self.fail(candidate, candidate.error)
 
+    def describe_relaxed(self, candidate: Candidate, relaxed: Relaxed) -> None:
+        """How a relaxation ended; the candidate is the relaxed structure from now on."""
+        (row,) = self._rows(candidate)
+        candidate.atoms = relaxed.atoms
+        if isinstance(relaxed.prediction, GFMError):
+            candidate.error = relaxed.prediction
+        self.describe(candidate)
+        ended = {"converged": relaxed.converged, "steps": relaxed.steps, "unrelaxed_energy": relaxed.before}
+        for name, value in ended.items():
+            self.values[name][row] = value
+
     def fail(self, candidate: Candidate, error: GFMError, head: int | None = None) -> None:
         """No numbers, for one head or all."""
         invalid = "invalid" if isinstance(error, InvalidStructureError) else "failed"
@@ -93,6 +105,8 @@ class Rows:
             for name, value in values.items():
                 self.values[name][rows[good]] = value[good]
             self.values["status"][rows[good]] = "ok"
+            if "converged" in self.columns:
+                self.values["status"][rows[good & (self.values["converged"][rows] == False)]] = "unconverged"  # noqa: E712
             for index in np.flatnonzero(good).tolist():
                 self.values["domain"][rows[index]] = _doubts(self.specs[head], candidates[index], closest[index])
                 self._keep(
