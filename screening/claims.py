@@ -13,6 +13,7 @@ import platform
 import threading
 import time
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 
 BEAT = 2.0  # seconds between signs of life
@@ -104,11 +105,12 @@ class Claims:
 
 def shared_out(
     total: int, claims: Claims, is_done: Callable[[int], bool], *, rank: int = 0, world: int = 1
-) -> Iterator[int]:
-    """Numbers below `total` for this process to do, each claimed, until all are done by somebody.
+) -> Iterator[Iterator[int]]:
+    """Waves of numbers below `total` for this process to do, each claimed, until all are done by somebody.
 
-    A process begins with every `world`-th, so that processes rarely meet; then it takes what others have not begun, from
-    the end; then it waits for those at work, and takes over from the dead.  The caller releases each claim.
+    A process begins with every `world`-th, so that processes rarely meet, then takes what others have not begun, from the
+    end.  The next waves, after the work of the one before has been done, hold what others have left: they wait for those
+    at work, and take over from the dead.  The caller releases each claim.
 
     Args:
         is_done: whether the work of a number is there.
@@ -122,13 +124,12 @@ def shared_out(
             return False
         return True
 
-    yield from filter(claimed, range(rank, total, world))
+    yield filter(claimed, chain(range(rank, total, world), range(total - 1, -1, -1)))
     missing = [number for number in range(total - 1, -1, -1) if not is_done(number)]
     while missing:
-        yield from filter(claimed, missing)
+        time.sleep(_POLL)
+        yield filter(claimed, missing)
         missing = [number for number in missing if not is_done(number)]
-        if missing:
-            time.sleep(_POLL)
 
 
 def _start_of(process: int) -> str:

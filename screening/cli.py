@@ -195,7 +195,7 @@ def _work(
 
     engine = Engine(predictor, folder.settings, folder.meta["elements"])
     best = Best(ranking, folder.settings.heads)
-    chunks = shared_out(folder.num_chunks, folder.claims, folder.is_done, rank=place[0], world=place[1])
+    waves = shared_out(folder.num_chunks, folder.claims, folder.is_done, rank=place[0], world=place[1])
     head = folder.settings.heads[0]
 
     def show(rows: Rows) -> None:
@@ -204,7 +204,8 @@ def _work(
         progress.advance(len(rows.values["candidate"]) // len(folder.settings.heads), note)
 
     with Progress("screen", "candidates") as progress:
-        screen(engine, stream, folder, chunks, workers=args.workers, on_chunk=show)
+        for chunks in waves:
+            screen(engine, stream, folder, chunks, workers=args.workers, on_chunk=show)
 
 
 def _finish(args: argparse.Namespace, folder: Folder, stream: Joined, ranking: Ranking) -> None:

@@ -19,7 +19,7 @@ from gfm_calc.screening.streams import Made
 
 _MOST = 200_000_000  # combinations of a prototype that are looked through
 _BLOCK = 1 << 20
-_BOND = 1.25  # atoms closer than this times the sum of their covalent radii are bonded
+_SHELL = 1.1  # bonds of an atom: distances over sums of covalent radii up to this times its smallest
 _REACH = 6.5  # Å, within which bonds are looked for
 
 
@@ -132,15 +132,15 @@ class Substitutions:
 
     @cached_property
     def _bonds(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Ends of the prototype's bonds and the sum of their radii (all pairs of its nearest neighbours where none is)."""
+        """Ends of the prototype's bonds, those of each atom to its nearest shell, and the sums of their radii."""
         atoms = self.prototype
         edge_index, shift = neighbor_list(atoms.positions, atoms.cell.array, atoms.pbc, _REACH)
         lengths = np.linalg.norm(edge_vectors(atoms.positions, atoms.cell.array, edge_index, shift), axis=1)
         radii = covalent_radii[atoms.numbers]
         sums = radii[edge_index[0]] + radii[edge_index[1]]
-        bonded = lengths < _BOND * sums
-        if not bonded.any():
-            bonded = lengths < 1.05 * lengths.min(initial=np.inf)
+        smallest = np.full(len(atoms), np.inf)
+        np.minimum.at(smallest, edge_index[1], lengths / sums)
+        bonded = lengths / sums < _SHELL * smallest[edge_index[1]]
         return edge_index[0][bonded], edge_index[1][bonded], sums[bonded]
 
     def _scale(self, numbers: np.ndarray) -> float:

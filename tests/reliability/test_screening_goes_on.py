@@ -6,7 +6,7 @@ import signal
 import time
 
 import pytest
-from screening import argv, chunks, column, need_pyarrow, random_candidates
+from screenings import argv, chunks, column, need_pyarrow, random_candidates
 from training import Job
 
 COUNT = 60
@@ -79,7 +79,13 @@ def test_a_process_that_falls_silent_costs_its_chunk_only(whole, saved_model, tm
     """One of two is stopped for good: the other waits, takes its chunks over, and ends."""
     candidates, wanted, _ = whole
     run = tmp_path / "run"
-    job = Job(argv([candidates], run, saved_model, *WORDS), 2, fault=("slow_screening", 0.2), fault_rank=1, log=tmp_path / "log")
+    job = Job(
+        argv([candidates], run, saved_model, *WORDS),
+        2,
+        fault=("slow_screening", 0.2),
+        fault_rank=1,
+        log=tmp_path / "log",
+    )
     since = time.monotonic()
     while not list(run.glob("chunks/*.parquet")) and time.monotonic() - since < 60:
         time.sleep(0.02)

@@ -5,7 +5,7 @@ import pytest
 from ase.build import bulk, molecule
 from ase.filters import FrechetCellFilter
 from ase.optimize import FIRE, LBFGS
-from screening import argv, need_pyarrow, rows
+from screenings import argv, need_pyarrow, rows
 from support import random_model
 
 from gfm_calc import GFMCalculator
