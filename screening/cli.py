@@ -203,7 +203,8 @@ def _work(
         note = "".join(f"best: candidate {n}, {ranking.objective.column} {cost:.4g}" for n, cost in best.of(head)[:1])
         progress.advance(len(rows.values["candidate"]) // len(folder.settings.heads), note)
 
-    with Progress("screen", "candidates") as progress:
+    label = f"screen, process {place[0]}" if place[1] > 1 else "screen"
+    with Progress(label, "candidates") as progress:
         for chunks in waves:
             screen(engine, stream, folder, chunks, workers=args.workers, on_chunk=show)
 

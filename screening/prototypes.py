@@ -24,6 +24,23 @@ STATES: dict[str, tuple[int, ...]] = {
     symbol: tuple(map(int, states)) for symbol, *states in (entry.split() for entry in _STATES.split(";"))
 }
 
+# Å, mostly six-fold coordinated and in the first of the states above; those of `ANIONS` as anions (Shannon,
+# DOI 10.1107/S0567739476001551; P and As: what yttrium leaves in YP and YAs).
+_RADII = """
+Li 0.76; Be 0.45; B 0.27; C 0.16; N 1.46; O 1.40; F 1.33; Na 1.02; Mg 0.72; Al 0.535; Si 0.40; P 1.93; S 1.84;
+Cl 1.81; K 1.38; Ca 1.00; Sc 0.745; Ti 0.605; V 0.54; Cr 0.615; Mn 0.83; Fe 0.645; Co 0.745; Ni 0.69; Cu 0.73;
+Zn 0.74; Ga 0.62; Ge 0.53; As 1.99; Se 1.98; Br 1.96; Rb 1.52; Sr 1.18; Y 0.90; Zr 0.72; Nb 0.64; Mo 0.59;
+Tc 0.56; Ru 0.62; Rh 0.665; Pd 0.86; Ag 1.15; Cd 0.95; In 0.80; Sn 0.69; Sb 0.60; Te 2.21; I 2.20; Cs 1.67;
+Ba 1.35; La 1.032; Ce 0.87; Pr 0.99; Nd 0.983; Pm 0.97; Sm 0.958; Eu 0.947; Gd 0.938; Tb 0.923; Dy 0.912;
+Ho 0.901; Er 0.89; Tm 0.88; Yb 0.868; Lu 0.861; Hf 0.71; Ta 0.64; W 0.60; Re 0.53; Os 0.63; Ir 0.625; Pt 0.625;
+Au 0.85; Hg 1.02; Tl 1.50; Pb 1.19; Bi 1.03; Po 0.94; Ra 1.48; Ac 1.12; Th 0.94; Pa 0.78; U 0.73; Np 0.75;
+Pu 0.86
+"""
+IONIC_RADII: dict[str, float] = {
+    symbol: float(radius) for symbol, radius in (entry.split() for entry in _RADII.split(";"))
+}  # fmt: skip
+ANIONS = ("N", "P", "As", "O", "S", "Se", "Te", "F", "Cl", "Br", "I")
+
 
 def _range(first: str, last: str) -> tuple[str, ...]:
     return tuple(chemical_symbols[chemical_symbols.index(first) : chemical_symbols.index(last) + 1])
@@ -38,7 +55,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "chalcogens": ("O", "S", "Se", "Te"),
     "halogens": ("F", "Cl", "Br", "I"),
     "cations": tuple(symbol for symbol, states in STATES.items() if states[0] > 0 and symbol != "H"),
-    "anions": ("N", "P", "As", "O", "S", "Se", "Te", "F", "Cl", "Br", "I"),
+    "anions": ANIONS,
 }
 
 

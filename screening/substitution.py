@@ -14,12 +14,12 @@ from ase.data import atomic_numbers, covalent_radii
 from gfm_calc.artifacts import canonical_json, sha256
 from gfm_calc.errors import ConfigError
 from gfm_calc.neighbors import edge_vectors, neighbor_list
-from gfm_calc.screening.prototypes import STATES
+from gfm_calc.screening.prototypes import IONIC_RADII, STATES
 from gfm_calc.screening.streams import Made
 
 _MOST = 200_000_000  # combinations of a prototype that are looked through
 _BLOCK = 1 << 20
-_SHELL = 1.1  # bonds of an atom: distances over sums of covalent radii up to this times its smallest
+_SHELL = 1.1  # bonds of an atom: distances over sums of radii up to this times its smallest
 _REACH = 6.5  # Å, within which bonds are looked for
 
 
@@ -35,7 +35,8 @@ class Substitutions:
         balance: keep combinations whose charges can add up to zero with an oxidation state of each element (one state
             for all its atoms on the sites of one symbol).
         distinct: keep combinations without the same element on the sites of two symbols.
-        volume: "radii" scales the cell by the mean of the ratio of covalent radii over the bonds, "prototype" keeps it.
+        volume: "ionic" or "covalent" scales the cell by the mean over the bonds of the ratio of the sums of such radii,
+            "prototype" keeps it; None: "ionic" with `balance`, else "covalent".
 
     Raises:
         ConfigError: a symbol that the prototype lacks, too many combinations, or none left.
@@ -43,14 +44,15 @@ class Substitutions:
 
     def __init__(
         self, name: str, prototype: Atoms, replace: Mapping[str, Sequence[str]], *, balance: bool = True,
-        distinct: bool = True, volume: str = "radii",
+        distinct: bool = True, volume: str | None = None,
     ):  # fmt: skip
         kinds = list(dict.fromkeys(prototype.get_chemical_symbols()))
         for symbol in replace:
             if symbol not in kinds:
                 raise ConfigError(f"prototype {name} has no {symbol}; it has {', '.join(kinds)}")
-        if volume not in ("radii", "prototype"):
-            raise ConfigError(f"volume must be radii or prototype, not {volume!r}")
+        volume = volume or ("ionic" if balance else "covalent")
+        if volume not in ("ionic", "covalent", "prototype"):
+            raise ConfigError(f"volume must be ionic, covalent or prototype, not {volume!r}")
         self.name, self.prototype = name, prototype
         self.kinds = kinds
         self.lists = [tuple(replace.get(symbol, (symbol,))) for symbol in kinds]
@@ -67,7 +69,7 @@ class Substitutions:
         return len(self._kept)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key not in ("_kept", "_bonds")}
+        return {key: value for key, value in self.__dict__.items() if key not in ("_kept", "_bonds", "_radii")}
 
     def identity(self) -> dict[str, Any]:
         """The prototype and what is exchanged."""
@@ -87,7 +89,7 @@ class Substitutions:
             chosen = [found[k] for found, k in zip(self.lists, np.unravel_index(number, sizes))]
             numbers = np.array([atomic_numbers[symbol] for symbol in chosen])[own]
             atoms = Atoms(numbers, positions=self.prototype.positions, cell=self.prototype.cell, pbc=self.prototype.pbc)
-            if self.volume == "radii":
+            if self.volume != "prototype":
                 atoms.set_cell(atoms.cell.array * self._scale(numbers), scale_atoms=True)
             changes = " ".join(f"{kind}={symbol}" for kind, symbol in zip(self.kinds, chosen))
             yield f"{self.name} {changes}", atoms
@@ -131,12 +133,20 @@ class Substitutions:
         return good
 
     @cached_property
+    def _radii(self) -> np.ndarray:
+        """[119] Å; covalent where an element has no ionic one."""
+        radii = covalent_radii[:119].copy()
+        if self.volume == "ionic":
+            radii[[atomic_numbers[symbol] for symbol in IONIC_RADII]] = list(IONIC_RADII.values())
+        return radii
+
+    @cached_property
     def _bonds(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Ends of the prototype's bonds, those of each atom to its nearest shell, and the sums of their radii."""
         atoms = self.prototype
         edge_index, shift = neighbor_list(atoms.positions, atoms.cell.array, atoms.pbc, _REACH)
         lengths = np.linalg.norm(edge_vectors(atoms.positions, atoms.cell.array, edge_index, shift), axis=1)
-        radii = covalent_radii[atoms.numbers]
+        radii = self._radii[atoms.numbers]
         sums = radii[edge_index[0]] + radii[edge_index[1]]
         smallest = np.full(len(atoms), np.inf)
         np.minimum.at(smallest, edge_index[1], lengths / sums)
@@ -145,5 +155,5 @@ class Substitutions:
 
     def _scale(self, numbers: np.ndarray) -> float:
         first, second, sums = self._bonds
-        radii = covalent_radii[numbers]
+        radii = self._radii[numbers]
         return float(((radii[first] + radii[second]) / sums).mean()) if len(sums) else 1.0
