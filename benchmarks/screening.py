@@ -137,9 +137,10 @@ def ablation(model: GFMModel, batches: Sequence[GraphBatch], plan: ScreeningPlan
 
     def summed(found: Mapping[str, Prediction]) -> tuple[np.ndarray, np.ndarray]:
         """Binding energies and forces of the mixture."""
-        parts = [(weights[head], prediction) for head, prediction in found.items()]
-        energies = sum(w * (p.energies + 1.0) for w, p in parts)  # every reference energy is -1 eV
-        return energies.numpy(), sum(w * p.forces for w, p in parts).numpy()
+        shares = np.array([weights[head] for head in found])
+        energies = np.stack([p.energies.numpy() + 1.0 for p in found.values()])  # every reference energy is -1 eV
+        forces = np.stack([p.forces.numpy() for p in found.values()])
+        return shares @ energies, np.tensordot(shares, forces, axes=1)
 
     def mixed(found: Prediction) -> tuple[np.ndarray, np.ndarray]:
         return found.energies.numpy(), found.forces.numpy()
