@@ -53,7 +53,7 @@ def _one(plan: ScreeningPlan, path: Path, folder: Path, quantity: str, compiled:
     opening = time.perf_counter() - since
     predictor = Predictor(plan.model, [plan.head], device="cpu", forces=quantity == "forces", compile=compiled)
     settings = Settings(heads=(plan.head,), quantity=quantity, compile=compiled, chunk=_CHUNK)
-    about = {"candidates": len(stream), "identity": stream.identity()}
+    about = {"candidates": len(stream), "identity": stream.identity(), "elements_file": ""}
     there = begin(folder, settings, about, lambda: {"model": model_of(plan.model), "elements": {}}, patience=20.0)
     engine = Engine(predictor, settings, {})
     with there.claims:

@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> None:
     predictor = predictor_of(args, place.local_rank)
     settings = settings_of(args, predictor)
     model = model_of(args.model)
-    about = {"candidates": len(stream), "identity": stream.identity()}
+    about = {"candidates": len(stream), "identity": stream.identity(), "elements_file": _digest_of(args.elements)}
     folder = begin(
         args.output, settings, about, lambda: {"model": model, "elements": _elements(args, predictor)},
         patience=args.patience,
@@ -177,6 +177,15 @@ def model_of(name: str) -> dict[str, str]:
     }
 
 
+def _digest_of(path: Path | None) -> str:
+    from gfm_calc.artifacts import sha256_of_file
+    from gfm_calc.errors import InputFileError
+
+    if path is not None and not path.is_file():
+        raise InputFileError(f"{path}: no such file")
+    return "" if path is None else sha256_of_file(path)
+
+
 def _elements(args: argparse.Namespace, predictor: Predictor) -> dict[str, dict[str, float]]:
     from gfm_calc.screening.elements import element_energies
     from gfm_calc.structures import read_structures
@@ -196,11 +205,13 @@ def _work(
     engine = Engine(predictor, folder.settings, folder.meta["elements"])
     best = Best(ranking, folder.settings.heads)
     waves = shared_out(folder.num_chunks, folder.claims, folder.is_done, rank=place[0], world=place[1])
-    head = folder.settings.heads[0]
+    head, objective = folder.settings.heads[0], ranking.objective
 
     def show(rows: Rows) -> None:
         best.add(rows.values["candidate"], rows.values["head"], rows.values)
-        note = "".join(f"best: candidate {n}, {ranking.objective.column} {cost:.4g}" for n, cost in best.of(head)[:1])
+        note = "".join(
+            f"best: candidate {n}, {objective.column} {objective.shown(cost):.4g}" for n, cost in best.of(head)[:1]
+        )
         progress.advance(len(rows.values["candidate"]) // len(folder.settings.heads), note)
 
     label = f"screen, process {place[0]}" if place[1] > 1 else "screen"
@@ -214,10 +225,10 @@ def _finish(args: argparse.Namespace, folder: Folder, stream: Joined, ranking: R
 
     found = finish(folder, stream, ranking, report=args.report)
     for head, counts in found.statuses.items():
-        others = ", ".join(f"{counts[name]:,} {name}" for name in sorted(counts) if name != "ok")
-        best = found.best.of(head)[:1]
-        first = f"; best candidate {best[0][0]}" if best else "; none passes the filters"
-        print(f"{args.output}: {head}: {counts['ok']:,} ok{', ' + others if others else ''}{first}")
+        others = "".join(f", {counts[name]:,} {name}" for name in sorted(counts) if name != "ok")
+        best = "".join(f"; best: candidate {number}" for number, _ in found.best.of(head)[:1])
+        none = f"; none passes the filters and has a {ranking.objective.column}: choose --rank-by, --where"
+        print(f"{args.output}: {head}: {counts['ok']:,} ok{others}; {found.ranked[head]:,} ranked{best or none}")
 
 
 def _range(text: str) -> tuple[int, int | None]:

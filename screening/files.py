@@ -36,6 +36,8 @@ class Files:
         self.path = path
         self._labeller = Labeller(ReadOptions(**_NO_LABELS, length_unit=length_unit))  # type: ignore[arg-type]
         self._frames = FrameFile(path, options=self._labeller.options)
+        if not len(self._frames):
+            raise InputFileError(f"{path}: holds no structures")
         self._digest = sha256_of_file(path)
 
     def __len__(self) -> int:
@@ -52,7 +54,7 @@ class Files:
             yield f"{self.path.name}:{frame}", structure_of(raw, self._labeller)
 
 
-class Folder:
+class SingleFiles:
     """A folder of files of one structure each (.cif, .vasp, POSCAR, ...), by name; see `streams.Stream`.
 
     Raises:

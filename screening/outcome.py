@@ -32,7 +32,7 @@ class Overview:
 
     Attributes:
         statuses: {head: {status: rows}}.  errors: {head: {error without its place: rows}}.
-        doubts: rows with a remark in `domain`.
+        doubts: rows with a remark in `domain`.  ranked: rows that pass the filters and have a value to rank by.
         samples: {head: {column: values}}, of evenly chosen candidates that are ok.
         elements: {head: [119]}, rows that hold an element; lowest: {head: [119]}, their lowest cost, inf where none.
         best: of the ranking.
@@ -41,6 +41,7 @@ class Overview:
     statuses: dict[str, Counter[str]]
     errors: dict[str, Counter[str]]
     doubts: Counter[str] = field(default_factory=Counter)
+    ranked: Counter[str] = field(default_factory=Counter)
     samples: dict[str, dict[str, list[np.ndarray]]]
     elements: dict[str, np.ndarray]
     lowest: dict[str, np.ndarray]
@@ -80,6 +81,7 @@ def _add(found: Overview, head: str, values: Mapping[str, np.ndarray], costs: np
     found.statuses[head] += Counter(values["status"].tolist())
     found.errors[head] += Counter(_kind(text) for text in values["error"].tolist() if text)
     found.doubts[head] += int(sum(bool(text) for text in values["domain"].tolist()))
+    found.ranked[head] += int(np.count_nonzero(~np.isnan(costs)))
     for formula, cost in zip(values["formula"].tolist(), costs.tolist()):
         numbers = _elements_of(formula)
         found.elements[head][numbers] += 1
@@ -99,7 +101,8 @@ def finish(folder: Folder, stream: Stream, ranking: Ranking, *, report: bool) ->
     counts = {
         "candidates": folder.last - folder.first, "objective": str(ranking.objective),
         "filters": [str(kept) for kept in ranking.filters],
-        "heads": {head: {"rows": dict(found.statuses[head]), "doubtful": found.doubts[head]} for head in rows},
+        "heads": {head: {"rows": dict(found.statuses[head]), "doubtful": found.doubts[head], "ranked": found.ranked[head]}
+                  for head in rows},
     }  # fmt: skip
     write_file(folder.directory / "counts.json", canonical_json(counts))
     write_file(folder.directory / "ranking.csv", _csv(rows).encode())
@@ -115,21 +118,16 @@ def finish(folder: Folder, stream: Stream, ranking: Ranking, *, report: bool) ->
 
 def _rows(folder: Folder, best: Sequence[tuple[int, float]], head: str) -> list[dict[str, Any]]:
     """The rows of the best of a head, best first."""
-    place = folder.settings.heads.index(head)
-    found = []
+    place, heads = folder.settings.heads.index(head), len(folder.settings.heads)
+    ranks: dict[int, list[tuple[int, int]]] = {}  # of each chunk: (rank, candidate)
     for rank, (candidate, _) in enumerate(best, 1):
-        chunk = (candidate - folder.first) // folder.settings.chunk
-        row = (candidate - folder.range_of(chunk)[0]) * len(folder.settings.heads) + place
-        found.append({"rank": rank, **_chunk(folder, chunk).slice(row, 1).to_pylist()[0]})
-    return found
-
-
-def _chunk(folder: Folder, chunk: int) -> Any:
-    kept = folder.__dict__.setdefault("_recent", {})
-    if chunk not in kept:
-        kept.clear()
-        kept[chunk] = folder.read(chunk)
-    return kept[chunk]
+        ranks.setdefault((candidate - folder.first) // folder.settings.chunk, []).append((rank, candidate))
+    found = []
+    for chunk, several in ranks.items():
+        table, first = folder.read(chunk), folder.range_of(chunk)[0]
+        for rank, candidate in several:
+            found.append({"rank": rank, **table.slice((candidate - first) * heads + place, 1).to_pylist()[0]})
+    return sorted(found, key=lambda row: row["rank"])
 
 
 def _structures(folder: Folder, stream: Stream, rows: Sequence[Mapping[str, Any]]) -> list[Atoms]:

@@ -16,7 +16,7 @@ from typing import Any
 from gfm_calc.artifacts import MANIFEST
 from gfm_calc.config import read_toml
 from gfm_calc.errors import ConfigError, GFMError, InputFileError, did_you_mean, one_line
-from gfm_calc.screening.files import Files, Folder, Stored
+from gfm_calc.screening.files import Files, SingleFiles, Stored
 from gfm_calc.screening.generators import Perturbations, RandomAtoms
 from gfm_calc.screening.prototypes import PROTOTYPES, elements_of, prototype
 from gfm_calc.screening.streams import Joined, Stream
@@ -34,7 +34,7 @@ def open_streams(inputs: Sequence[Path], *, length_unit: str | None = None) -> J
 
 def _streams(path: Path, length_unit: str | None) -> list[Stream]:
     if path.is_dir():
-        return [Stored(path) if (path / MANIFEST).exists() else Folder(path)]
+        return [Stored(path) if (path / MANIFEST).exists() else SingleFiles(path)]
     if path.suffix.lower() != ".toml":
         return [Files(path, length_unit=length_unit)]
     table = read_toml(path)

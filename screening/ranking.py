@@ -49,6 +49,10 @@ class Objective:
             return f"{self.column} nearest to {self.target:g}"
         return f"{'highest' if self.highest else 'lowest'} {self.column}"
 
+    def shown(self, cost: float) -> float:
+        """A cost for people: the value, or its distance from the target."""
+        return -cost if self.highest else cost
+
     def costs(self, values: np.ndarray) -> np.ndarray:
         """The lower, the better; NaN stays."""
         if self.target is not None:

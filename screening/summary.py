@@ -128,8 +128,7 @@ def _lowest(axes: Any, best: np.ndarray, ranking: Ranking, head: str) -> None:
     there = np.flatnonzero(np.isfinite(best))
     order = np.argsort(np.argsort(-best[there], kind="stable"), kind="stable")
     shades = {int(z): float((rank + 1) / len(there)) for z, rank in zip(there, order)}
-    sign = -1.0 if ranking.objective.highest else 1.0
-    texts = {int(z): f"{sign * best[z]:.2g}" for z in there}
+    texts = {int(z): f"{ranking.objective.shown(float(best[z])):.2g}" for z in there}
     periodic_table(axes, shades, texts, f"Best with an element ({head})", "Greens")
 
 

@@ -10,6 +10,7 @@ from ase import Atoms
 from ase.build import bulk, molecule
 from screenings import argv, chunks, column, need_pyarrow, random_candidates, rows
 
+from gfm_calc import GFMCalculator
 from gfm_calc.cli import main
 from gfm_calc.screening.folder import Folder
 
@@ -50,7 +51,7 @@ def test_what_it_leaves(candidates, saved_model, tmp_path, capsys):
     words.remove("--no-report")
     assert main(words) == 0
     said = capsys.readouterr().out
-    assert "first: 19 ok, 1 invalid, 1 outside; best candidate" in said and "second: 19 ok" in said
+    assert "first: 19 ok, 1 invalid, 1 outside; 19 ranked; best: candidate" in said and "second: 19 ok" in said
     found = rows(run)
     assert len(found) == 42 and [row["head"] for row in found] == ["first", "second"] * 21
     assert "unknown element 'Q'" in found[0]["error"] and found[0]["source"] == "in.extxyz:0"
@@ -178,6 +179,27 @@ def test_files_that_cannot_be_read(saved_model, tmp_path, capsys, name):
         assert not (run / "chunks").exists()
 
 
+def test_elements_of_the_user_count(saved_model, tmp_path, capsys):
+    """A lower energy of an element raises formation energies; the file is part of what a folder holds."""
+    ase.io.write(tmp_path / "in.extxyz", [bulk("CuPt", "cesiumchloride", a=3.0)])
+    lowest = min((bulk("Cu", a=a) for a in np.linspace(3.0, 4.2, 40)), key=lambda atoms: energy_of(atoms, saved_model))
+    ase.io.write(tmp_path / "elements.extxyz", [lowest])
+    assert main(argv([tmp_path / "in.extxyz"], tmp_path / "a", saved_model)) == 0
+    more = ("--elements", str(tmp_path / "elements.extxyz"))
+    assert main(argv([tmp_path / "in.extxyz"], tmp_path / "b", saved_model, *more)) == 0
+    ours, given = Folder(tmp_path / "a").meta["elements"]["first"], Folder(tmp_path / "b").meta["elements"]["first"]
+    assert given["Cu"] == pytest.approx(min(ours["Cu"], energy_of(lowest, saved_model)), abs=1e-4)
+    assert given["Pt"] == pytest.approx(ours["Pt"], abs=1e-6)
+    refused(argv([tmp_path / "in.extxyz"], tmp_path / "b", saved_model), capsys, "other --elements")
+    ase.io.write(tmp_path / "elements.extxyz", [bulk("NaCl", "rocksalt", a=5.6)])
+    refused(argv([tmp_path / "in.extxyz"], tmp_path / "c", saved_model, *more), capsys, "give single elements")
+
+
+def energy_of(atoms, model) -> float:
+    atoms.calc = GFMCalculator(model, head="first")
+    return atoms.get_potential_energy() / len(atoms)
+
+
 def test_an_input_that_changes_meanwhile_is_noticed(saved_model, tmp_path, capsys):
     path = tmp_path / "in.extxyz"
     ase.io.write(path, [bulk("Cu"), bulk("Al")])
@@ -193,6 +215,11 @@ def test_all_candidates_may_be_bad(saved_model, tmp_path):
     assert [row["status"] for row in rows(tmp_path / "run")] == ["outside", "invalid"]
     assert "No candidate passes the filters" in (tmp_path / "run" / "summary.html").read_text()
     assert (tmp_path / "run" / "best.extxyz").read_text() == ""
+
+
+def test_nothing_to_rank_by_is_said(candidates, saved_model, tmp_path, capsys):
+    assert main(argv([candidates], tmp_path / "run", saved_model, "--rank-by", "uncertainty")) == 0
+    assert "0 ranked; none passes the filters and has a uncertainty: choose --rank-by" in capsys.readouterr().out
 
 
 def test_the_manifest_says_what_there_is(candidates, saved_model, tmp_path):

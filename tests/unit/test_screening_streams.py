@@ -12,7 +12,7 @@ from labelled import need_adios
 from training import make_datasets
 
 from gfm_calc.errors import ConfigError, GFMError, InputFileError, InvalidStructureError
-from gfm_calc.screening.files import Files, Folder
+from gfm_calc.screening.files import Files, SingleFiles
 from gfm_calc.screening.generators import Perturbations, RandomAtoms
 from gfm_calc.screening.plan import open_streams
 from gfm_calc.screening.prototypes import GROUPS, PROTOTYPES, STATES, prototype
@@ -108,14 +108,14 @@ def test_folders_of_cifs(tmp_path):
     (tmp_path / "deep" / "2.cif").write_text("data_x\n_cell_length_a 1\n")
     ase.io.write(tmp_path / "3.cif", [bulk("Cu"), bulk("Al")])
     (tmp_path / "notes.txt").write_text("not a structure")
-    stream = Folder(tmp_path)
+    stream = SingleFiles(tmp_path)
     found = dict(stream.made(0, len(stream)))
     assert list(found) == ["0.cif", "1.cif", "3.cif", "deep/2.cif"]
     assert found["0.cif"].get_chemical_formula() == "ClNa"
     assert "holds 2 structures" in str(found["3.cif"]) and isinstance(found["deep/2.cif"], GFMError)
     is_pure(stream)
     with pytest.raises(InputFileError, match="without files of one structure each"):
-        Folder(tmp_path / "deep" / "..").__class__(tmp_path / "nothing") if (
+        SingleFiles(tmp_path / "deep" / "..").__class__(tmp_path / "nothing") if (
             tmp_path / "nothing"
         ).mkdir() is None else None
 
