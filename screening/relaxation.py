@@ -18,7 +18,7 @@ from ase.calculators.calculator import Calculator, all_changes
 from ase.filters import FrechetCellFilter
 from ase.stress import full_3x3_to_voigt_6_stress
 
-from gfm_calc.errors import ConvergenceError, GFMError, InvalidStructureError
+from gfm_calc.errors import ConvergenceError, GFMError, InvalidStructureError, one_line
 from gfm_calc.graph import AtomicGraph
 from gfm_calc.model import Prediction
 from gfm_calc.screening.settings import Relaxation
@@ -121,6 +121,12 @@ class _Active:
         if found.stress.isfinite().all():
             self._given.given["stress"] = full_3x3_to_voigt_6_stress(found.stress[0].numpy())
         self._given.reset()
+        try:
+            self._go_on()
+        except Exception as error:  # ASE raises whatever comes where a cell has gone astray
+            self._end(ConvergenceError(f"the relaxation broke down after {self.steps} steps ({one_line(error)})"))
+
+    def _go_on(self) -> None:
         forces = np.reshape(self._target.get_forces(), (-1, 3))
         self.converged = bool(np.linalg.norm(forces, axis=1).max() < self.how.fmax)
         self.ended = self.converged or self.steps >= self.how.steps

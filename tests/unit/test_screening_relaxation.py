@@ -60,6 +60,22 @@ def test_structures_are_left_alone_and_no_steps_are_single_points():
         assert np.array_equal(found[index].atoms.positions, fresh.positions) and found[index].steps == 0
 
 
+def test_a_relaxation_that_breaks_down_leaves_the_others_alone(monkeypatch):
+    several, real = structures(), FIRE.step
+
+    def astray(self, *given):
+        if len(self.atoms) == 9:
+            raise np.linalg.LinAlgError("no logarithm")
+        return real(self, *given)
+
+    wanted = together(Relaxation(fmax=0.3, steps=5), several)
+    monkeypatch.setattr(FIRE, "step", astray)
+    found = together(Relaxation(fmax=0.3, steps=5), several)
+    assert "broke down after 0 steps (no logarithm)" in str(found[1].prediction) and not found[1].converged
+    for index in (0, 2, 3):
+        assert np.array_equal(found[index].atoms.positions, wanted[index].atoms.positions)
+
+
 def test_relaxed_rows(tmp_path, saved_model):
     """Relaxed structures are in the rows; numbers are those of the calculator there; the cell moved."""
     need_pyarrow()
