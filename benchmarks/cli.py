@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gfm_calc.benchmarks.cli_options import add_device, add_model, add_output, finish, integers, optional, peer, words
+from gfm_calc.benchmarks.cli_screening import add_screening
 from gfm_calc.benchmarks.cli_training import add_parsers
 from gfm_calc.commands.options import DEFAULT_MODEL, new_parser, positive, positive_int
 from gfm_calc.errors import ConfigError, GFMError
@@ -25,6 +26,7 @@ def add_parser(subparsers: Any) -> None:
         _add_physics,
         _add_data,
         add_parsers,
+        add_screening,
         _add_reliability,
         _add_report,
         _add_card,

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,30 @@ def write_file(path: Path, data: bytes) -> None:
         _unlink_quietly(aside)
         raise
     sync_path(path.parent)
+
+
+def write_once(path: Path, data: bytes) -> bool:
+    """`write_file` for a path that is never replaced: False, and nothing is changed, where it is there already.
+
+    Of several processes that write at the same time, on any machines that share the disk, one wins.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(8)}.{os.getpid()}.tmp")
+    try:
+        _write_and_sync(aside, data)
+        try:
+            os.link(aside, path)
+        except FileExistsError:
+            return False
+        except OSError:  # a disk without links
+            if path.exists():
+                return False
+            os.rename(aside, path)
+    finally:
+        _unlink_quietly(aside)
+    sync_path(path.parent)
+    return True
 
 
 def move_file(path: Path, source: Path) -> None:

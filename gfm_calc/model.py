@@ -5,7 +5,7 @@ This is the one path from a batch to numbers; training, calculator and screening
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -229,6 +229,34 @@ class GFMModel(nn.Module):
         if names:
             found |= self._predict_energies(inputs, batch, names, forces, stresses)
         return {spec.name: found[spec.name] for spec in specs}
+
+    def predict_mixture(self, batch: GraphBatch, weights: Mapping[str, float], *, forces: bool = True) -> Prediction:
+        """A weighted sum of energy heads as if it were one head, with one gradient for all of them.
+
+        Energies are those of binding, without reference energies: heads stand in different frames of reference, and only
+        what is measured against each one's own atoms can be added up.
+
+        Args:
+            batch, forces: as for `predict`.
+            weights: {head: weight}.
+
+        Raises:
+            HeadError: an unknown head, one that is not of energies, or none.
+        """
+        specs = [self.spec(head) for head in weights]
+        if not specs or any(spec.kind != "energy" for spec in specs):
+            raise HeadError(f"a mixture is one of energy heads: {', '.join(self.energy_heads)}")
+        index = torch.tensor([self.energy_heads.index(spec.name) for spec in specs], device=self.device)
+        with torch.inference_mode(False), torch.set_grad_enabled(forces):
+            inputs = self.inputs(batch)
+            vectors = inputs.edge_vector.detach().requires_grad_(forces)
+            share = torch.tensor(list(weights.values()), dtype=self.dtype, device=self.device)
+            mixed = share @ self._atom_energies(inputs._replace(edge_vector=vectors), index)
+            gradient = self._edge_gradients(mixed.unsqueeze(0), vectors)[0] if forces else None
+        energies = mixed.detach().to("cpu", torch.float64)
+        total = energies.new_zeros(batch.num_graphs).index_add(0, batch.batch.cpu(), energies)
+        mechanical = {} if gradient is None else mechanics(gradient, vectors.detach(), batch, per_atom=False)
+        return Prediction(head="mixture", model_id=self.model_id, energy=total, energies=energies, **mechanical)
 
     def _predict_properties(self, inputs: ModelInputs, batch: GraphBatch, names: list[str]) -> dict[str, Prediction]:
         counts = batch.ptr.diff().to(self.device)

@@ -5,7 +5,7 @@ Calculator, validation, `gfm predict` and screening all go through `predict_grap
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ from .graph import AtomicGraph, GraphBatch
 from .model import GFMModel, Prediction
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
+MIXED = "bfloat16"  # matrix products in bfloat16; weights, geometry and sums stay float32 or better
 
 
 def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
@@ -82,13 +83,19 @@ def predict_graphs(
         for each graph {head: Prediction}, or an InvalidStructureError where the numbers are not finite.
     """
     batch = GraphBatch.from_graphs(graphs)
-    found = model.predict(batch, heads, forces=forces, stresses=stresses)
+    return split_rows(model.predict(batch, heads, forces=forces, stresses=stresses), batch, model.dtype)
+
+
+def split_rows(
+    found: Mapping[str, Prediction], batch: GraphBatch, dtype: torch.dtype
+) -> list[dict[str, Prediction] | InvalidStructureError]:
+    """The predictions of a batch graph by graph, see `predict_graphs`."""
     ptr = batch.ptr.tolist()
     split = {head: prediction.split(ptr) for head, prediction in found.items()}
+    finite = torch.stack([finite_graphs(prediction, batch) for prediction in found.values()]).all(dim=0).tolist()
     rows: list[dict[str, Prediction] | InvalidStructureError] = []
-    for index in range(len(graphs)):
-        row = {head: parts[index] for head, parts in split.items()}
-        rows.append(row if all(_is_finite(prediction) for prediction in row.values()) else _not_finite(model.dtype))
+    for index, is_finite in enumerate(finite):
+        rows.append({head: parts[index] for head, parts in split.items()} if is_finite else not_finite(dtype))
     return rows
 
 
@@ -102,12 +109,23 @@ def predict_one(
     return outcome
 
 
-def _is_finite(prediction: Prediction) -> bool:
-    tensors = (prediction.energy, prediction.forces, prediction.virial, prediction.value)
-    return all(tensor is None or bool(torch.isfinite(tensor).all()) for tensor in tensors)
+def finite_graphs(prediction: Prediction, batch: GraphBatch) -> torch.Tensor:
+    """Which graphs [B] of a batch have finite numbers throughout."""
+    finite = torch.ones(batch.num_graphs, dtype=torch.bool)
+    owner = batch.batch.cpu()
+    for tensor in (prediction.energy, prediction.forces, prediction.virial, prediction.value):
+        if tensor is None or bool(torch.isfinite(tensor).all()):
+            continue
+        rows = torch.isfinite(tensor.reshape(len(tensor), -1)).all(dim=1)
+        if len(rows) == len(finite):
+            finite &= rows
+        else:
+            finite[owner[~rows]] = False
+    return finite
 
 
-def _not_finite(dtype: torch.dtype) -> InvalidStructureError:
+def not_finite(dtype: torch.dtype) -> InvalidStructureError:
+    """The error that stands for a prediction that is not finite."""
     return InvalidStructureError(
         f"the prediction overflows {str(dtype).split('.')[1]}: atoms far too close or too many at a place"
     )
@@ -120,7 +138,7 @@ class Predictor:
         model: packaged name, directory, or a loaded model (which is used as it is: dtype, device and compile then must
             be left alone).
         heads: names of the heads wanted.
-        dtype: "float32" or "float64".
+        dtype: "float32", "float64", or "bfloat16": matrix products in it, geometry and sums in float32 or better.
         device: "cpu", "cuda", "cuda:N"; None takes the GPU where there is one.
         compile: compile the networks (slow first call, faster after).
         forces: forces and stress too.
@@ -140,13 +158,17 @@ class Predictor:
             refuse_options_of_loaded(device, compile)
             self.model = model
         else:
-            self.model = load_model(model, dtype=parse_dtype(dtype), device=parse_device(device)).compile(
-                enabled=compile
-            )
-        self.specs = [self.model.spec(head) for head in ([heads] if isinstance(heads, str) else heads)]
-        self.heads = [spec.name for spec in self.specs]
+            weights = torch.float32 if dtype == MIXED else parse_dtype(dtype)
+            self.model = load_model(model, dtype=weights, device=parse_device(device)).compile(enabled=compile)
+        self.choose([heads] if isinstance(heads, str) else heads)
         self.forces, self.strict = forces, strict
+        self.mixed = dtype == MIXED
         self.max_atoms, self.max_edges = max_atoms, max_edges
+
+    def choose(self, heads: Sequence[str]) -> None:
+        """Predict with these heads from now on; HeadError for an unknown one."""
+        self.specs = [self.model.spec(head) for head in heads]
+        self.heads = [spec.name for spec in self.specs]
 
     def predict(
         self, structures: Iterable[Atoms], *, source: str | None = None, on_error: str = "raise"
@@ -166,6 +188,12 @@ class Predictor:
             if isinstance(outcome, GFMError) and on_error == "raise":
                 raise outcome
             yield outcome
+
+    def predict_batch(self, graphs: Sequence[AtomicGraph]) -> tuple[GraphBatch, dict[str, Prediction]]:
+        """Graphs as one batch, and what each head says about it; numbers may be infinite (see `finite_graphs`)."""
+        batch = GraphBatch.from_graphs(graphs)
+        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.mixed):
+            return batch, self.model.predict(batch, self.heads, forces=self.forces)
 
     def _outcomes(self, structures: Iterable[Atoms], source: str | None) -> Iterator[dict[str, Prediction] | GFMError]:
         pending: list[tuple[int, AtomicGraph | GFMError]] = []
@@ -195,7 +223,10 @@ class Predictor:
         self, pending: Sequence[tuple[int, AtomicGraph | GFMError]], source: str | None
     ) -> Iterator[dict[str, Prediction] | GFMError]:
         graphs = [item for _, item in pending if not isinstance(item, GFMError)]
-        rows = iter(predict_graphs(self.model, graphs, self.heads, forces=self.forces) if graphs else [])
+        rows: Iterator[dict[str, Prediction] | InvalidStructureError] = iter(())
+        if graphs:
+            batch, found = self.predict_batch(graphs)
+            rows = iter(split_rows(found, batch, self.model.dtype))
         for frame, item in pending:
             outcome = item if isinstance(item, GFMError) else next(rows)
             yield outcome.at(source=source, frame=frame) if isinstance(outcome, InvalidStructureError) else outcome

@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from io import StringIO
 from pathlib import Path
@@ -106,15 +106,15 @@ def _checked(atoms: Atoms, source: str, frame: int, fmt: str) -> Atoms | GFMErro
         validate_atoms(atoms, source=source, frame=frame)
         charge_and_spin(atoms, source=source, frame=frame)
         if fmt == "cif":
-            _refuse_disorder(atoms, source, frame)
+            refuse_disorder(atoms.info.get("occupancy"), source, frame)
     except GFMError as error:
         return error
     return atoms
 
 
-def _refuse_disorder(atoms: Atoms, source: str, frame: int) -> None:
-    """ASE keeps the most frequent element of a partly occupied site and says nothing."""
-    for site, shares in (atoms.info.get("occupancy") or {}).items():
+def refuse_disorder(occupancy: Mapping[str, Mapping[str, float]] | None, source: str, frame: int) -> None:
+    """InvalidStructureError for partly occupied sites: ASE keeps the most frequent element and says nothing."""
+    for site, shares in (occupancy or {}).items():
         if len(shares) > 1 or min(shares.values()) < 0.999:
             what = ", ".join(f"{symbol} {share:g}" for symbol, share in shares.items())
             reason = f"site {site} is partly occupied ({what}): give an ordered structure"
@@ -160,9 +160,8 @@ def _extxyz_frames(path: Path) -> Iterator[Atoms | GFMError]:
         )
 
 
-def _chunks(handle: TextIO, path: Path) -> Iterator[tuple[int, list[str]]]:
-    """(number of the first line, lines) of each frame."""
-    number = frame = 0
+def _chunks(handle: TextIO, path: Path, *, frame: int = 0, number: int = 0) -> Iterator[tuple[int, list[str]]]:
+    """(number of the first line, lines) of each frame; `frame` frames and `number` lines lie before the handle."""
     pending = handle.readline(MAX_LINE)
     while pending:
         number += 1

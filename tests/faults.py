@@ -1,4 +1,4 @@
-"""Faults for training runs, set up inside the process that shall have them."""
+"""Faults for training runs and screenings, set up inside the process that shall have them."""
 
 from __future__ import annotations
 
@@ -95,3 +95,32 @@ def slow(seconds: float) -> None:
         return real(self, objective, prepared)
 
     Trainer.train_step = slowly
+
+
+def slow_screening(seconds: float) -> None:
+    """Every batch takes longer."""
+    from gfm_calc.predictor import Predictor
+
+    real = Predictor.predict_batch
+
+    def slowly(self, graphs):
+        time.sleep(seconds)
+        return real(self, graphs)
+
+    Predictor.predict_batch = slowly
+
+
+def full_disk(number: int) -> None:
+    """The disk refuses the N-th chunk."""
+    import gfm_calc.screening.engine as engine
+
+    real, count = engine.write_once, 0
+
+    def counted(*given):
+        nonlocal count
+        count += 1
+        if count == number:
+            raise OSError(28, "No space left on device")
+        return real(*given)
+
+    engine.write_once = counted

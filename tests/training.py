@@ -129,6 +129,10 @@ class Job:
             for process in self.processes:
                 process.join()
 
+    def kill_one(self, rank: int, number: int) -> None:
+        """Send a signal to one process."""
+        os.kill(self.processes[rank].pid, number)
+
     def said(self) -> str:
         """What the processes printed."""
         return self.log.read_text(errors="replace") if self.log and self.log.exists() else ""

@@ -53,11 +53,12 @@ def add_model(parser: argparse.ArgumentParser, *, several: bool = False) -> None
     )  # fmt: skip
 
 
-def add_machine(parser: argparse.ArgumentParser, *, dtype: str = "float32") -> None:
-    """--device, --dtype, --compile, --threads."""
+def add_machine(parser: argparse.ArgumentParser, *, dtype: str = "float32", mixed: bool = False) -> None:
+    """--device, --dtype (`mixed`: bfloat16 too), --compile, --threads."""
     group = parser.add_argument_group("machine")
     group.add_argument("--device", help="cpu, cuda or cuda:N (default: the GPU where there is one)")
-    group.add_argument("--dtype", choices=("float32", "float64"), default=dtype, help="default: %(default)s")
+    choices = ("float32", "float64", "bfloat16") if mixed else ("float32", "float64")
+    group.add_argument("--dtype", choices=choices, default=dtype, help="default: %(default)s")
     group.add_argument("--compile", action="store_true", help="compile the model: a slow start, then faster")
     group.add_argument("--threads", type=positive_int, metavar="N", help="CPU threads of this run (default: torch's)")
 

@@ -42,11 +42,29 @@ def stream(chunks: int) -> None:
         pass
 
 
+def screening(count: int) -> None:
+    """`count` structures, in chunks of 10, through the engine to files that are removed at once."""
+    from gfm_calc.screening.engine import Engine
+    from gfm_calc.screening.generators import RandomAtoms
+    from gfm_calc.screening.prepare import prepared
+    from gfm_calc.screening.settings import Settings
+    from gfm_calc.screening.table import sealed
+
+    model = random_model(dtype=torch.float32)
+    stream = RandomAtoms(count=count, max_atoms=12, box=6.0)
+    engine = Engine(Predictor(model, ["first", "second"]), Settings(heads=("first", "second"), max_edges=400), {})
+    ranges = [(first, first + 10) for first in range(0, count, 10)]
+    for chosen, candidates in zip(ranges, prepared(stream, model.config.cutoff, ranges, workers=0)):
+        rows = engine.rows(candidates, *chosen)
+        assert sealed(rows.values, rows.columns, {})
+
+
 @pytest.mark.promise("R13")
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs Linux to read its own memory")
 @pytest.mark.parametrize(("work", "count"), [
-    (md, 500), (stream, 500),
+    (md, 500), (stream, 500), (screening, 500),
     pytest.param(md, 10_000, marks=pytest.mark.slow), pytest.param(stream, 10_000, marks=pytest.mark.slow),
+    pytest.param(screening, 100_000, marks=pytest.mark.slow),
 ], ids=lambda value: getattr(value, "__name__", str(value)))  # fmt: skip
 def test_memory_stays(work, count):
     work(200)

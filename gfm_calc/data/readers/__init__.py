@@ -13,6 +13,7 @@ from typing import Any
 
 from ...errors import ConfigError, GFMError, InputFileError, did_you_mean, one_line
 from ..schema import Record
+from .extxyz import Mark
 from .labels import Convention, Labeller
 from .options import DEFAULTS, ReadOptions
 from .raw import RawFrame
@@ -79,18 +80,24 @@ def _records(path: Path, format: str | None, labeller: Labeller, on_error: str) 
 
 
 def read_raw(
-    path: Path | str, *, format: str | None = None, options: ReadOptions = DEFAULTS
+    path: Path | str, *, format: str | None = None, options: ReadOptions = DEFAULTS, start: int | Mark | None = None
 ) -> Iterator[RawFrame | GFMError]:
-    """The frames of a file as it has them, before keys and units are decided; errors stand in their places."""
+    """The frames of a file as it has them, before keys and units are decided; errors stand in their places.
+
+    Args:
+        start: where to begin, for formats that can be entered anywhere (see `access.FrameFile`, which knows them).
+    """
     path = Path(path)
-    frame = -1
+    begin = start.frame if isinstance(start, Mark) else start or 0
+    frame = begin - 1
     try:
-        name = _checked_format(path, format)
+        name = checked_format(path, format)
         module, function = FORMATS[name]
         frames = getattr(import_module(f".{module}", __name__), function)
-        for frame, found in enumerate(frames(path, options)):  # noqa: B007 (used in the message below)
+        given = (path, options) if start is None else (path, options, start)
+        for frame, found in enumerate(frames(*given), begin):  # noqa: B007 (used in the message below)
             yield found
-        if frame < 0:
+        if frame < 0 and start is None:
             yield InputFileError(f"{path}: holds no structures")
     except GeneratorExit:
         raise
@@ -101,7 +108,13 @@ def read_raw(
         yield InputFileError(f"{path}, frame {frame + 1}: cannot be read ({what}{one_line(error)}): damaged?")
 
 
-def _checked_format(path: Path, format: str | None) -> str:
+def checked_format(path: Path, format: str | None) -> str:
+    """The format of a file that is there; None: by its name and first bytes.
+
+    Raises:
+        ConfigError: no such format.
+        InputFileError: missing, empty, a directory, or of a format that cannot be told.
+    """
     from .detect import format_of
 
     if format is not None and format not in FORMATS:

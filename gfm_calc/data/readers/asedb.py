@@ -24,15 +24,15 @@ _COLUMNS = (
 _MAX_BLOB = 1 << 29
 
 
-def frames(path: Path, options: ReadOptions) -> Iterator[RawFrame | GFMError]:
-    """Every row, by id.
+def frames(path: Path, options: ReadOptions, start: int = 0) -> Iterator[RawFrame | GFMError]:
+    """Every row, by id; the first `start` are passed over.
 
     Raises:
         InputFileError: no SQLite, or no database of ASE.
     """
-    frame = 0
+    frame = start
     try:
-        connection = sqlite3.connect(f"file:{quote(str(path.resolve()))}?mode=ro&immutable=1", uri=True)
+        connection = _connected(path)
         try:
             connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _MAX_BLOB)
             loose = loose_layout(_metadata(connection), path)
@@ -40,13 +40,30 @@ def frames(path: Path, options: ReadOptions) -> Iterator[RawFrame | GFMError]:
             if not {"numbers", "positions"} <= present:
                 raise InputFileError(f"{path}: SQLite, but no database of ASE (it has no table of systems)")
             columns = [name for name in _COLUMNS if name in present]
-            for values in connection.execute(f"SELECT {', '.join(columns)} FROM systems ORDER BY id"):
+            query = f"SELECT {', '.join(columns)} FROM systems ORDER BY id LIMIT -1 OFFSET {int(start)}"
+            for values in connection.execute(query):
                 yield _frame(dict(zip(columns, values)), path, frame, loose)
                 frame += 1
         finally:
             connection.close()
     except (sqlite3.Error, OverflowError, UnicodeDecodeError) as error:
         raise InputFileError(f"{path}, frame {frame}: not readable as SQLite ({one_line(error)}): damaged?") from error
+
+
+def count(path: Path) -> int:
+    """Number of rows; InputFileError as `frames`."""
+    try:
+        connection = _connected(path)
+        try:
+            return int(connection.execute("SELECT COUNT(*) FROM systems").fetchone()[0])
+        finally:
+            connection.close()
+    except sqlite3.Error as error:
+        raise InputFileError(f"{path}: not readable as a database of ASE ({one_line(error)}): damaged?") from error
+
+
+def _connected(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(f"file:{quote(str(path.resolve()))}?mode=ro&immutable=1", uri=True)
 
 
 def _metadata(connection: sqlite3.Connection) -> Any:

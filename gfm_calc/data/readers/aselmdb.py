@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,28 +22,32 @@ FORMAT = "ase-lmdb"
 _MAX_ROW = 1 << 28  # bytes of one row, decompressed
 
 
-def frames(path: Path, options: ReadOptions) -> Iterator[RawFrame | GFMError]:
-    """Every row by id; ids that were deleted are passed over.
+def frames(path: Path, options: ReadOptions, start: int = 0) -> Iterator[RawFrame | GFMError]:
+    """Every row by id, the first `start` passed over; ids that were deleted do not count.
 
     Raises:
         InputFileError: not LMDB, damaged, or holding pickled objects.
     """
     with LMDBFile(path) as table:
         loose = loose_layout(_value(table, b"metadata", path), path)
-        count = _value(table, b"nextid", path)
-        deleted = _value(table, b"deleted_ids", path) or []
-        if (
-            isinstance(count, bool)
-            or not isinstance(count, int)
-            or not 1 <= count <= table.num_entries + len(deleted) + 1
-        ):
-            raise InputFileError(f"{path}: an LMDB file, but not of ASE (no sound 'nextid'): {_what_is_in(table)}")
-        gone = {number for number in deleted if isinstance(number, int)}
-        frame = 0
-        for number in range(1, count):
-            if number not in gone:
-                yield _frame(table, number, path, frame, loose)
-                frame += 1
+        for frame, number in enumerate(islice(_ids(table, path), start, None), start):
+            yield _frame(table, number, path, frame, loose)
+
+
+def count(path: Path) -> int:
+    """Number of rows; InputFileError as `frames`."""
+    with LMDBFile(path) as table:
+        return sum(1 for _ in _ids(table, path))
+
+
+def _ids(table: LMDBFile, path: Path) -> Iterator[int]:
+    following = _value(table, b"nextid", path)
+    deleted = _value(table, b"deleted_ids", path) or []
+    sound = isinstance(following, int) and not isinstance(following, bool)
+    if not sound or not 1 <= following <= table.num_entries + len(deleted) + 1:
+        raise InputFileError(f"{path}: an LMDB file, but not of ASE (no sound 'nextid'): {_what_is_in(table)}")
+    gone = {number for number in deleted if isinstance(number, int)}
+    return (number for number in range(1, following) if number not in gone)
 
 
 def _frame(table: LMDBFile, number: int, path: Path, frame: int, loose: Any) -> RawFrame | GFMError:

@@ -9,13 +9,13 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from ase.data import atomic_numbers as NUMBER_OF
 
 from ...errors import GFMError, InputFileError, InvalidStructureError
-from ...structures import _chunks, _diagnose
+from ...structures import MAX_ATOMS, MAX_LINE, _chunks, _diagnose
 from .files import open_text
 from .options import Layout, ReadOptions, Units
 from .raw import RawFrame, flags_from, no_cell
@@ -42,15 +42,24 @@ _FLAGS = {
 _UNIT_KEYS = {"energy_unit": "energy", "length_unit": "length", "forces_unit": "forces", "stress_unit": "stress"}
 
 
-def frames(path: Path, options: ReadOptions) -> Iterator[RawFrame | GFMError]:
-    """Every frame of the file.
+class Mark(NamedTuple):
+    """The beginning of a frame: its number, the bytes and the lines before it."""
+
+    frame: int = 0
+    offset: int = 0
+    line: int = 0
+
+
+def frames(path: Path, options: ReadOptions, mark: Mark = Mark()) -> Iterator[RawFrame | GFMError]:  # noqa: B008
+    """Every frame of the file, from `mark` on (of a file that is not compressed).
 
     Raises:
         InputFileError: the file is cut off, or no XYZ.
     """
     layouts: dict[tuple, Layout] = {(): _LAYOUT}
-    with open_text(path) as handle:
-        for frame, (number, lines) in enumerate(_chunks(handle, path)):
+    with open_text(path, mark.offset) as handle:
+        chunks = _chunks(handle, path, frame=mark.frame, number=mark.line)
+        for frame, (number, lines) in enumerate(chunks, mark.frame):
             try:
                 yield _frame(lines, path, frame, layouts)
             except GFMError as error:
@@ -58,6 +67,35 @@ def frames(path: Path, options: ReadOptions) -> Iterator[RawFrame | GFMError]:
             except Exception as error:  # whatever: the frame is damaged, and this finds out where
                 reason, atom = _diagnose(error, lines, number)
                 yield InvalidStructureError(reason, source=str(path), frame=frame, atom=atom)
+
+
+def marks(path: Path, stride: int) -> tuple[int, list[Mark]]:
+    """Number of frames of a file that is not compressed, and where each `stride`-th begins.
+
+    Lines are counted, not read: a file that breaks off has one frame more, the place of the error.
+    """
+    found: list[Mark] = []
+    frame = line = offset = 0
+    with open(path, "rb") as handle:
+        head = handle.readline(MAX_LINE)
+        while head:
+            if not head.strip():
+                line, offset, head = line + 1, handle.tell(), handle.readline(MAX_LINE)
+                continue
+            if frame % stride == 0:
+                found.append(Mark(frame, offset, line))
+            frame += 1
+            if not head.strip().isdigit() or int(head) > MAX_ATOMS:
+                break
+            for _ in range(int(head) + 1):
+                if not handle.readline(MAX_LINE):
+                    return frame, found
+            line += int(head) + 2
+            offset, head = handle.tell(), handle.readline(MAX_LINE)
+            for _ in range(3):
+                if head.lstrip().startswith(b"VEC"):
+                    line, offset, head = line + 1, handle.tell(), handle.readline(MAX_LINE)
+    return frame, found
 
 
 def _frame(lines: list[str], path: Path, frame: int, layouts: dict[tuple, Layout]) -> RawFrame:

@@ -6,6 +6,7 @@ import bz2
 import gzip
 import lzma
 from collections.abc import Callable
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
@@ -18,8 +19,17 @@ def bare_suffix(path: Path) -> str:
     return next((suffix for suffix in reversed(suffixes) if suffix not in _OPENERS), "")
 
 
-def open_text(path: Path) -> TextIO:
-    """The text of a file, decompressed as it is read."""
+def is_compressed(path: Path) -> bool:
+    """Whether the name says that the file is compressed."""
+    return path.suffix.lower() in _OPENERS
+
+
+def open_text(path: Path, offset: int = 0) -> TextIO:
+    """The text of a file, decompressed as it is read; from a byte on, of one that is not compressed."""
+    if offset:
+        handle = open(path, "rb")
+        handle.seek(offset)
+        return TextIOWrapper(handle, encoding="utf-8")
     return _OPENERS.get(path.suffix.lower(), open)(path, "rt", encoding="utf-8")
 
 

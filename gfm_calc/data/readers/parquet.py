@@ -17,28 +17,56 @@ FORMAT = "parquet"
 _ROWS = 256  # decoded at a time
 
 
-def frames(path: Path, options: ReadOptions) -> Iterator[RawFrame | GFMError]:
-    """Every row.
+def frames(path: Path, options: ReadOptions, start: int = 0) -> Iterator[RawFrame | GFMError]:
+    """Every row from `start` on.
 
     Raises:
         InputFileError: not parquet, damaged, or without elements and positions.
         MissingDependencyError: pyarrow is not installed.
     """
+    pyarrow = _pyarrow(path)
+    frame = start
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            layout = QCML if is_qcml(file.schema_arrow.names) else _stated(file.schema_arrow, path)
+            groups, before = _from_group(file, start)
+            for batch in file.iter_batches(batch_size=_ROWS, row_groups=groups):
+                drop = min(max(start - before, 0), len(batch))
+                before += len(batch)
+                for row in batch.slice(drop).to_pylist():
+                    yield _guarded(row, layout, path, frame)
+                    frame += 1
+    except (pyarrow.ArrowException, OSError, ValueError, KeyError, TypeError, NotImplementedError) as error:
+        raise InputFileError(f"{path}, frame {frame}: not readable as parquet ({one_line(error)}): damaged?") from error
+
+
+def count(path: Path) -> int:
+    """Number of rows; errors as `frames`."""
+    pyarrow = _pyarrow(path)
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            return int(file.metadata.num_rows)
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise InputFileError(f"{path}: not readable as parquet ({one_line(error)}): damaged?") from error
+
+
+def _pyarrow(path: Path) -> Any:
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
         raise MissingDependencyError(f"{path}: parquet needs pyarrow: pip install gfm-calc[readers]") from error
-    frame = 0
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            layout = QCML if is_qcml(file.schema_arrow.names) else _stated(file.schema_arrow, path)
-            for batch in file.iter_batches(batch_size=_ROWS):
-                for row in batch.to_pylist():
-                    yield _guarded(row, layout, path, frame)
-                    frame += 1
-    except (pyarrow.ArrowException, OSError, ValueError, KeyError, TypeError, NotImplementedError) as error:
-        raise InputFileError(f"{path}, frame {frame}: not readable as parquet ({one_line(error)}): damaged?") from error
+    return pyarrow
+
+
+def _from_group(file: Any, start: int) -> tuple[list[int], int]:
+    """The row groups from that of row `start` on, and the rows before them."""
+    sizes = [file.metadata.row_group(k).num_rows for k in range(file.metadata.num_row_groups)]
+    first = before = 0
+    while first < len(sizes) - 1 and before + sizes[first] <= start:
+        before += sizes[first]
+        first += 1
+    return list(range(first, len(sizes))), before
 
 
 def _stated(schema: Any, path: Path) -> Layout:

@@ -1,0 +1,199 @@
+"""What a finished screening leaves: every chunk checked, counts, the ranking, the best structures, the page."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+
+from gfm_calc.artifacts import canonical_json, write_file
+from gfm_calc.commands.outputs import write_extxyz
+from gfm_calc.errors import GFMError
+from gfm_calc.screening.folder import CHUNKS, CLAIMS, Folder
+from gfm_calc.screening.ranking import Best, Ranking, numbers_of
+from gfm_calc.screening.streams import Stream
+from gfm_calc.screening.table import STRUCTURES
+
+_SAMPLE = 20_000  # candidates in the distributions
+SHOWN = ("formation_energy_per_atom", "energy_per_atom", "max_force", "volume_per_atom", "pressure", "uncertainty",
+         "force_spread", "closest")  # fmt: skip
+
+
+@dataclass(kw_only=True)
+class Overview:
+    """All rows in small.
+
+    Attributes:
+        statuses: {head: {status: rows}}.  errors: {head: {error without its place: rows}}.
+        doubts: rows with a remark in `domain`.  ranked: rows that pass the filters and have a value to rank by.
+        samples: {head: {column: values}}, of evenly chosen candidates that are ok.
+        elements: {head: [119]}, rows that hold an element; lowest: {head: [119]}, their lowest cost, inf where none.
+        best: of the ranking.
+    """
+
+    statuses: dict[str, Counter[str]]
+    errors: dict[str, Counter[str]]
+    doubts: Counter[str] = field(default_factory=Counter)
+    ranked: Counter[str] = field(default_factory=Counter)
+    samples: dict[str, dict[str, list[np.ndarray]]]
+    elements: dict[str, np.ndarray]
+    lowest: dict[str, np.ndarray]
+    best: Best
+
+
+def read(folder: Folder, ranking: Ranking) -> Overview:
+    """Read every chunk, checking all of them.
+
+    Raises:
+        GFMError: chunks that are missing.  CorruptFileError: damaged or doubled ones.
+    """
+    heads = folder.settings.heads
+    found = Overview(
+        statuses={head: Counter() for head in heads}, errors={head: Counter() for head in heads},
+        samples={head: {name: [] for name in SHOWN} for head in heads},
+        elements={head: np.zeros(119, np.int64) for head in heads},
+        lowest={head: np.full(119, np.inf) for head in heads}, best=Best(ranking, heads),
+    )  # fmt: skip
+    stride = max(1, (folder.last - folder.first) // _SAMPLE)
+    names = list(dict.fromkeys([*ranking.columns, *SHOWN, "formula", "error", "domain"]))
+    for table in folder.tables(names):
+        values = numbers_of(table, names)
+        candidates, head_of = table.column("candidate").to_numpy(), np.array(table.column("head").to_pylist(), object)
+        found.best.add(candidates, head_of, values)
+        costs = ranking.costs(values)
+        for head in heads:
+            own = head_of == head
+            _add(found, head, {name: column[own] for name, column in values.items()}, costs[own])
+            sampled = own & (candidates % stride == 0) & (values["status"] == "ok")
+            for name in SHOWN:
+                found.samples[head][name].append(values[name][sampled])
+    return found
+
+
+def _add(found: Overview, head: str, values: Mapping[str, np.ndarray], costs: np.ndarray) -> None:
+    found.statuses[head] += Counter(values["status"].tolist())
+    found.errors[head] += Counter(_kind(text) for text in values["error"].tolist() if text)
+    found.doubts[head] += int(sum(bool(text) for text in values["domain"].tolist()))
+    found.ranked[head] += int(np.count_nonzero(~np.isnan(costs)))
+    for formula, cost in zip(values["formula"].tolist(), costs.tolist()):
+        numbers = _elements_of(formula)
+        found.elements[head][numbers] += 1
+        if not np.isnan(cost):
+            found.lowest[head][numbers] = np.minimum(found.lowest[head][numbers], cost)
+
+
+def finish(folder: Folder, stream: Stream, ranking: Ranking, *, report: bool) -> Overview:
+    """Check all, then write counts.json, ranking.csv, best.extxyz and summary.html; they are replaced where they are there.
+
+    Raises:
+        GFMError: see `read`.
+    """
+    found = read(folder, ranking)
+    rows = {head: _rows(folder, found.best.of(head), head) for head in folder.settings.heads}
+    structures = {head: _structures(folder, stream, several) for head, several in rows.items()}
+    counts = {
+        "candidates": folder.last - folder.first, "objective": str(ranking.objective),
+        "filters": [str(kept) for kept in ranking.filters],
+        "heads": {head: {"rows": dict(found.statuses[head]), "doubtful": found.doubts[head], "ranked": found.ranked[head]}
+                  for head in rows},
+    }  # fmt: skip
+    write_file(folder.directory / "counts.json", canonical_json(counts))
+    write_file(folder.directory / "ranking.csv", _csv(rows).encode())
+    write_file(folder.directory / "best.extxyz", _extxyz(rows, structures).encode())
+    if report:
+        from gfm_calc.screening.summary import summary
+
+        page = summary(folder, ranking, found, rows, structures)
+        write_file(folder.directory / "summary.html", page.encode())
+    _sweep(folder)
+    return found
+
+
+def _rows(folder: Folder, best: Sequence[tuple[int, float]], head: str) -> list[dict[str, Any]]:
+    """The rows of the best of a head, best first."""
+    place, heads = folder.settings.heads.index(head), len(folder.settings.heads)
+    ranks: dict[int, list[tuple[int, int]]] = {}  # of each chunk: (rank, candidate)
+    for rank, (candidate, _) in enumerate(best, 1):
+        ranks.setdefault((candidate - folder.first) // folder.settings.chunk, []).append((rank, candidate))
+    found = []
+    for chunk, several in ranks.items():
+        table, first = folder.read(chunk), folder.range_of(chunk)[0]
+        for rank, candidate in several:
+            found.append({"rank": rank, **table.slice((candidate - first) * heads + place, 1).to_pylist()[0]})
+    return sorted(found, key=lambda row: row["rank"])
+
+
+def _structures(folder: Folder, stream: Stream, rows: Sequence[Mapping[str, Any]]) -> list[Atoms]:
+    """As they were screened: relaxed where they were."""
+    found = []
+    for row in rows:
+        if row.get("positions") is not None:
+            cell = row["cell"] and np.reshape(row["cell"], (3, 3))
+            positions = np.reshape(row["positions"], (-1, 3))
+            atoms = Atoms(row["atomic_numbers"], positions=positions, cell=cell, pbc=row["pbc"])
+        else:
+            (_, made), *_ = stream.made(row["candidate"], row["candidate"] + 1)
+            if isinstance(made, GFMError):
+                raise GFMError(f"candidate {row['candidate']} is another one now ({made}): have its files changed?")
+            atoms = made
+        found.append(atoms)
+    return found
+
+
+def _csv(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    several = [row for found in rows.values() for row in found]
+    text = io.StringIO()
+    names = [name for name in (several[0] if several else {"rank": 0}) if name not in (*STRUCTURES, "stress", "forces")]
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(names)
+    for row in several:
+        writer.writerow(["" if row[name] is None else row[name] for name in names])
+    return text.getvalue()
+
+
+def _extxyz(rows: Mapping[str, Sequence[Mapping[str, Any]]], structures: Mapping[str, Sequence[Atoms]]) -> str:
+    text = io.StringIO()
+    for head, several in rows.items():
+        for row, atoms in zip(several, structures[head]):
+            kept = {k: v for k, v in row.items() if v not in (None, "") and k not in (*STRUCTURES, "error", "status")}
+            if "forces" in kept:
+                kept["forces"] = np.reshape(kept["forces"], (-1, 3))
+            if "stress" in kept:
+                kept["stress"] = np.array(kept["stress"])
+            write_extxyz(text, atoms, kept)
+    return text.getvalue()
+
+
+def _sweep(folder: Folder) -> None:
+    """What processes left that ended while they wrote; all chunks are there, so none of it is needed."""
+    for path in _leftovers(folder.directory):
+        path.unlink(missing_ok=True)
+
+
+def _leftovers(directory: Path) -> Iterator[Path]:
+    yield from (directory / CHUNKS).glob(".*.tmp")
+    yield from (path for path in (directory / CLAIMS).glob("*") if path.name.isdigit() or path.name == "begin")
+
+
+def _elements_of(formula: str | None) -> list[int]:
+    from ase.formula import Formula
+
+    return [] if not formula else _numbers(tuple(Formula(formula).count()))
+
+
+def _numbers(symbols: tuple[str, ...]) -> list[int]:
+    from ase.data import atomic_numbers
+
+    return [atomic_numbers[symbol] for symbol in symbols]
+
+
+def _kind(error: str) -> str:
+    """An error without the place in front of it, so that equal ones are counted together."""
+    return error.partition(": ")[2] or error
