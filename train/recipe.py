@@ -270,8 +270,8 @@ class Recipe:
 
 
 _DEFAULTS: Mapping[str, Any] = {
-    "data": DataRecipe(), "start": StartRecipe(), "objective": ObjectiveRecipe(), "optimizer": OptimizerRecipe(), "run": RunRecipe(),
-    "parallel": ParallelRecipe(),
+    "data": DataRecipe(), "start": StartRecipe(), "objective": ObjectiveRecipe(), "optimizer": OptimizerRecipe(),
+    "run": RunRecipe(), "parallel": ParallelRecipe(),
 }  # fmt: skip
 _OPTIONAL = ("loss_tau", "soften", "max_minutes")
 _RANGES = (
