@@ -50,12 +50,15 @@ def multitask(result: Mapping[str, Any]) -> Iterator[Table]:
 
 
 def scaling(result: Mapping[str, Any]) -> Iterator[Table]:
+    data, on = result.get("data"), ""
+    if data:  # the first results did not say
+        on = f" on {data['heads']} heads with {data['structures']:,} structures of {data['atoms']:,} atoms in all"
     rows = [
         [f"{r['processes']}", r["mode"], f"{r['heads']}", f"{r['steps']}", f"{r['largest_difference']:.1e}"]
         for r in result.get("equality", ())
     ]
-    yield Table("Training on several processes: largest relative difference of loss or gradient norm from one process, float64",
-                ["processes", "mode", "heads", "steps", "difference"], rows)  # fmt: skip
+    title = f"Training on several processes{on}: largest relative difference of loss or gradient norm from one process, float64"
+    yield Table(title, ["processes", "mode", "heads", "steps", "difference"], rows)
     for part, what in (("weak", "the same work a process"), ("strong", "the same work in all")):
         rows = [
             [f"{r['processes']}" + (" (more than cores)" if r["more_processes_than_cores"] else ""), r["mode"],
@@ -73,7 +76,7 @@ def scaling(result: Mapping[str, Any]) -> Iterator[Table]:
             "of separate runs, %",
             "communication and waiting, %",
         ]
-        yield Table(f"Training speed, {what}", header, rows)
+        yield Table(f"Training speed{on}, {what}", header, rows)
     rows = [
         [f"{r['processes']}", r["mode"], ", ".join(map(str, r["heads_a_process"])), _largest_mb(r["state_bytes"]),
          _largest_mb(r["theory_state_bytes"]), _largest_mb(r["bytes_a_step"]), _largest_mb(r["theory_bytes_a_step"])]
@@ -89,7 +92,7 @@ def scaling(result: Mapping[str, Any]) -> Iterator[Table]:
         for r in result.get("precision", ())
     ]  # fmt: skip
     header = ["precision", "structures/s", "first loss, difference", "energy, meV/atom", "forces, meV/Å"]
-    yield Table("The same short training in several precisions: mean validation errors over heads", header, rows)
+    yield Table(f"The same short training in several precisions{on}: mean validation errors over heads", header, rows)
     model = result.get("model", {})
     rows = [
         [f"{r['processes']}", r["mode"], figure(r["predicted_s"]), figure(r["measured_s"])]

@@ -27,6 +27,7 @@ from typing import Any
 
 from gfm_calc.benchmarks.performance import calibrate, collective_seconds, predict_step, project
 from gfm_calc.errors import GFMError
+from gfm_calc.train.preparation import find_datasets
 
 PARTS = ("equality", "weak", "strong", "volume", "precision", "model")
 _PORT = 29517
@@ -55,12 +56,17 @@ class ScalingPlan:
 
 
 def run_scaling(plan: ScalingPlan) -> dict[str, Any]:
-    """Measure; rows of each part, see the module.
+    """Measure.
+
+    Returns:
+        data {heads, structures, atoms}, of all datasets; rows of each part, see the module.
 
     Raises:
-        GFMError: a run that fails.
+        GFMError: no datasets, or a run that fails.
     """
-    found: dict[str, Any] = {}
+    datasets = find_datasets(str(plan.data))
+    counts = {"heads": len(datasets), "structures": sum(map(len, datasets))}
+    found: dict[str, Any] = {"data": {**counts, "atoms": sum(dataset.num_atoms for dataset in datasets)}}
     with tempfile.TemporaryDirectory(prefix="gfm-scaling-") as scratch:
         bench = _Bench(plan, Path(scratch))
         if "equality" in plan.parts:

@@ -25,7 +25,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 
 from gfm_calc.benchmarks import structures
 from gfm_calc.benchmarks.contenders import Process
-from gfm_calc.benchmarks.training_worker import ready_batches
+from gfm_calc.benchmarks.training_steps import ready_batches
 from gfm_calc.commands.progress import Progress
 from gfm_calc.config import HeadSpec, ModelConfig, to_mapping
 from gfm_calc.data.build import build

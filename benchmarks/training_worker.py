@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,47 +14,21 @@ import torch
 from gfm_calc import __version__
 from gfm_calc.benchmarks.peers.measure import answer_jobs
 from gfm_calc.benchmarks.peers.steps import Arrays, clocked
+from gfm_calc.benchmarks.training_steps import TrainingSteps, endless_recipe, ready_batches
 from gfm_calc.config import ModelConfig
-from gfm_calc.data.loader import LabelledBatch, labelled_batches
-from gfm_calc.data.sampling import Batch
-from gfm_calc.data.store import Dataset, open_dataset
-from gfm_calc.train.parallel import Place, Ranks
+from gfm_calc.data.store import open_dataset
 from gfm_calc.train.preparation import prepare
-from gfm_calc.train.recipe import DataRecipe, Recipe, RunRecipe
-from gfm_calc.train.telemetry import Telemetry
-from gfm_calc.train.trainer import Trainer
-
-
-def ready_batches(dataset: Dataset, size: int, cutoff: float) -> Iterator[LabelledBatch]:
-    """The structures of a dataset in order, `size` a batch."""
-    for first in range(0, len(dataset), size):
-        index = np.arange(first, min(first + size, len(dataset)))
-        drawn = Batch(head=np.zeros(len(index), np.int64), index=index)
-        yield from labelled_batches(dataset.read(index), drawn, cutoff)
-
-
-def make_trainer(data: Path, config: ModelConfig, size: int, *, compile: bool, folder: Path) -> Trainer:
-    """The trainer that `gfm train` would make of this dataset and model, in float32."""
-    recipe = Recipe(
-        data=DataRecipe(path=str(data), validation=0.0, test=0.0), model=config,
-        run=RunRecipe(steps=10**9, structures=size, max_atoms=10**9, max_edges=10**12, compile=compile),
-    )  # fmt: skip
-    return Trainer(recipe, prepare(recipe, config.cutoff), Ranks(Place(), "cpu"), folder)
 
 
 class GFMTrainee:
-    """See `peers.steps.Trainee`.  A step is that of `gfm train` from a batch with edges to new weights: geometry and targets,
-    forward, forces, loss, backward, norm and clipping of the gradient, AdamW, running average of the weights."""
+    """See `peers.steps.Trainee`; a step is that of `training_steps.TrainingSteps`."""
 
     def __init__(self, data: Path, config: ModelConfig, size: int, *, compile: bool):
-        self._stack = ExitStack()
-        folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
         self.mode = "compiled" if compile else "eager"
         self.config = config
-        self.trainer = make_trainer(data, config, size, compile=compile, folder=folder)
-        self.trainer.telemetry = Telemetry()  # as `Trainer.run` does when it begins
+        recipe = endless_recipe(data, config, size, compile=compile)
+        self.steps = TrainingSteps(recipe, prepare(recipe, config.cutoff))
         self.batches = list(ready_batches(open_dataset(data), size, config.cutoff))
-        self.objective = self._stack.enter_context(self.trainer._compiled())
 
     def describe(self) -> dict[str, Any]:
         """Name, version, model, number of parameters and mode."""
@@ -64,7 +36,7 @@ class GFMTrainee:
         model = f"PaiNN, width {c.num_features}, {c.num_layers} layers, {c.num_radial} radial functions, head {c.head_width}"
         return {
             "name": "gfm-calc", "mode": self.mode, "version": __version__, "torch": torch.__version__, "model": model,
-            "parameters": sum(p.numel() for p in self.trainer.model.parameters()),
+            "parameters": sum(p.numel() for p in self.steps.trainer.model.parameters()),
         }  # fmt: skip
 
     def turn(self, batches: list[Arrays]) -> Callable[[], float]:
@@ -73,12 +45,7 @@ class GFMTrainee:
             if not np.array_equal(own.graph.edge_index.numpy(), given["pairs"]):
                 raise ValueError("these are not the batches of the dataset")
 
-        def run() -> float:
-            for batch in self.batches:
-                line = self.trainer._train_step(self.objective, self.trainer._prepared([batch]))
-            return line["loss"]
-
-        return run
+        return lambda: self.steps.run(self.batches)
 
 
 def _make(options: argparse.Namespace) -> GFMTrainee:

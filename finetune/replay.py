@@ -89,7 +89,7 @@ def _crystal(spec: HeadSpec, random: np.random.Generator) -> Atoms | None:
 
 
 def _element(symbol: str) -> Atoms | None:
-    state = reference_states[NUMBER_OF[symbol]]
+    state: Any = reference_states[NUMBER_OF[symbol]]
     if state is None or state["symmetry"] not in _ELEMENTAL or not state.get("a"):
         return None
     more = {"covera": state["c/a"]} if state["symmetry"] == "hcp" else {}

@@ -109,20 +109,21 @@ def _reasons(outcome: Outcome) -> str:
 
 def _parities(before: Sequence[Compared], after: Sequence[Compared]) -> str:
     found = []
-    for what, pick, colour in (
-        ("energy (eV/atom)", lambda c: c.energy[:, None], BLUE), ("force (eV/Å)", _components, ORANGE)
-    ):  # fmt: skip
-        sides = [[pick(c) for c in side if pick(c) is not None] for side in (before, after)]
-        if sides[0]:
-            image = drawn(_draw_parity, [np.concatenate(s, axis=1) for s in sides], what, colour, columns=2, width=7.0)
-            found.append(
-                figure(what, f"{what}: label and prediction, before and after; reference energies subtracted.", image)
-            )
+    for what, pick, colour in (("energy (eV/atom)", _energies, BLUE), ("force (eV/Å)", _components, ORANGE)):
+        if pick(before).size:
+            image = drawn(_draw_parity, (pick(before), pick(after)), what, colour, columns=2, width=7.0)
+            caption = f"{what}: label and prediction; reference energies are subtracted."
+            found.append(figure(what, caption, image))
     return "".join(found)
 
 
-def _components(one: Compared) -> np.ndarray | None:
-    return None if one.forces is None else one.forces.reshape(2, -1)
+def _energies(side: Sequence[Compared]) -> np.ndarray:
+    return np.stack([one.energy for one in side], axis=1)
+
+
+def _components(side: Sequence[Compared]) -> np.ndarray:
+    known = [one.forces.reshape(2, -1) for one in side if one.forces is not None]
+    return np.concatenate(known, axis=1) if known else np.zeros((2, 0))
 
 
 def _draw_parity(panels: Any, sides: Sequence[np.ndarray], what: str, colour: str) -> None:

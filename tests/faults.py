@@ -12,7 +12,7 @@ def at_step(step: int, what: str) -> None:
     """Before a step: "kill" or "stop" the process, "raise" an exception, "exit" with code 0, or make the loss "nan"."""
     from gfm_calc.train.trainer import Trainer
 
-    real = Trainer._train_step
+    real = Trainer.train_step
 
     def faulty(self, objective, prepared):
         if self.step != step:
@@ -32,7 +32,7 @@ def at_step(step: int, what: str) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
         return real(self, objective, prepared)
 
-    Trainer._train_step = faulty
+    Trainer.train_step = faulty
 
 
 def _times(found, factor):
@@ -88,10 +88,10 @@ def slow(seconds: float) -> None:
     """Every step takes longer."""
     from gfm_calc.train.trainer import Trainer
 
-    real = Trainer._train_step
+    real = Trainer.train_step
 
     def slowly(self, objective, prepared):
         time.sleep(seconds)
         return real(self, objective, prepared)
 
-    Trainer._train_step = slowly
+    Trainer.train_step = slowly

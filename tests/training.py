@@ -167,16 +167,20 @@ def losses(run: Path) -> list[tuple]:
 
 
 def outcome(run: Path) -> dict[str, Any]:
-    """Everything that must be the same: log, validations, weights of the model, all tensors of the newest checkpoint."""
+    """Everything that must be the same: log, validations, weights of the model, all tensors of the newest checkpoint.
+
+    "random" are the states of the processes' random numbers; they tell how a process was started, too.
+    """
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     checkpoint = sorted((run / "checkpoints").iterdir())[-1]
     tensors = {}
     for path in sorted(checkpoint.glob("part*.safetensors")):
         tensors |= {key: value.numpy().tobytes() for key, value in safetensors.torch.load_file(path).items()}
+    random = {key: tensors.pop(key) for key in list(tensors) if key.startswith("random/")}
     weights = next((run / "model").glob("weights-*.safetensors")).read_bytes()
     table = [line.split(",")[:4] for line in (run / "log.csv").read_text().splitlines()]
     return {
-        "checkpoint": checkpoint.name, "tensors": tensors, "weights": weights, "table": table,
+        "checkpoint": checkpoint.name, "tensors": tensors, "random": random, "weights": weights, "table": table,
         "log": [{k: v for k, v in line.items() if k != "structures_per_s"} for line in lines],
     }  # fmt: skip
 

@@ -41,7 +41,7 @@ def add_adapters(encoder: nn.Module, rank: int, seed: int) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for parent, name, child in _layers(encoder, nn.Linear):
-            setattr(parent, name, AdaptedLinear(child, rank))
+            setattr(parent, name, AdaptedLinear(child, rank))  # type: ignore[arg-type]
 
 
 def merge_adapters(encoder: nn.Module) -> None:

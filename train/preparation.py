@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -147,18 +148,22 @@ class Frames:
 
 def gather(datasets: Sequence[Dataset], recipe: DataRecipe) -> Frames:
     """Read every structure once."""
-    found = Frames(
-        table=FrameTable(), compositions=Compositions(), isolated=[], names=[d.head.name for d in datasets], starts=[0]
-    )
+    table, compositions = FrameTable(), Compositions()
+    isolated: list[int] = []
     by = recipe.by if recipe.split is None else load_split(recipe.split).by
-    for dataset in datasets:
-        for record, key in _keyed(dataset, by):
+
+    def noted() -> Iterator[tuple[Record, str]]:
+        for record, key in chain.from_iterable(_keyed(dataset, by) for dataset in datasets):
             if is_isolated(record):
-                found.isolated.append(len(found.table))
-            found.table.add(record, key)
-            found.compositions.add(record)
-        found.starts.append(len(found.table))
-    return found
+                isolated.append(len(compositions))
+            compositions.add(record)
+            yield record, key
+
+    table.add_all(noted())
+    return Frames(
+        table=table, compositions=compositions, isolated=isolated, names=[dataset.head.name for dataset in datasets],
+        starts=np.cumsum([0, *map(len, datasets)]).tolist(),
+    )  # fmt: skip
 
 
 def _wanted(recipe: Recipe) -> list[str]:

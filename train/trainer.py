@@ -19,6 +19,7 @@ from gfm_calc.data.loader import LabelledBatch, Loader
 from gfm_calc.data.prefetch import prefetched
 from gfm_calc.data.sampling import SamplingPlan
 from gfm_calc.errors import GFMError
+from gfm_calc.model import ModelInputs
 from gfm_calc.train.checkpoints import Checkpoints
 from gfm_calc.train.evaluation import score
 from gfm_calc.train.exchange import SharedParameters, share
@@ -40,6 +41,9 @@ _LOOK_AHEAD = 2  # steps whose batches are made ahead
 _MOST_SKIPPED = 100  # bad batches in a row
 
 
+Prepared = tuple[LabelledBatch, ModelInputs, Labels, bool]  # the last: whether anything has forces or stress
+
+
 class BadBatchError(GFMError):
     """A loss, gradient or validation error that is not finite."""
 
@@ -53,7 +57,8 @@ class Trainer:
         ranks: the processes.
         folder: of the run; checkpoints there are continued.
 
-    Attributes: `step`, steps done; `model`, with the heads that live here; `errors`, of the last validation.
+    Attributes: `step`, steps done; `model`, with the heads that live here; `errors`, of the last validation; `telemetry`,
+    what this process did since the trainer was made.
     """
 
     def __init__(self, recipe: Recipe, heads: Sequence[Head], ranks: Ranks, folder: Path):
@@ -94,6 +99,7 @@ class Trainer:
         self.step = 0
         self.errors: dict[str, dict[str, float]] = {}
         self._skipped = 0  # bad batches, one after the other
+        self.telemetry, self._before = Telemetry(), (ranks.bytes_sent, ranks.seconds)
 
     def _build(self) -> None:
         """The model: all processes draw the same weights, then keep their heads."""
@@ -139,22 +145,21 @@ class Trainer:
         if reason := self._already_over():
             self.errors = self.validator.errors("validation", run.max_validation)
             return reason
-        self.telemetry, self._before = Telemetry(), (self.ranks.bytes_sent, self.ranks.seconds)
         log = RunLog(
             self.folder, self.names, self.step, active=self.ranks.rank == 0, tensorboard=run.tensorboard
         )  # fmt: skip
         with ExitStack() as stack:
             stack.callback(log.close)
             stack.enter_context(self.stop.signals())
-            objective = stack.enter_context(self._compiled())
+            objective = stack.enter_context(self.compiled())
             steps = self.loader.steps(self.plan, self.step, run.steps)
-            batches = prefetched(map(self._prepared, steps), depth=_LOOK_AHEAD)
+            batches = prefetched(map(self.prepared, steps), depth=_LOOK_AHEAD)
             stack.callback(batches.close)  # type: ignore[attr-defined]
             since = time.perf_counter()
             while not reason:
                 with self.telemetry.phase("data"):
                     prepared = next(batches)
-                line = self._train_step(objective, prepared)
+                line = self.train_step(objective, prepared)
                 now = time.perf_counter()
                 log.step({**line, "structures_per_s": round(run.structures / (now - since), 1)})
                 since = now
@@ -175,8 +180,8 @@ class Trainer:
             )  # fmt: skip
         return reason
 
-    def _prepared(self, step: list[LabelledBatch]) -> list[tuple[LabelledBatch, Any, Labels, bool]]:
-        """Batches with their inputs and targets on the device."""
+    def prepared(self, step: list[LabelledBatch]) -> list[Prepared]:
+        """Batches of a step, with their inputs and targets on the device."""
         found = []
         for batch in step:
             labels = self.objective.labels(self.model, batch, self.rows, self.recipe.run.structures)
@@ -184,8 +189,16 @@ class Trainer:
             found.append((batch, self.model.inputs(batch.graph), labels, mechanical))
         return found
 
-    def _train_step(self, objective: Any, prepared: Sequence[tuple]) -> dict[str, Any]:
-        """One step of the optimiser; its line in the log."""
+    def train_step(self, objective: Any, prepared: Sequence[Prepared]) -> dict[str, Any]:
+        """One step of the optimiser, from what `prepared` gives; its line in the log.
+
+        Args:
+            objective: of `compiled`.
+
+        Raises:
+            BadBatchError: see `RunRecipe.on_bad_batch`.
+            LostProcessError: another process is gone.
+        """
         sums = torch.zeros(len(self.heads) + 2, len(TERMS), dtype=torch.float64)  # by head; the last rows are flags
         suspects: list[str] = []
         for batch, inputs, labels, mechanical in prepared:
@@ -303,7 +316,7 @@ class Trainer:
             found.append(f"{head.spec.name} {record.source}:{record.frame}")
         return found
 
-    def _bad_batch(self, suspects: list[str], prepared: Sequence[tuple]) -> None:
+    def _bad_batch(self, suspects: list[str], prepared: Sequence[Prepared]) -> None:
         """Say which structures it was; all processes are here, since all have the same sums."""
         if not suspects and not self._finite_here:
             suspects = [name for batch, *_ in prepared for name in self._names(batch)]
@@ -333,7 +346,7 @@ class Trainer:
             )
 
     @contextmanager
-    def _compiled(self) -> Iterator[Any]:
+    def compiled(self) -> Iterator[Any]:
         """The objective, compiled where the recipe says so.
 
         The compiler chooses code by the sizes that it sees first, so it always sees the batches of step 0 first: a resumed
@@ -348,7 +361,7 @@ class Trainer:
             compiled = torch.compile(self.objective, dynamic=True, fullgraph=True)
             seen: set[tuple] = set()
             for step in self.loader.steps(self.plan, 0, 8):
-                for _, inputs, labels, mechanical in self._prepared(step):
+                for _, inputs, labels, mechanical in self.prepared(step):
                     kind = (mechanical, inputs.totals is None)
                     if kind not in seen:
                         seen.add(kind)

@@ -170,12 +170,16 @@ def run_split(args: argparse.Namespace) -> None:
     frames, energies = FrameTable(), Compositions()
     free_atoms: dict[str, bool] = {}  # group -> it is nothing else: references, which no side can do without
     with Progress("split", "frames") as progress:
-        for record in _records(args, frames.refused):
-            group = key(record)
-            frames.add(record, group)
-            energies.add(record)
-            free_atoms[group] = free_atoms.get(group, True) and len(record) == 1 and not record.pbc.any()
-            progress.advance()
+
+        def grouped() -> Iterator[tuple[Record, str]]:
+            for record in _records(args, frames.refused):
+                group = key(record)
+                energies.add(record)
+                free_atoms[group] = free_atoms.get(group, True) and len(record) == 1 and not record.pbc.any()
+                progress.advance()
+                yield record, group
+
+        frames.add_all(grouped())
     if not len(frames):
         raise InputFileError("no usable frame to split")
     if lists:

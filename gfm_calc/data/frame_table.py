@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
-from ..errors import InvalidStructureError
-from .fingerprints import NEAR, SAME, WIDTH, Description, close_pairs, clusters, describe
+from .fingerprints import NEAR, SAME, WIDTH, Description, close_pairs, clusters, describe, describe_all
 from .schema import Record
 from .splits import SIDES, LeakError, Split
 
 UNUSED = -1
+_TOGETHER = 512  # frames that are described at a time
 _SHOWN = 1000  # messages of unusable frames that are kept
 
 
@@ -43,16 +44,19 @@ class FrameTable:
         Raises:
             InvalidStructureError: atoms that sit on each other by the thousand.
         """
-        if description is None:
-            try:
-                description = describe(record)
-            except InvalidStructureError as error:
-                raise error.at(source=record.source, frame=record.frame) from error
+        description = describe(record) if description is None else description
         self._source.append(_number(record.source, self._source_of, self.sources))
         self._group.append(_number(group, self._group_of, self.groups))
         self._frame.append(record.frame)
         self._key.append(description.key)
         self._values.extend(description.values)
+
+    def add_all(self, frames: Iterable[tuple[Record, str]]) -> None:
+        """Frames and their groups, described many at a time; see `add`."""
+        iterator = iter(frames)
+        while batch := list(islice(iterator, _TOGETHER)):
+            for (record, group), description in zip(batch, describe_all([record for record, _ in batch])):
+                self.add(record, group, description)
 
     def refused(self, message: str) -> None:
         """Note a frame that cannot be used."""

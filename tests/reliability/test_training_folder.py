@@ -243,5 +243,5 @@ def test_ranks_of_mpi_share_one_copy_in_memory(data, tmp_path):
     done = subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("parts in memory: 2") == 2
-    # Weights, log and table are the same; the checkpoints also hold the random numbers of processes started differently.
-    assert set(differences(outcome(tmp_path / "disk"), outcome(tmp_path / "memory"))) <= {"tensors"}
+    # Nothing draws random numbers, but processes that are started differently do not begin with the same ones.
+    assert set(differences(outcome(tmp_path / "disk"), outcome(tmp_path / "memory"))) <= {"random"}

@@ -12,7 +12,9 @@ from gfm_calc.benchmarks.reliability import read_promises, run_reliability
 from gfm_calc.cli import main
 from gfm_calc.errors import GFMError, InputFileError
 
-COMMANDS = ("speed", "heads", "accuracy", "physics", "training", "reliability", "report", "card")
+COMMANDS = (
+    "speed", "heads", "accuracy", "physics", "data", "scaling", "training", "multitask", "reliability", "report", "card"
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("command", COMMANDS)

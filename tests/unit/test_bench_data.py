@@ -9,15 +9,18 @@ import pytest
 from labelled import difference as reference_difference
 from labelled import make_dataset, need_adios, random_record, records
 from support import ROOT
+from training import make_datasets
 
+from gfm_calc.benchmarks import data_loader
 from gfm_calc.benchmarks.data import PARTS, DataPlan, run_data
 from gfm_calc.benchmarks.data_formats import FORMATS, _compare, write_lmdb
 from gfm_calc.benchmarks.data_million import SyntheticTask, _made
 from gfm_calc.benchmarks.data_pool import _by_head, _schema_bytes, check_file, difference
 from gfm_calc.benchmarks.data_ranks import different
-from gfm_calc.benchmarks.data_sample import SampleTask, quantiles
+from gfm_calc.benchmarks.data_sample import Sample, SampleTask, quantiles
 from gfm_calc.benchmarks.report import markdown
 from gfm_calc.data.readers import read
+from gfm_calc.data.store import open_dataset
 from gfm_calc.errors import ConfigError, GFMError, InputFileError
 
 METHANOL = ROOT / "tests" / "fixtures" / "methanol.extxyz"
@@ -163,6 +166,33 @@ def test_plans_that_cannot_be(folder, tmp_path):
 
 def test_quantiles():
     assert quantiles([1e-6] * 99 + [1e-3]) == {"median_us": 1.0, "p99_us": pytest.approx(11, abs=1)}
+
+
+@pytest.fixture
+def two_samples(tmp_path, monkeypatch, saved_model):
+    """Crystals and molecules for `run_loader`, whose turns are made short."""
+    data = make_datasets(tmp_path / "datasets", (12, 10, 8))
+    for name, value in (("MODEL", str(saved_model)), ("BATCH", 4), ("LOADED", 8), ("TRAINED", 2), ("WORKERS", 0)):
+        monkeypatch.setattr(data_loader, name, value)
+    return {name: Sample(dataset=open_dataset(data / name), about={}) for name in ("molecules", "crystals")}
+
+
+def test_the_loader_beside_training(two_samples):
+    """Molecules, crystals and both, by the steps of the trainer itself."""
+    found = data_loader.run_loader(two_samples, rounds=1, modes=("eager",))
+    assert [row["set"] for row in found["sets"]] == ["molecules", "crystals", "both"]
+    for row in found["sets"]:
+        assert row["loader_over_eager"] == pytest.approx(row["loader"] / row["eager"], rel=1e-3)
+    assert found["sets"][1]["atoms_per_structure"] == 4
+
+
+@pytest.mark.slow
+def test_the_loader_beside_compiled_training(two_samples, monkeypatch):
+    monkeypatch.setattr(data_loader, "WORKERS", 2)
+    del two_samples["molecules"]
+    found = data_loader.run_loader(two_samples, rounds=1)
+    text = markdown({"benchmark": "data", "format_version": 1, "provenance": ABOUT, "loader": found})
+    assert "| crystals | 4 |" in text and found["sets"][0]["compiled"] > 0
 
 
 def test_loader_and_ranks_are_rows(folder, tmp_path):

@@ -2,13 +2,14 @@
 
 import json
 import math
+import sys
 
 import pytest
 from training import make_datasets
 
 from gfm_calc.benchmarks.performance import ASSUMED, calibrate, predict_step, project, sum_seconds
 from gfm_calc.benchmarks.report import tables
-from gfm_calc.benchmarks.scaling import ScalingPlan, run_scaling
+from gfm_calc.benchmarks.scaling import ScalingPlan, launch, run_scaling
 from gfm_calc.cli import main
 from gfm_calc.errors import GFMError
 
@@ -45,6 +46,7 @@ def test_modes_and_bytes_of_two_processes(tmp_path):
     data = make_datasets(tmp_path / "datasets", (12, 10, 8))
     plan = ScalingPlan(data=data, processes=(1, 2), steps=3, structures=4, repeats=1, parts=("equality", "volume"))
     found = run_scaling(plan)
+    assert found["data"] == {"heads": 3, "structures": 30, "atoms": 105}
     assert [row["mode"] for row in found["equality"]] == ["data", "multitask"]
     assert all(row["largest_difference"] < 1e-10 and row["steps"] == 50 for row in found["equality"])
     for row in found["volume"]:
@@ -54,9 +56,11 @@ def test_modes_and_bytes_of_two_processes(tmp_path):
         for measured, theory in zip(row["state_bytes"], row["theory_state_bytes"]):
             assert abs(measured / theory - 1) < 0.01
     result = {"benchmark": "scaling", **found}
+    about = " on 3 heads with 30 structures of 105 atoms in all"
     assert [table.title.split(":")[0] for table in tables(result)] == [
-        "Training on several processes", "Memory and traffic of the largest process"
+        f"Training on several processes{about}", "Memory and traffic of the largest process"
     ]  # fmt: skip
+    assert tables({**result, "data": None})[0].title.startswith("Training on several processes: ")
     json.dumps(found)
 
 
@@ -64,6 +68,8 @@ def test_a_run_that_fails_says_why(tmp_path):
     plan = ScalingPlan(data=tmp_path, processes=(1, 2), parts=("equality",))
     with pytest.raises(GFMError, match="holds no dataset"):
         run_scaling(plan)
+    with pytest.raises(GFMError, match="a run of 2 processes failed: out of luck"):
+        launch(2, [sys.executable, "-c", "import sys; sys.exit('out of luck')"], 29511)
 
 
 def test_wrong_options(capsys, tmp_path):

@@ -140,13 +140,13 @@ def test_ours_takes_the_steps_of_the_trainer(tmp_path):
     dataset = dataset_of(tmp_path, labelled(3))
     write_batches(dataset, 2, tmp_path / "batches.npz")
     trainee = GFMTrainee(dataset.directory, TINY, 2, compile=False)
-    assert trainee.describe()["parameters"] == sum(p.numel() for p in trainee.trainer.model.parameters())
-    before = trainee.trainer.encoder.flat.weight.clone()
+    assert trainee.describe()["parameters"] == sum(p.numel() for p in trainee.steps.trainer.model.parameters())
+    before = trainee.steps.trainer.encoder.flat.weight.clone()
     clock = StepClock(trainee, str(tmp_path / "batches.npz"))
     found = clock.run({"job": "steps", "edges": "all"})
-    assert found["steps"] == 2 and trainee.trainer.step == 4  # the first turn is not timed
-    assert not (before == trainee.trainer.encoder.flat.weight).all()
-    assert clock.run({"job": "steps", "edges": "all"})["steps"] == 2 and trainee.trainer.step == 6
+    assert found["steps"] == 2 and trainee.steps.trainer.step == 4  # the first turn is not timed
+    assert not (before == trainee.steps.trainer.encoder.flat.weight).all()
+    assert clock.run({"job": "steps", "edges": "all"})["steps"] == 2 and trainee.steps.trainer.step == 6
     sizes = clock.run({"job": "memory"})
     assert 0 < sizes["start_mb"] and 0 < sizes["peak_mb"] <= memory("VmHWM")
     with pytest.raises(ValueError, match="not the batches"):

@@ -8,7 +8,8 @@ from ase import Atoms
 from ase.build import bulk, molecule
 from data_files import FIXTURES
 
-from gfm_calc.data.fingerprints import NEAR, SAME, clusters, describe
+from gfm_calc.data import fingerprints
+from gfm_calc.data.fingerprints import NEAR, SAME, clusters, describe, describe_all
 from gfm_calc.data.frame_table import FrameTable
 from gfm_calc.data.grouping import by_composition, by_molecule, by_prototype, keyer
 from gfm_calc.data.readers import read
@@ -70,6 +71,32 @@ def test_the_same_structure_has_the_same_fingerprint(name):
     if atoms.pbc.all():
         larger = describe(record(atoms * (1, 2, 1)))
         assert one.key == larger.key and np.abs(one.values - larger.values).max() < SAME / 100
+
+
+def test_descriptions_are_the_same_in_any_company():
+    """Molecules, crystals, single atoms, surfaces and a molecule too large for all pairs: together, and one by one."""
+    large = molecule("C60")
+    large.extend(molecule("C60"))
+    large.positions[60:] += 9.0
+    pool = [molecule("H2O"), bulk("Cu"), molecule("C6H6"), Atoms("Ar"), large, bulk("NaCl", "rocksalt", a=5.6), Atoms("Ar"),
+            Atoms("H2", [[0, 0, 0], [0, 0, 8]])]  # fmt: skip
+    records = [record(atoms) for atoms in pool]
+    for one, other in zip(map(describe, records), describe_all(records), strict=True):
+        assert np.array_equal(one.values, other.values) and (one.key, one.closest_atom) == (
+            other.key,
+            other.closest_atom,
+        )
+        assert np.array_equal((one.closest, one.typical), (other.closest, other.typical), equal_nan=True)
+
+
+def test_pairs_of_molecules_are_the_neighbour_list_s(monkeypatch):
+    """The short way for molecules gives what the general way gives."""
+    records = [record(rattled(molecule(name), 0.2, seed=k)) for k, name in enumerate(("H2O", "C6H6", "CH3CH2OH", "H2"))]
+    short = describe_all(records)
+    monkeypatch.setattr(fingerprints, "_SMALL", 0)
+    for one, other in zip(short, describe_all(records), strict=True):
+        assert np.allclose(one.values, other.values, rtol=0, atol=1e-12) and one.closest_atom == other.closest_atom
+        assert np.isclose(one.typical, other.typical, rtol=1e-14) and np.isclose(one.closest, other.closest, rtol=1e-14)
 
 
 @pytest.mark.parametrize("name", [name for name in STRUCTURES if name != "atom"])
