@@ -99,10 +99,7 @@ def begin(job: Job, *, resume: bool) -> None:
         return
     if folder.exists() and any(folder.iterdir()):
         raise GFMError(f"{folder}: holds other files; give a new or empty folder")
-    try:
-        write_file(path, canonical_json(identity))
-    except OSError as error:
-        raise GFMError(f"{folder}: cannot be written ({one_line(error)}); choose another folder") from error
+    write(path, canonical_json(identity))
 
 
 def _refuse_changes(folder: Path, began: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -140,7 +137,15 @@ def read_decisions(folder: Path) -> dict[str, Any] | None:
 
 def write_decisions(folder: Path, found: Mapping[str, Any]) -> None:
     """Keep what was decided."""
-    write_file(decisions_file(folder), canonical_json(found))
+    write(decisions_file(folder), canonical_json(found))
+
+
+def write(path: Path, content: bytes) -> None:
+    """A file of the job; GFMError where the disk refuses."""
+    try:
+        write_file(path, content)
+    except OSError as error:
+        raise GFMError(f"{path}: could not be written ({one_line(error)}); the job can go on with --resume") from error
 
 
 def old_heads(wanted: Sequence[str] | None, there: Sequence[str], new: str) -> list[str]:

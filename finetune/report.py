@@ -18,13 +18,13 @@ from gfm_calc.data.schema import Record
 from gfm_calc.finetune.nearest import predictions
 from gfm_calc.model import GFMModel
 from gfm_calc.train.evaluation import SHOWN, mae, spread_indices
+from gfm_calc.train.models import starting_model
 from gfm_calc.train.objective import TERMS
 from gfm_calc.train.report import curves
 from gfm_calc.train.runlog import read_log
 
 if TYPE_CHECKING:
     from gfm_calc.finetune.plan import Job
-    from gfm_calc.finetune.preflight import Preflight
     from gfm_calc.finetune.run import Outcome
 
 _SHOWN = 500  # structures in the pictures
@@ -48,15 +48,16 @@ class Compared:
         return float(np.linalg.norm(self.forces[1] - self.forces[0], axis=1).mean())
 
 
-def write_report(job: Job, outcome: Outcome, checks: Preflight) -> None:
+def write_report(job: Job, outcome: Outcome) -> None:
     """Write the page; its structures are those of the side that `outcome` measured."""
     rows = outcome.head.sides[outcome.side]
     chosen = rows[spread_indices(len(rows), _SHOWN)]
     records = list(outcome.head.dataset.read(chosen, names=True).records())
-    name = job.card.name
-    before, after = (list(compare(model, name, records)) for model in (outcome.start, outcome.model))
+    name, setup = job.card.name, outcome.setup
+    begun = starting_model(setup.recipe, [outcome.head])
+    before, after = (list(compare(model, name, records)) for model in (begun, outcome.model))
     parts = [
-        _summary(outcome), "<h2>How it was done</h2>", _reasons(outcome), finding_list(checks.findings),
+        _summary(outcome), "<h2>How it was done</h2>", _reasons(outcome), finding_list(setup.checks.findings),
         f'<h2>Before and after</h2><div class="pictures">{_parities(before, after)}</div>',
         '<h2>Learning</h2><div class="pictures">', *curves(read_log(job.output / "run"), [name]), "</div>",
         _elements(after), _worst(after), _forgetting(outcome),
@@ -87,20 +88,20 @@ def _summary(outcome: Outcome) -> str:
         if outcome.side != "train"
         else "the structures that it was trained on: no proof of anything"
     )
-    sizes = ", ".join(f"{len(rows)} {side}" for side, rows in outcome.sides.as_mapping().items())
+    sizes = ", ".join(f"{len(rows)} {side}" for side, rows in outcome.setup.sides.as_mapping().items())
     text = f"Mean absolute errors on {count} {held} ({outcome.side}). Structures: {sizes}."
     return (
         numbers(header, rows)
-        + f"<p>{shown(text)} Before: {shown(outcome.ranking[0].head)} with new reference energies.</p>"
+        + f"<p>{shown(text)} Before: {shown(outcome.setup.ranking[0].head)} with new reference energies.</p>"
     )
 
 
 def _reasons(outcome: Outcome) -> str:
-    items = "".join(f"<li>{shown(reason)}</li>" for reason in outcome.strategy.reasons)
+    items = "".join(f"<li>{shown(reason)}</li>" for reason in outcome.setup.strategy.reasons)
     rows = [
         [one.head, f"{1000 * one.energy:.1f}", f"{1000 * one.forces:.0f}" if np.isfinite(one.forces) else "",
          " ".join(one.unseen)]
-        for one in outcome.ranking
+        for one in outcome.setup.ranking
     ]  # fmt: skip
     header = ("head", "energy (meV/atom)", "forces (meV/Å)", "unseen elements")
     text = "The old heads on training structures, new reference energies fitted to each: the first is where the new one began."
