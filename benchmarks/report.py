@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from gfm_calc.benchmarks.report_training import multitask, scaling, training
+from gfm_calc.benchmarks.report_training import finetune, multitask, scaling, training
 from gfm_calc.benchmarks.tables import Table, figure
 from gfm_calc.errors import ConfigError, did_you_mean
 
@@ -289,4 +289,5 @@ def _reliability(result: Mapping[str, Any]) -> Iterator[Table]:
 _TABLES: dict[str, Callable[[Mapping[str, Any]], Iterator[Table]]] = {
     "speed": _speed, "heads": _heads, "accuracy": _accuracy, "physics": _physics, "data": _data,
     "reliability": _reliability, "scaling": scaling, "multitask": multitask, "training": training,
+    "finetune": finetune,
 }  # fmt: skip

@@ -43,6 +43,8 @@ def add_parser(subparsers: Any) -> None:
 def _add_data(group: Any) -> None:
     group.add_argument("--test-file", action="append", default=[], type=Path, metavar="FILE",
                        help="held out whole; may be given several times (default: drawn from DATA)")  # fmt: skip
+    group.add_argument("--isolated-atoms", type=Path, metavar="JSON",
+                       help="energies of free atoms, {symbol: eV} (default: those among DATA, or a fit)")  # fmt: skip
     group.add_argument(
         "--max-train", type=positive_int, metavar="N", help="at most so many training structures, seeded"
     )
@@ -85,8 +87,8 @@ def run(args: argparse.Namespace) -> None:
         torch.set_num_threads(args.threads)
     keep = {"all": None, "none": ()}.get(args.keep_heads, tuple(args.keep_heads.split(",")))
     job = Job(
-        inputs=tuple(args.input), test_files=tuple(args.test_file), model=args.model, output=args.output,
-        card=card(args.head, args.input, {name: getattr(args, name) for name in _CARD}), options=read_options(args),
+        inputs=tuple(args.input), test_files=tuple(args.test_file), isolated=args.isolated_atoms, model=args.model,
+        output=args.output, card=card(args.head, args.input, {k: getattr(args, k) for k in _CARD}), options=read_options(args),
         format=args.format, max_train=args.max_train, validation=args.validation, test=args.test, by=args.by,
         seed=args.seed, strategy=args.strategy, steps=args.steps, max_minutes=args.max_minutes, naive=args.naive,
         keep=keep, accepted=tuple(args.accept), device=args.device, dtype=args.dtype, report=args.report,

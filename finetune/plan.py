@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from gfm_calc.data.readers import ReadOptions
 from gfm_calc.data.readers.options import DEFAULTS
 from gfm_calc.errors import ConfigError, CorruptFileError, GFMError, one_line
 
+PREFLIGHT = "preflight.html"
 _FILE = "job.json"
 
 
@@ -22,7 +24,8 @@ class Job:
     """One fine-tuning.
 
     Attributes:
-        inputs: files of labelled structures.  test_files: those that are held out whole.
+        inputs: files of labelled structures.  test_files: those that are held out whole.  isolated: a JSON file of the
+            energies of free atoms, symbol -> eV.
         model: name or directory of the model to start from.
         card: of the new head.
         output: folder.
@@ -39,6 +42,7 @@ class Job:
     card: HeadSpec
     output: Path
     test_files: tuple[Path, ...] = ()
+    isolated: Path | None = None
     options: ReadOptions = DEFAULTS
     format: str | None = None
     max_train: int | None = None
@@ -58,7 +62,10 @@ class Job:
 
     def identity(self) -> dict[str, Any]:
         """What cannot change when the job goes on, as JSON."""
-        files = [[path.name, sha256_of_file(path)] for path in (*self.inputs, *self.test_files)]
+        files = [
+            [path.name, sha256_of_file(path)]
+            for path in (*self.inputs, *self.test_files, *([self.isolated] if self.isolated else []))
+        ]
         asked = asdict(self)
         for name in (
             "inputs",
@@ -82,7 +89,9 @@ class Job:
 
 
 def begin(job: Job, *, resume: bool) -> None:
-    """Take the folder: new, or with `resume` that of the same job.
+    """Make sure that the folder is free, or with `resume` that it holds the same job; nothing is written.
+
+    A job that never came to train holds nothing worth keeping: another one may take its place.
 
     Raises:
         GFMError: it holds a job (without `resume`) or other files.
@@ -91,14 +100,23 @@ def begin(job: Job, *, resume: bool) -> None:
     folder, path = job.output, job.output / _FILE
     if folder.exists() and not folder.is_dir():
         raise GFMError(f"{folder}: is a file; give a folder")
-    identity = job.identity()
     if path.exists():
+        if not (folder / "run").exists():
+            return
         if not resume:
             raise GFMError(f"{folder}: holds a fine-tuning; go on with --resume, or choose another folder")
-        _refuse_changes(folder, _read(path), identity)
-        return
-    if folder.exists() and any(folder.iterdir()):
+        _refuse_changes(folder, _read(path), job.identity())
+    elif folder.exists() and any(entry.name != PREFLIGHT for entry in folder.iterdir()):
         raise GFMError(f"{folder}: holds other files; give a new or empty folder")
+
+
+def take(job: Job) -> None:
+    """Make the folder that of this job, without what another one left that never came to train."""
+    path, identity = job.output / _FILE, job.identity()
+    if path.exists() and _read(path) != identity:
+        for name in ("datasets", "replay"):
+            shutil.rmtree(job.output / name, ignore_errors=True)
+        decisions_file(job.output).unlink(missing_ok=True)
     write(path, canonical_json(identity))
 
 

@@ -19,9 +19,11 @@ from gfm_calc.errors import GFMError
 from gfm_calc.model import GFMModel
 
 MIN_FRAMES = 5
+_TELLING = 20  # frames that tell what kind of energies a file holds
+_OVERLAP = 0.02  # of the sum of the covalent radii
 # Warnings of an inspection that make labels unusable for one head: beside the errors, these are refused.
 _GRAVE = (
-    "contradictions", "duplicates", "energy-kind", "energy-unit", "force-scale", "forces-unit", "mixed-energy-keys",
+    "contradictions", "duplicates", "energy-kind", "force-scale", "forces-unit", "mixed-energy-keys",
     "mixed-forces-keys", "stress-scale", "stress-unit", "zeroed-forces", "no-energies",
 )  # fmt: skip
 
@@ -59,6 +61,7 @@ def preflight(
     inspection = inspect(paths, format=format, options=options)
     found = [*inspection.all_findings(), *_of_learning(inspection, model)]
     refused = [f for f in found if (f.level == "error" or f.code in _GRAVE) and f.code not in accepted]
+    refused.sort(key=lambda finding: finding.level != "error")
     return Preflight(inspection=inspection, findings=tuple(found), refused=tuple(refused))
 
 
@@ -76,13 +79,21 @@ def _of_learning(inspection: Inspection, model: GFMModel) -> list[Finding]:
     if all(np.isnan(file.statistics["max_force"]).all() for file in inspection.files):
         text = "no forces: the head learns from energies alone; expect forces several times worse than with them"
         found.append(Finding(level="warning", code="energies-only", text=text))
+    for file in inspection.files:
+        overlapping = np.flatnonzero(file.statistics["closest"] < _OVERLAP)
+        if len(overlapping):
+            frames = tuple(file.statistics["frame"][overlapping[:5]].astype(int).tolist())
+            text = f"{file.path}: {len(overlapping)} frame{'s' * (len(overlapping) != 1)} with two atoms at one place"
+            found.append(Finding(level="error", code="overlap", text=text, frames=frames, num_frames=len(overlapping)))
     numbers = {int(z) for file in inspection.files for z in np.flatnonzero(file.statistics.element_atoms)}
     known = {symbol for spec in model.specs.values() for symbol in spec.elements}
     strange = [SYMBOLS[z] for z in sorted(numbers) if SYMBOLS[z] not in known]
     if strange:
         text = f"{', '.join(strange)}: no head of the model has seen {'it' if len(strange) == 1 else 'them'}"
         found.append(Finding(level="error", code="unseen-elements", text=text))
-    kinds = {kind.kind for file in inspection.files if (kind := kind_of_energies(file)) is not None}
+    large = [file for file in inspection.files if len(file.statistics) >= _TELLING]
+    judged = [kind_of_energies(file) for file in large]
+    kinds = {kind.kind for kind in judged if kind is not None and kind.is_sure and kind.kind != "unclear"}
     if len(kinds) > 1:
         text = f"the files hold different kinds of energies ({', '.join(sorted(kinds))}): one head needs one kind"
         found.append(Finding(level="error", code="mixed-energy-kinds", text=text))

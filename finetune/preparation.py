@@ -102,9 +102,10 @@ def find_references(model: GFMModel, nearest: str, dataset: Dataset, sides: Side
     if fit is None:
         raise ConfigError("no training structure has an energy: a head needs energies; label some of them")
     row = model.energy_stack.shift[model.energy_heads.index(nearest)]
-    energies = dict(fit.energies) | {s: e for s, e in sides.isolated.items()}
-    shift = {s: float(row[NUMBER_OF[s]]) + fit.energies.get(s, e) - e for s, e in energies.items()}
-    return References(energies=energies, shift=shift, fit=fit, isolated=tuple(sides.isolated))
+    free = {s: e for s, e in sides.isolated.items() if s in fit.energies}
+    energies = dict(fit.energies) | free
+    shift = {s: float(row[NUMBER_OF[s]]) + fit.energies[s] - energies[s] for s in energies}
+    return References(energies=energies, shift=shift, fit=fit, isolated=tuple(free))
 
 
 def new_head(

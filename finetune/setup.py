@@ -13,11 +13,12 @@ from gfm_calc.checkpoint import resolve
 from gfm_calc.commands.inspection_report import page
 from gfm_calc.data.build import build
 from gfm_calc.data.loader import Loader
+from gfm_calc.data.references import read_reference_energies
 from gfm_calc.data.store import Dataset, Selection, open_dataset
 from gfm_calc.data.tasks import file_tasks
 from gfm_calc.finetune import strategy
 from gfm_calc.finetune.nearest import Nearness, rank_heads
-from gfm_calc.finetune.plan import Job, read_decisions, write, write_decisions
+from gfm_calc.finetune.plan import PREFLIGHT, Job, read_decisions, take, write, write_decisions
 from gfm_calc.finetune.preflight import Preflight, preflight
 from gfm_calc.finetune.preparation import References, Sides, divide, find_references, new_head, old_head, sample
 from gfm_calc.finetune.replay import build_replay
@@ -29,7 +30,8 @@ from gfm_calc.train.recipe import DataRecipe, Recipe
 _TRAINING = 3.0  # times as long as a prediction with forces takes a step
 _MARGIN = 0.8  # of the time that the user gives is for steps
 _LEAST_STEPS = 50
-_PATIENCE = 8  # validations without improvement
+_PATIENCE = 8  # validations without improvement that end the run
+_ENOUGH = 10  # structures that can tell whether there is an improvement
 Say = Callable[[str], None]
 
 
@@ -74,9 +76,12 @@ def set_up(job: Job, start: GFMModel, kept: Sequence[str], say: Say) -> Setup:
         GFMError: data that cannot be used, or a disk that is full.
     """
     checks = _look(job, start, say)
+    take(job)
     dataset = _dataset(job)
     data = DataRecipe(path=str(dataset.directory), by=job.by, validation=job.validation, test=job.test, seed=job.seed)
     sides = divide(dataset, data, test_files=[path.name for path in job.test_files], max_train=job.max_train)
+    if job.isolated is not None:
+        sides = replace(sides, isolated={**sides.isolated, **read_reference_energies(job.isolated)})
     ranking = rank_heads(start, sample(dataset, sides.train))
     nearest = ranking[0].head
     references = find_references(start, nearest, dataset, sides)
@@ -92,7 +97,7 @@ def set_up(job: Job, start: GFMModel, kept: Sequence[str], say: Say) -> Setup:
         plan, model=(str(resolve(job.model)), start.model_id), data=data, config=start.config, head=job.card.name,
         nearest=nearest, old_heads=tuple(replay), dtype=job.dtype,
     )  # fmt: skip
-    patience = _PATIENCE if sides.validation.size else 0
+    patience = _PATIENCE if len(sides.validation) >= _ENOUGH else 0
     run = replace(recipe.run, max_minutes=job.max_minutes, seed=job.seed, stop_after=patience)
     return Setup(
         start=start, kept=kept, checks=checks, dataset=dataset, sides=sides, ranking=ranking, references=references,
@@ -109,7 +114,7 @@ def _look(job: Job, start: GFMModel, say: Say) -> Preflight:
         if finding.level != "note":
             say(f"  {finding.level}: {finding.text}")
     if job.report:
-        write(job.output / "preflight.html", page(found.inspection).encode())
+        write(job.output / PREFLIGHT, page(found.inspection).encode())
     found.require()
     say(f"{frames} frames looked at: nothing stands in the way")
     return found
@@ -120,7 +125,7 @@ def _dataset(job: Job) -> Dataset:
     place = job.output / "datasets" / job.card.name
     if not (place / MANIFEST).exists():
         tasks = file_tasks([*job.inputs, *job.test_files], format=job.format, options=job.options)
-        build(place, tasks, job.card, processes=0)
+        build(place, tasks, job.card)  # in a process of its own: ADIOS2 may end it on a full disk
     return open_dataset(place)
 
 
@@ -169,7 +174,7 @@ def _say_start(ranking: Sequence[Nearness], references: References, sides: Sides
             "compositions mean nothing; add free atoms, or more compositions"
         )
     if references.isolated:
-        say(f"  reference energies of {', '.join(references.isolated)} from free atoms in the data")
+        say(f"  reference energies of {', '.join(references.isolated)} from free atoms")
     if sides.near_twins:
         say(
             f"  note: {sides.near_twins} structures have a near twin on another side of the split: errors there look too good"
