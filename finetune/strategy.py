@@ -24,7 +24,7 @@ from gfm_calc.train.recipe import (
 
 NAMES = ("heads", "adapters", "full")
 _FEW_LABELS = 300  # numbers: energies, force and stress components
-REPLAY_SHARE = 0.2  # of the draws
+REPLAY_SHARE = 0.5  # of the draws
 REPLAY_COUNT = 96  # structures a head
 
 
