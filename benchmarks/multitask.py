@@ -7,18 +7,23 @@ ones, with the same recipe, and is tested on the same held-out groups (the split
 from __future__ import annotations
 
 import json
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from gfm_calc.commands.progress import Progress
 from gfm_calc.data.store import open_dataset
 from gfm_calc.errors import ConfigError, GFMError
+from gfm_calc.train.cli import find_recipe
+from gfm_calc.train.preparation import prepare
+from gfm_calc.train.recipe import Recipe
+from gfm_calc.train.run_folder import begin
 
 _ERRORS = ("energy_mae_mev_per_atom", "forces_mae_mev_per_a")
 
@@ -54,13 +59,19 @@ def run_multitask(plan: MultitaskPlan) -> list[dict[str, Any]]:
     heads = [open_dataset(plan.data / head).head.name for head in heads]
     if len(heads) < 2:
         raise ConfigError(f"{plan.data}: two heads at least are needed for a comparison")
+    recipe = _recipe(plan, heads, 0)
+    prepared = {head.spec.name: head for head in prepare(recipe, recipe.model.cutoff)}  # once for all runs
     found: dict[str, dict[str, list[Mapping[str, float]]]] = {head: {"together": [], "alone": []} for head in heads}
     sizes: dict[str, int] = {}
     with tempfile.TemporaryDirectory(prefix="gfm-multitask-") as scratch:
         with Progress("multitask", "runs", plan.seeds * (len(heads) + 1)) as progress:
             for seed in range(plan.seeds):
                 for chosen in [heads, *([head] for head in heads)]:
-                    errors = _train(plan, chosen, seed, Path(scratch) / f"{seed}-{len(chosen)}-{chosen[0]}")
+                    run = Path(scratch) / f"{seed}-{len(chosen)}-{chosen[0]}"
+                    alike = [replace(prepared[head], share=1 / len(chosen)) for head in chosen]
+                    begin(run, _recipe(plan, chosen, seed), alike)
+                    errors = _train(run, chosen)
+                    shutil.rmtree(run)
                     kind = "together" if len(chosen) > 1 else "alone"
                     for head in chosen:
                         found[head][kind].append(errors["test"].get(head, {}))
@@ -69,16 +80,19 @@ def run_multitask(plan: MultitaskPlan) -> list[dict[str, Any]]:
     return [_row(head, sizes[head], found[head]) for head in heads]
 
 
-def _train(plan: MultitaskPlan, heads: Sequence[str], seed: int, run: Path) -> dict[str, Any]:
-    """RUN/errors.json of a run of these heads."""
-    words = [plan.recipe, "-o", str(run), "--device", "cpu", "--threads", "1", "--no-report"]
+def _recipe(plan: MultitaskPlan, heads: Sequence[str], seed: int) -> Recipe:
+    """Of a run of these heads."""
     settings = [
         f"data.path={plan.data.resolve()}", f"data.heads={json.dumps(list(heads))}", "data.tau=0.0", f"run.seed={seed}",
         f"run.structures={plan.structures * len(heads)}", f"run.steps={plan.draws // plan.structures}",
         "run.validate_every=0", "run.save_every=1000000", *plan.settings,
     ]  # fmt: skip
-    for setting in settings:
-        words += ["--set", setting]
+    return find_recipe(plan.recipe, settings)
+
+
+def _train(run: Path, heads: Sequence[str]) -> dict[str, Any]:
+    """RUN/errors.json of the run that begins in a folder."""
+    words = [str(run / "recipe.toml"), "-o", str(run), "--device", "cpu", "--threads", "1", "--no-report", "--resume"]
     done = subprocess.run([sys.executable, "-m", "gfm_calc.train", *words], capture_output=True, text=True, check=False)
     if done.returncode:
         lines = done.stderr.strip().splitlines()

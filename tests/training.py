@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,11 +94,13 @@ class Job:
     Args:
         words: of the command line, see `argv`.
         fault: name of a function of `faults`, and what it gets, for the process `fault_rank`.
+        environment: variables for the processes.
     """
 
     def __init__(
-        self, words: Sequence[str], world: int = 1, *, fault: tuple = (), fault_rank: int = 0, log: Path | None = None
-    ):
+        self, words: Sequence[str], world: int = 1, *, fault: tuple = (), fault_rank: int = 0, log: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+    ):  # fmt: skip
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["torch", "torch_geometric", "gfm_calc.train.trainer", "training", "faults"])
         port = free_port()
@@ -106,7 +108,7 @@ class Job:
         self.processes = []
         for rank in range(world):
             own = fault if rank == fault_rank else ()
-            process = context.Process(target=_run, args=(list(words), rank, world, port, own, log))
+            process = context.Process(target=_run, args=(list(words), rank, world, port, own, log, environment or {}))
             process.start()
             self.processes.append(process)
 
@@ -132,8 +134,10 @@ class Job:
         return self.log.read_text(errors="replace") if self.log and self.log.exists() else ""
 
 
-def _run(words: list[str], rank: int, world: int, port: int, fault: tuple, log: Path | None) -> None:
-    os.environ |= {"OMP_NUM_THREADS": "1"}
+def _run(
+    words: list[str], rank: int, world: int, port: int, fault: tuple, log: Path | None, environment: Mapping[str, str]
+) -> None:
+    os.environ |= {"OMP_NUM_THREADS": "1", **environment}
     if world > 1:
         os.environ |= {
             "RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(world),

@@ -123,7 +123,7 @@ class Ranks:
                 address, int(store.get("gfm-watch")), None, is_master=False, timeout=timedelta(seconds=patience)
             ), patience,
         )  # fmt: skip
-        self._host = own if self.rank == 0 else None
+        self._host = own if self.rank == 0 else None  # nobody reads it: the store lives as long as its object does
 
     def communicator(self, ranks: Sequence[int]) -> Any:
         """An mpi4py communicator of some ranks, this one among them; to be called by all processes.

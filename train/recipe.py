@@ -20,7 +20,7 @@ from gfm_calc.errors import ConfigError, did_you_mean
 
 DTYPES = ("float64", "float32", "tf32", "bf16")
 LOSSES = ("l1", "l2", "huber")
-SCHEDULES = ("cosine", "plateau", "constant")
+SCHEDULES = ("cosine", "plateau", "constant", "trapezoid")
 MODES = ("data", "multitask")
 SHARDINGS = ("none", "replica", "all")
 
@@ -135,10 +135,11 @@ class OptimizerRecipe:
     """AdamW (DOI 10.48550/arXiv.1711.05101), its schedule and the running average of the weights.
 
     Attributes:
-        learning_rate: at its highest.  final_learning_rate: at the end ("cosine"), or the least ("plateau").
-        schedule: "cosine", "plateau" (halved when validation has not improved `patience` times) or "constant"; all after a
-            linear warm-up.
-        warmup: steps.
+        learning_rate: at its highest.  final_learning_rate: at the end ("cosine", "trapezoid"), or the least ("plateau").
+        schedule: "cosine", "plateau" (halved when validation has not improved `patience` times), "constant", or "trapezoid"
+            (constant, then linear in the last `fall` steps, DOI 10.48550/arXiv.2405.18392: the length of the run can be
+            decided late); all after a linear warm-up.
+        warmup, fall: steps.
         weight_decay: of matrices.
         clip: largest norm of the gradient.
         ema: decay a step of the running average of the weights, which is what is validated and saved; 0: the weights.
@@ -148,6 +149,7 @@ class OptimizerRecipe:
     final_learning_rate: float = 1e-5
     schedule: str = "cosine"
     warmup: int = 500
+    fall: int = 1000
     patience: int = 5
     weight_decay: float = 1e-4
     beta1: float = 0.9
@@ -281,6 +283,7 @@ _RANGES = (
     ("objective", "energy", 0, 1e6), ("objective", "forces", 0, 1e6), ("objective", "stress", 0, 1e6),
     ("objective", "delta", 1e-9, 1e6), ("objective", "soften", 1e-6, 1e9),
     ("optimizer", "learning_rate", 0, 10), ("optimizer", "final_learning_rate", 0, 10), ("optimizer", "warmup", 0, 1e9),
+    ("optimizer", "fall", 0, 1e9),
     ("optimizer", "patience", 1, 1e6), ("optimizer", "weight_decay", 0, 10), ("optimizer", "beta1", 0, 0.99999),
     ("optimizer", "beta2", 0, 0.9999999), ("optimizer", "clip", 1e-9, 1e12), ("optimizer", "ema", 0, 0.9999999),
     ("run", "seed", 0, 2**62), ("run", "steps", 1, 1e12), ("run", "structures", 1, 1e9), ("run", "max_atoms", 1, 1e9),

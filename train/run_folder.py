@@ -52,9 +52,19 @@ def _begin(folder: Path, recipe: Recipe, resume: bool, prepare: Callable[[Recipe
     else:
         if resume:
             print(f"{folder}: holds no run to go on with; a new one begins", flush=True)
-        heads = prepare(recipe, recipe.model.cutoff)
-        _refuse_blind_schedule(recipe, heads)
-        save_preparation(folder / "data", heads)
+        begin(folder, recipe, prepare(recipe, recipe.model.cutoff))
+        return
+    write_file(folder / _RECIPE, to_toml(_with_whole_paths(recipe)).encode())
+
+
+def begin(folder: Path, recipe: Recipe, heads: Sequence[Head]) -> None:
+    """Write a run's heads, then its recipe: from then on there is a run to go on with.
+
+    Args:
+        heads: what `prepare` found for the recipe.
+    """
+    _refuse_blind_schedule(recipe, heads)
+    save_preparation(folder / "data", heads)
     write_file(folder / _RECIPE, to_toml(_with_whole_paths(recipe)).encode())
 
 

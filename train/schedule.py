@@ -10,7 +10,7 @@ from gfm_calc.train.recipe import OptimizerRecipe
 
 
 class Schedule:
-    """Linear warm-up, then a cosine, a plateau or a constant; also remembers the best validation.
+    """Linear warm-up, then what the recipe says; also remembers the best validation.
 
     Attributes: `best` score and its `best_step`; `failures`, validations since.
     """
@@ -31,6 +31,8 @@ class Schedule:
             return max(c.learning_rate * self._factor, c.final_learning_rate)
         progress = min(1.0, (step - c.warmup) / max(1, self.steps - c.warmup))
         drop = c.learning_rate - c.final_learning_rate
+        if c.schedule == "trapezoid":
+            return c.final_learning_rate + drop * min(1.0, max(0, self.steps - step) / max(1, c.fall))
         return c.final_learning_rate + 0.5 * drop * (1 + math.cos(math.pi * progress))
 
     def validated(self, step: int, score: float) -> None:

@@ -62,7 +62,8 @@ def run(args: argparse.Namespace) -> None:
         ]
         print(table(("head", "check", "found", "allowed", "unit", ""), rows, right=(2, 3)))
         path = f"{args.dtype} on {model.device}{', compiled' if args.compile else ''}"
-        print(f"\nmodel {args.model}, id {model.model_id}, {path}")
+        steps = "C++" if model.encoder.native else "torch (slower: no C++ compiler, or not on this device)"
+        print(f"\nmodel {args.model}, id {model.model_id}, {path}, message step in {steps}")
     failed = [(what, check) for what, check in found if not check.passed]
     if failed:
         names = ", ".join(f"{check.name} ({what})" for what, check in failed[:5])

@@ -166,10 +166,6 @@ class Dataset(Sequence[Atoms]):
             found[chosen[periodic]] = self.atom_counts(wanted[chosen[periodic]]) / volumes
         return found
 
-    def atom_start(self, index: int) -> int:
-        """Atoms of all structures before `index` (which may be the length)."""
-        return self._index.value(index)
-
     def groups(self) -> Iterator[list[str]]:
         """The groups of all structures in order, a list a shard."""
         for number, info in enumerate(self.shards):

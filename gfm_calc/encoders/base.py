@@ -12,15 +12,24 @@ from .basis import bessel_basis, polynomial_envelope
 
 
 class EdgeGeometry(NamedTuple):
-    """What encoders see of the edges: source, target [E]; unit [E, 3] (from target i to source j); radial [E, R],
-    the basis times the envelope; envelope [E]."""
+    """What encoders see of the edges: edge_index [2, E], source j and target i; distance [E] in Å; unit [E, 3] (from i to j);
+    radial [E, R], the basis times the envelope; envelope [E]."""
 
-    source: Tensor
-    target: Tensor
+    edge_index: Tensor
     distance: Tensor
     unit: Tensor
     radial: Tensor
     envelope: Tensor
+
+    @property
+    def source(self) -> Tensor:
+        """[E]"""
+        return self.edge_index[0]
+
+    @property
+    def target(self) -> Tensor:
+        """[E]"""
+        return self.edge_index[1]
 
 
 def edge_geometry(edge_vector: Tensor, edge_index: Tensor, config: ModelConfig) -> EdgeGeometry:
@@ -34,7 +43,7 @@ def edge_geometry(edge_vector: Tensor, edge_index: Tensor, config: ModelConfig) 
     unit = edge_vector / distance.unsqueeze(-1)
     envelope = polynomial_envelope(distance, config.cutoff, config.envelope_exponent)
     radial = bessel_basis(distance, config.cutoff, config.num_radial) * envelope.unsqueeze(-1)
-    return EdgeGeometry(edge_index[0], edge_index[1], distance, unit, radial, envelope)
+    return EdgeGeometry(edge_index, distance, unit, radial, envelope)
 
 
 class NodeEmbedding(nn.Module):
@@ -77,6 +86,11 @@ class Encoder(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config, self.recompute = config, False
+
+    @property
+    def native(self) -> bool:
+        """Whether it runs its own compiled code here, rather than operations of torch alone."""
+        return False
 
     def forward(self, features: Tensor, edges: EdgeGeometry) -> tuple[Tensor, Tensor]:
         """Initial features [N, F] and edges -> scalars [N, F] and vectors [N, 3, F]."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..config import ModelConfig
+from . import painn_message as fused
 from .base import EdgeGeometry, Encoder, init_linear, mlp, scatter_sum
 
 # Under the root of |v|².  At sites of high symmetry v vanishes, and a small value would put a kink of its width into the
@@ -30,6 +31,11 @@ class PaiNN(Encoder):
         self.messages = nn.ModuleList(Message(config, first=layer == 0) for layer in range(config.num_layers))
         self.updates = nn.ModuleList(Update(config.num_features) for _ in range(config.num_layers))
         self.apply(init_linear)
+
+    @property
+    def native(self) -> bool:
+        """See `Encoder.native`."""
+        return fused.available(next(self.parameters()))
 
     def forward(self, features: Tensor, edges: EdgeGeometry) -> tuple[Tensor, Tensor]:
         scalars = features
@@ -60,15 +66,25 @@ class Message(nn.Module):
         self.filter = nn.Linear(config.num_radial, self.parts * width, bias=False)
 
     def forward(self, scalars: Tensor, vectors: Tensor | None, edges: EdgeGeometry) -> tuple[Tensor, Tensor]:
-        count, width = scalars.shape
-        weights = self.source(scalars).index_select(0, edges.source) * self.filter(edges.radial)
-        parts = weights.split(width, dim=-1)
+        features, basis = self.source(scalars), edges.radial
+        if fused.available(basis):
+            features = features.to(basis.dtype)  # where matrix products are bfloat16
+            scalar_sum, vector_sum = fused.message(
+                features, vectors, basis, edges.unit, self.filter.weight, edges.edge_index
+            )
+        else:
+            scalar_sum, vector_sum = self._sums(features, vectors, edges)
+        scalar_sum, vector_sum = scalar_sum * self.scale, vector_sum * self.scale
+        return scalars + scalar_sum, vector_sum if vectors is None else vectors + vector_sum
+
+    def _sums(self, features: Tensor, vectors: Tensor | None, edges: EdgeGeometry) -> tuple[Tensor, Tensor]:
+        """What `painn_message.message` computes, in operations of torch."""
+        count, width = features.shape[0], features.shape[1] // self.parts
+        parts = (features.index_select(0, edges.source) * self.filter(edges.radial)).split(width, dim=-1)
         directed = edges.unit.unsqueeze(-1) * parts[1].unsqueeze(1)
         if vectors is not None:
             directed = directed + vectors.index_select(0, edges.source) * parts[2].unsqueeze(1)
-        scalar_sum = scatter_sum(parts[0], edges.target, count) * self.scale
-        vector_sum = scatter_sum(directed, edges.target, count) * self.scale
-        return scalars + scalar_sum, vector_sum if vectors is None else vectors + vector_sum
+        return scatter_sum(parts[0], edges.target, count), scatter_sum(directed, edges.target, count)
 
 
 class Update(nn.Module):

@@ -117,6 +117,28 @@ def test_a_signal_saves_and_ends_the_run(data, tmp_path):
     assert differences(wanted, outcome(run)) == []
 
 
+@pytest.mark.slow
+@pytest.mark.promise("R1", count=2)
+def test_a_compiled_run_is_killed_and_resumed(data, tmp_path):
+    """Each process compiles for itself: what another one compiled is not to be found."""
+    words = ("run.compile=true", "run.steps=16", "run.validate_every=6")
+
+    def trained(run, name: str, fault=(), flags=()) -> int:
+        environment = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / f"compiled-{name}")}
+        job = Job(
+            argv(data, run, *words, flags=flags), fault=fault, log=tmp_path / f"{name}.log", environment=environment
+        )
+        (code,) = job.wait(600)
+        assert code in (0, -signal.SIGKILL) and (tmp_path / f"compiled-{name}").is_dir(), job.said()
+        return code
+
+    assert trained(tmp_path / "whole", "whole") == 0
+    for number, flags in ((6, ()), (13, ["--resume"])):
+        assert trained(tmp_path / "run", f"killed{number}", ("at_step", number, "kill"), flags) == -signal.SIGKILL
+    assert trained(tmp_path / "run", "resumed", flags=["--resume"]) == 0
+    assert differences(outcome(tmp_path / "whole"), outcome(tmp_path / "run")) == []
+
+
 def test_a_limit_of_time_saves_and_ends_the_run(data, tmp_path):
     wanted, _ = reference(data, tmp_path, 1)
     run = tmp_path / "run"

@@ -141,7 +141,6 @@ def test_many_at_once(dataset, expected):
         assert dataset.atom_counts(indices).tolist() == [len(expected[i]) for i in indices]
         assert dataset.read(indices).group is None
     assert dataset.atom_counts().tolist() == [len(record) for record in expected]
-    assert dataset.atom_start(0) == 0 and dataset.atom_start(131) == dataset.num_atoms
     assert [group for part in dataset.groups() for group in part] == [record.group for record in expected]
 
 

@@ -287,6 +287,8 @@ def test_schedules():
     cosine = Schedule(OptimizerRecipe(learning_rate=1.0, final_learning_rate=0.1, warmup=10), 110)
     assert cosine.rate(0) == 0.1 and cosine.rate(9) == 1.0 and cosine.rate(10) == 1.0
     assert abs(cosine.rate(60) - 0.55) < 1e-12 and abs(cosine.rate(110) - 0.1) < 1e-12
+    recipe = OptimizerRecipe(learning_rate=1.0, final_learning_rate=0.1, schedule="trapezoid", warmup=10, fall=50)
+    assert [Schedule(recipe, 110).rate(step) for step in (4, 10, 60, 85, 110)] == [0.5, 1.0, 1.0, 0.55, 0.1]
     plateau = Schedule(OptimizerRecipe(learning_rate=1.0, schedule="plateau", warmup=0, patience=2), 100)
     for step, value in enumerate((3.0, 2.0, 2.5, 2.5, 1.0)):
         plateau.validated(step, value)

@@ -18,11 +18,6 @@ def bare_suffix(path: Path) -> str:
     return next((suffix for suffix in reversed(suffixes) if suffix not in _OPENERS), "")
 
 
-def is_compressed(path: Path) -> bool:
-    """Whether the name says that the file is compressed."""
-    return path.suffix.lower() in _OPENERS
-
-
 def open_text(path: Path) -> TextIO:
     """The text of a file, decompressed as it is read."""
     return _OPENERS.get(path.suffix.lower(), open)(path, "rt", encoding="utf-8")

@@ -101,6 +101,5 @@ class Layout:
 
 
 ASE_UNITS = Units(energy="eV", length="A", stress="eV/A^3", stress_order="voigt")
-UNKNOWN_UNITS = Units()
 
 DEFAULTS = ReadOptions()
