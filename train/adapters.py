@@ -13,25 +13,30 @@ from torch import Tensor, nn
 
 
 class AdaptedLinear(nn.Module):
-    """A linear layer whose weight is `weight` + `up` @ `down`; `up` is zero at the start."""
+    """A linear layer whose `weight` is `base` + `up` @ `down`; `up` is zero at the start."""
 
     def __init__(self, base: nn.Linear, rank: int):
         super().__init__()
-        self.weight, self.bias = base.weight, base.bias
+        self.base, self.bias = base.weight, base.bias
         rank = min(rank, *base.weight.shape)
         down = torch.empty(rank, base.in_features, dtype=base.weight.dtype)
         nn.init.kaiming_uniform_(down, a=math.sqrt(5))
         self.down = nn.Parameter(down.to(base.weight.device))
         self.up = nn.Parameter(base.weight.new_zeros(base.out_features, rank))
 
+    @property
+    def weight(self) -> Tensor:
+        """[outputs, inputs], for all who read the weight of a linear layer."""
+        return self.base + self.up @ self.down
+
     def forward(self, values: Tensor) -> Tensor:
         """[..., inputs] -> [..., outputs]."""
-        return nn.functional.linear(values, self.weight + self.up @ self.down, self.bias)
+        return nn.functional.linear(values, self.weight, self.bias)
 
     def merged(self) -> nn.Linear:
         """The same layer without an adapter."""
-        plain = nn.Linear(self.weight.shape[1], self.weight.shape[0], bias=self.bias is not None)
-        plain.weight = nn.Parameter((self.weight + self.up @ self.down).detach())
+        plain = nn.Linear(self.base.shape[1], self.base.shape[0], bias=self.bias is not None)
+        plain.weight = nn.Parameter(self.weight.detach())
         plain.bias = self.bias
         return plain
 
