@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gfm_calc.commands.data import BY
-from gfm_calc.commands.options import DEFAULT_MODEL, natural, new_parser, positive, positive_int
+from gfm_calc.commands.options import DEFAULT_MODEL, apply_threads, natural, new_parser, positive, positive_int
 from gfm_calc.commands.read_options import add_read_options, read_options
 from gfm_calc.errors import ConfigError
 
@@ -75,16 +75,13 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         GFMError: see `run.finetune`.
     """
-    import torch
-
     from gfm_calc.finetune.plan import Job
     from gfm_calc.finetune.run import card, finetune
 
     for name in ("validation", "test"):
         if not 0 <= getattr(args, name) < 0.9:
             raise ConfigError(f"--{name} must be a fraction below 0.9, not {getattr(args, name):g}")
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    apply_threads(args)
     keep = {"all": None, "none": ()}.get(args.keep_heads, tuple(args.keep_heads.split(",")))
     job = Job(
         inputs=tuple(args.input), test_files=tuple(args.test_file), isolated=args.isolated_atoms, model=args.model,
