@@ -1,4 +1,4 @@
-"""`gfm bench scaling`, `training`, `multitask` and `ablation`: the benchmarks of the trainer."""
+"""`gfm bench scaling`, `training`, `multitask`, `ablation` and `finetune`: the benchmarks of what trains."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from gfm_calc.benchmarks.cli_options import add_output, finish, integers, peer, words
-from gfm_calc.commands.options import new_parser, positive_int
+from gfm_calc.commands.options import DEFAULT_MODEL, new_parser, positive, positive_int
 from gfm_calc.errors import ConfigError
 
 
 def add_parsers(benches: Any) -> None:
-    """Register the four."""
-    for add in (_add_scaling, _add_training, _add_multitask, _add_ablation):
+    """Register the five."""
+    for add in (_add_scaling, _add_training, _add_multitask, _add_ablation, _add_finetune):
         add(benches)
 
 
@@ -85,6 +85,27 @@ def _add_ablation(benches: Any) -> None:
     add_output(parser)
 
 
+def _add_finetune(benches: Any) -> None:
+    parser = new_parser(
+        benches, "finetune", run_finetune, summary="downstream tasks: fine-tuned models against random weights",
+        example="gfm bench finetune rmd17 --data FOLDER --cases aspirin,ethanol --sizes 50 -o rmd17.json",
+    )  # fmt: skip
+    parser.add_argument("task", metavar="TASK", help="rmd17, acac, mlearn, or a TOML file")
+    parser.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="with the files of the task")
+    parser.add_argument("--model", action="append", default=[], metavar="MODEL",
+                        help=f"name or directory; may be given several times (default: {DEFAULT_MODEL})")  # fmt: skip
+    parser.add_argument("--cases", type=words, default=(), metavar="NAME,NAME", help="of the task (default: all)")
+    parser.add_argument(
+        "--sizes", type=integers, default=(), metavar="N,N", help="training structures (default: the task's)"
+    )
+    parser.add_argument("--no-scratch", dest="scratch", action="store_false", help="leave random weights out")
+    parser.add_argument("--seeds", type=positive_int, default=1, help="runs of each kind; default: %(default)s")
+    parser.add_argument("--steps", type=positive_int, metavar="N", help="of each run (default: as gfm finetune)")
+    parser.add_argument("--max-minutes", type=positive, metavar="M", help="of each run (default: no limit)")
+    parser.add_argument("--strategy", metavar="NAME", help="of gfm finetune (default: its choice)")
+    add_output(parser)
+
+
 def run_scaling(args: argparse.Namespace) -> None:
     """Train on one process and several."""
     from gfm_calc.benchmarks.scaling import PARTS, ScalingPlan, run_scaling
@@ -133,3 +154,16 @@ def run_ablation(args: argparse.Namespace) -> None:
     variants = read_variants(args.variants)
     plan = AblationPlan(recipe=args.recipe, variants=variants, settings=args.settings, seeds=args.seeds)
     finish(args, "ablation", threads=1, seeds=args.seeds, variants=run_ablation(plan))
+
+
+def run_finetune(args: argparse.Namespace) -> None:
+    """Fine-tune on a downstream task."""
+    from gfm_calc.benchmarks.finetune_tasks import load_task
+    from gfm_calc.benchmarks.finetuning import FinetunePlan, about, run_finetune
+
+    task = load_task(args.task)
+    plan = FinetunePlan(
+        task=task, data=args.data, models=args.model or [DEFAULT_MODEL], cases=args.cases, sizes=args.sizes,
+        scratch=args.scratch, seeds=args.seeds, steps=args.steps, max_minutes=args.max_minutes, strategy=args.strategy,
+    )  # fmt: skip
+    finish(args, "finetune", threads=1, task=about(task), rows=run_finetune(plan))

@@ -76,6 +76,20 @@ def ablation(result: Mapping[str, Any]) -> Iterator[Table]:
     )
 
 
+def finetune(result: Mapping[str, Any]) -> Iterator[Table]:
+    task, rows = result["task"], []
+    others = list(dict.fromkeys(model for row in result["rows"] for model in row["published"]))
+    for row in result["rows"]:
+        values = row["errors"].get(task["metric"], [])
+        mean = sum(values) / len(values) if values else None
+        spread = f"{max(values) - min(values):.2g}" if len(values) > 1 else "-"
+        shown = [figure(row["published"].get(model)) for model in others]
+        rows.append([row["case"], str(row["size"]), row["arm"], figure(mean), spread, *shown, f"{row['steps']}",
+                     figure(row["seconds"])])  # fmt: skip
+    header = ["case", "structures", "", task["metric"].replace("_", " "), "spread", *others, "steps", "s"]
+    yield Table(task["title"], header, rows)
+
+
 def scaling(result: Mapping[str, Any]) -> Iterator[Table]:
     data, on = result.get("data"), ""
     if data:  # the first results did not say

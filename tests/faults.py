@@ -110,7 +110,7 @@ def slow_screening(seconds: float) -> None:
     Predictor.predict_batch = slowly
 
 
-def full_disk(number: int) -> None:
+def full_disk_of_chunks(number: int) -> None:
     """The disk refuses the N-th chunk."""
     import gfm_calc.screening.engine as engine
 
@@ -124,3 +124,17 @@ def full_disk(number: int) -> None:
         return real(*given)
 
     engine.write_once = counted
+
+
+def full_disk(where: str) -> None:
+    """The disk refuses every file below a folder, or of a name, that is called so."""
+    import gfm_calc.artifacts as artifacts
+
+    real = artifacts._write_and_sync
+
+    def refusing(path, data):
+        if any(where in part for part in path.parts[-3:]):
+            raise OSError(28, "No space left on device")
+        return real(path, data)
+
+    artifacts._write_and_sync = refusing

@@ -70,11 +70,15 @@ class SharedParameters:
     Args:
         parameters: name -> parameter; may be empty.
         decayed: names to which weight decay applies.
+        rates: name -> factor of the learning rate, where it is not 1.
     """
 
-    def __init__(self, ranks: Ranks, sharing: Sharing, parameters: Mapping[str, nn.Parameter], decayed: set[str]):
+    def __init__(
+        self, ranks: Ranks, sharing: Sharing, parameters: Mapping[str, nn.Parameter], decayed: set[str],
+        rates: Mapping[str, float] | None = None,
+    ):  # fmt: skip
         self.ranks, self.sharing = ranks, sharing
-        self.flat = FlatParameters(parameters, decayed, parts=sharing.parts, part=sharing.part)
+        self.flat = FlatParameters(parameters, decayed, parts=sharing.parts, part=sharing.part, rates=rates)
         self._own = self.flat.gradient if sharing.parts == 1 else torch.zeros_like(self.flat.average)
 
     def add_up(self) -> Tensor:

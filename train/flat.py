@@ -47,12 +47,16 @@ class FlatParameters:
         decayed: names to which weight decay applies.
         parts, part: into how many parts the state is cut, and which of them this process holds; `weight` and `gradient`
             are whole everywhere.
+        rates: name -> factor of the learning rate, for parameters where it is not 1.
 
     Attributes: `slots`, see `slots_of`; `weight`, `gradient` [n]; `average`, `exp_avg`, `exp_avg_sq` [n / parts]: this
     process's part.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], decayed: set[str], *, parts: int = 1, part: int = 0):
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], decayed: set[str], *, parts: int = 1, part: int = 0,
+        rates: Mapping[str, float] | None = None,
+    ):  # fmt: skip
         self.parts, self.part, self.decayed = parts, part, decayed
         self.slots = slots_of({name: tuple(p.shape) for name, p in parameters.items()}, decayed)
         ends = {name: _aligned(start + math.prod(shape)) for name, (start, shape) in self.slots.items()}
@@ -69,6 +73,12 @@ class FlatParameters:
         self.own = slice(part * self.length, (part + 1) * self.length)
         self.average = self.weight[self.own].clone()
         self.exp_avg, self.exp_avg_sq = torch.zeros_like(self.average), torch.zeros_like(self.average)
+        self._factor: Tensor | None = None  # of the learning rate, this process's part; None where all are 1
+        if rates:
+            whole = torch.ones_like(self.weight)
+            for name in rates.keys() & parameters.keys():
+                self.view(whole, name).fill_(rates[name])
+            self._factor = whole[self.own].clone()
 
     @property
     def names(self) -> list[str]:
@@ -89,15 +99,18 @@ class FlatParameters:
             count: steps so far, this one included.
             decay: of the running average.
         """
-        c = constants
+        c, factor = constants, self._factor
         weight = self.weight[self.own]
         stop = min(max(self._decayed - self.own.start, 0), self.length)
         if c.weight_decay and stop:
-            weight[:stop].mul_(1 - rate * c.weight_decay)
+            weight[:stop].mul_(
+                1 - rate * c.weight_decay if factor is None else 1 - rate * c.weight_decay * factor[:stop]
+            )
         self.exp_avg.lerp_(gradient, 1 - c.beta1)
         self.exp_avg_sq.mul_(c.beta2).addcmul_(gradient, gradient, value=1 - c.beta2)
         root = self.exp_avg_sq.sqrt().div_((1 - c.beta2**count) ** 0.5).add_(c.epsilon)
-        weight.addcdiv_(self.exp_avg, root, value=-rate / (1 - c.beta1**count))
+        step = self.exp_avg if factor is None else self.exp_avg * factor
+        weight.addcdiv_(step, root, value=-rate / (1 - c.beta1**count))
         self.average.lerp_(weight, 1 - decay)
 
     def memory(self) -> int:

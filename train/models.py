@@ -1,16 +1,25 @@
-"""Models for training: built from a recipe, put together from a checkpoint."""
+"""Models for training: with random weights, from a saved model, or put together from a checkpoint."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import torch
 from ase.data import atomic_numbers as NUMBER_OF
+from torch import nn
 
+from gfm_calc.checkpoint import load_model
 from gfm_calc.config import ModelConfig
+from gfm_calc.errors import ConfigError
 from gfm_calc.model import GFMModel
+from gfm_calc.train.adapters import add_adapters, merge_adapters
 from gfm_calc.train.preparation import Head
+from gfm_calc.train.recipe import Recipe, StartRecipe
 from gfm_calc.train.state import SavedState
+
+_LAYER = re.compile(r"encoder\.\w+\.(\d+)\.")
+_ROWS = ("hidden", "hidden_bias", "output")  # of a head, beside its shifts
 
 
 def build_model(config: ModelConfig, heads: Sequence[Head], seed: int) -> GFMModel:
@@ -18,17 +27,83 @@ def build_model(config: ModelConfig, heads: Sequence[Head], seed: int) -> GFMMod
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = GFMModel(config, [head.spec for head in heads])
+    _set_scales(model, heads)
+    return model
+
+
+def starting_model(recipe: Recipe, heads: Sequence[Head]) -> GFMModel:
+    """The model that a run begins with: `build_model`, and what it takes from a saved one (see `StartRecipe`).
+
+    Raises:
+        ConfigError: the saved model is of another shape or another id, or has no such head.
+    """
+    model = build_model(recipe.model, heads, recipe.run.seed)
+    if not recipe.start.model:
+        return model
+    source = load_model(recipe.start.model)
+    if recipe.start.model_id not in ("", source.model_id):
+        raise ConfigError(
+            f"start.model {recipe.start.model}: is {source.model_id}, not {recipe.start.model_id}, which this run began "
+            "with: put that one back, or start a new run"
+        )
+    if source.config != recipe.model:
+        raise ConfigError(f"start.model {recipe.start.model}: the tables [model] of the two differ; write its values")
+    model.to(source.dtype)
+    for name, parameter in model.named_parameters():
+        if not name.startswith("energy_stack."):
+            parameter.data.copy_(source.get_parameter(name))
+    for row, head in enumerate(heads):
+        wanted = recipe.head(head.spec.name).start
+        if wanted:
+            if wanted not in source.energy_heads:
+                raise ConfigError(f"head {head.spec.name}: start: {source.spec(wanted).name} is no head of energies")
+            other = source.energy_heads.index(wanted)
+            for name in (*_ROWS, "shift"):
+                getattr(model.energy_stack, name).data[row] = getattr(source.energy_stack, name)[other]
+    _set_scales(model, heads)
+    return model
+
+
+def _set_scales(model: GFMModel, heads: Sequence[Head]) -> None:
     stack = model.energy_stack
     with torch.no_grad():
         for row, head in enumerate(heads):
             stack.scale[row] = head.scale
             for symbol, energy in head.shift.items():
                 stack.shift[row, NUMBER_OF[symbol]] = energy
-    return model
 
 
-def assemble(config: ModelConfig, heads: Sequence[Head], saved: SavedState, kind: str = "average") -> GFMModel:
-    """The whole model of a checkpoint, wherever its heads were trained.
+def adapt(model: GFMModel, recipe: Recipe) -> None:
+    """Give the encoder the adapters that the recipe asks for."""
+    if recipe.start.adapter_rank:
+        add_adapters(model.encoder, recipe.start.adapter_rank, recipe.run.seed)
+
+
+def rates(model: GFMModel, start: StartRecipe) -> dict[str, float]:
+    """name -> factor of the learning rate, of the parameters where it is not 1."""
+    if not start.model:
+        return {}
+    found = {}
+    for name, _ in model.named_parameters():
+        if name.startswith("energy_stack."):
+            continue
+        layer = _LAYER.match(name)
+        depth = model.config.num_layers - (int(layer[1]) + 1 if layer else 0)
+        fixed = start.adapter_rank and name.startswith("encoder.") and not name.endswith((".up", ".down"))
+        factor = 0.0 if fixed else start.encoder_rate * start.layer_decay**depth
+        if factor != 1.0:
+            found[name] = factor
+    return found
+
+
+def freeze(model: nn.Module, factors: dict[str, float]) -> None:
+    """Ask for no gradients where the learning rate is zero."""
+    for name, factor in factors.items():
+        model.get_parameter(name).requires_grad_(factor > 0)
+
+
+def assemble(recipe: Recipe, heads: Sequence[Head], saved: SavedState, kind: str = "average") -> GFMModel:
+    """The whole model of a checkpoint, wherever its heads were trained, adapters merged.
 
     Args:
         kind: "average" or "weight".
@@ -36,7 +111,8 @@ def assemble(config: ModelConfig, heads: Sequence[Head], saved: SavedState, kind
     Raises:
         CorruptFileError: the checkpoint is not of these heads.
     """
-    model = build_model(config, heads, 0)
+    model = build_model(recipe.model, heads, 0)
+    adapt(model, recipe)
     stack = {name: parameter for name, parameter in model.named_parameters() if name.startswith("energy_stack.")}
     example = saved.parameter(kind, next(n for n, _ in model.named_parameters() if n not in stack))
     model.to(example.dtype)
@@ -48,4 +124,5 @@ def assemble(config: ModelConfig, heads: Sequence[Head], saved: SavedState, kind
             found = saved.head(kind, head.spec.name)
             for name in stack:
                 model.get_parameter(name)[row] = found[name]
+    merge_adapters(model.encoder)
     return model.requires_grad_(False).eval()

@@ -112,9 +112,45 @@ def prepare(recipe: Recipe, cutoff: float) -> list[Head]:
     unknown = [name for name in (*(head.name for head in recipe.heads), *recipe.data.heads) if name not in names]
     if unknown:
         raise ConfigError(f"heads: {unknown[0]} has no dataset in {recipe.data.path}; heads there: {', '.join(names)}")
+    frames = gather(datasets, recipe.data)
+    sides = frames.sides(recipe.data)
+    found = []
+    wanted = _wanted(recipe) or names
+    for dataset, first, last in zip(datasets, frames.starts, frames.starts[1:]):
+        if dataset.head.name not in wanted:
+            continue
+        found.append(_head(dataset, recipe, frames.compositions, sides, slice(first, last), cutoff))
+    return with_shares(found, recipe)
+
+
+@dataclass(kw_only=True)
+class Frames:
+    """Every structure of some datasets, in a few numbers each.
+
+    Attributes: `table`; `compositions`; `isolated`, rows of free atoms; `names` of the heads; `starts`, the row at which each
+    dataset begins, and the end.
+    """
+
+    table: FrameTable
+    compositions: Compositions
+    isolated: list[int]
+    names: list[str]
+    starts: list[int]
+
+    def sides(self, recipe: DataRecipe) -> np.ndarray:
+        """[rows] index into SIDES, or `UNUSED`.
+
+        Raises:
+            LeakError: a structure on two sides of a given split.
+        """
+        return _sides(recipe, self.table, self.isolated, self.names, self.starts)
+
+
+def gather(datasets: Sequence[Dataset], recipe: DataRecipe) -> Frames:
+    """Read every structure once."""
     table, compositions = FrameTable(), Compositions()
     isolated: list[int] = []
-    by = recipe.data.by if recipe.data.split is None else load_split(recipe.data.split).by
+    by = recipe.by if recipe.split is None else load_split(recipe.split).by
 
     def noted() -> Iterator[tuple[Record, str]]:
         for record, key in chain.from_iterable(_keyed(dataset, by) for dataset in datasets):
@@ -124,15 +160,10 @@ def prepare(recipe: Recipe, cutoff: float) -> list[Head]:
             yield record, key
 
     table.add_all(noted())
-    starts = np.cumsum([0, *map(len, datasets)]).tolist()
-    sides = _sides(recipe.data, table, isolated, [d.head.name for d in datasets], starts)
-    found = []
-    wanted = _wanted(recipe) or names
-    for dataset, first, last in zip(datasets, starts, starts[1:]):
-        if dataset.head.name not in wanted:
-            continue
-        found.append(_head(dataset, recipe, compositions, sides, slice(first, last), cutoff))
-    return _with_shares(found, recipe)
+    return Frames(
+        table=table, compositions=compositions, isolated=isolated, names=[dataset.head.name for dataset in datasets],
+        starts=np.cumsum([0, *map(len, datasets)]).tolist(),
+    )  # fmt: skip
 
 
 def _wanted(recipe: Recipe) -> list[str]:
@@ -211,7 +242,7 @@ def _head(
         known_elements = compositions.within(own[side] + rows.start, fit.energies)
         unseen += int((~known_elements).sum())
         own[side] = own[side][known_elements]
-    statistics = _statistics(dataset, own["train"], cutoff)
+    statistics = statistics_of(dataset, own["train"], cutoff)
     sources = [{"name": entry["name"], "frames": int(entry.get("structures", 0))} for entry in dataset.inputs]
     data = [dict(entry) for entry in dataset.head.training_data] or sources
     for entry in data:
@@ -230,8 +261,13 @@ def _head(
     )  # fmt: skip
 
 
-def _statistics(dataset: Dataset, indices: np.ndarray, cutoff: float) -> dict[str, Any]:
-    """What a head card and the start of training need to know of the training structures."""
+def statistics_of(dataset: Dataset, indices: np.ndarray, cutoff: float) -> dict[str, Any]:
+    """What a head card and the start of training need to know of the training structures.
+
+    Returns:
+        scale (eV), charges (lowest, highest), excess (unpaired electrons), periodicity, neighbors (an atom), atoms (a
+        structure).
+    """
     squares, count, excess, atoms = 0.0, 0, 0, 0
     charges: list[int] = [0]
     axes = np.zeros(4, int)
@@ -259,7 +295,8 @@ def _statistics(dataset: Dataset, indices: np.ndarray, cutoff: float) -> dict[st
     }  # fmt: skip
 
 
-def _with_shares(heads: Sequence[Head], recipe: Recipe) -> list[Head]:
+def with_shares(heads: Sequence[Head], recipe: Recipe) -> list[Head]:
+    """The heads with their shares of the draws."""
     raw = [recipe.head(h.spec.name).share or len(h.sides["train"]) ** recipe.data.tau for h in heads]
     return [replace(head, share=share / sum(raw)) for head, share in zip(heads, raw)]
 

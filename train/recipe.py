@@ -76,6 +76,7 @@ class HeadRecipe:
         weight: of its structures in the loss.
         reference_energies: symbol -> eV of isolated atoms, calculated; elements without are fitted.
         licence, citation: of its data, where the dataset does not say.
+        start: head of the model that training starts from whose weights it takes (see `StartRecipe`); None: random ones.
     """
 
     name: str
@@ -84,6 +85,27 @@ class HeadRecipe:
     reference_energies: Mapping[str, float] = field(default_factory=dict)
     licence: str | None = None
     citation: str | None = None
+    start: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartRecipe:
+    """A saved model that training starts from instead of random weights, and how fast its parts may move.
+
+    Attributes:
+        model: packaged name or directory; "" stands for random weights.
+        model_id: of that model; another one is refused.  "" takes any.
+        encoder_rate: factor of the learning rate for embedding and encoder; 0 leaves them as they are.
+        layer_decay: further factor for each layer between a part of the encoder and the heads.
+        adapter_rank: of a low-rank term that is added to each matrix of the encoder and learnt in its place (LoRA, DOI
+            10.48550/arXiv.2106.09685); saved models hold the sum.  0: the matrices themselves learn.
+    """
+
+    model: str = ""
+    model_id: str = ""
+    encoder_rate: float = 1.0
+    layer_decay: float = 1.0
+    adapter_rank: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,6 +219,7 @@ class Recipe:
 
     data: DataRecipe = field(default_factory=DataRecipe)
     model: ModelConfig = field(default_factory=ModelConfig)
+    start: StartRecipe = field(default_factory=StartRecipe)
     objective: ObjectiveRecipe = field(default_factory=ObjectiveRecipe)
     optimizer: OptimizerRecipe = field(default_factory=OptimizerRecipe)
     run: RunRecipe = field(default_factory=RunRecipe)
@@ -238,20 +261,25 @@ class Recipe:
             not waits or self.run.validate_every > 0,
             "run.stop_after and the schedule plateau need validations: set run.validate_every",
         )
+        for name in ("model", "model_id"):
+            value = getattr(self.start, name)
+            _require(isinstance(value, str), f"start.{name} must be a text, not {value!r}")
         for head in self.heads:
+            _require(not head.start or bool(self.start.model), f"head {head.name}: start needs start.model")
             for name, value in (("share", head.share), ("weight", head.weight)):
                 right = value is None or (isinstance(value, int | float) and 0 < value < math.inf)
                 _require(right, f"head {head.name}: {name} must be positive, not {value!r}")
 
 
 _DEFAULTS: Mapping[str, Any] = {
-    "data": DataRecipe(), "objective": ObjectiveRecipe(), "optimizer": OptimizerRecipe(), "run": RunRecipe(),
-    "parallel": ParallelRecipe(),
+    "data": DataRecipe(), "start": StartRecipe(), "objective": ObjectiveRecipe(), "optimizer": OptimizerRecipe(),
+    "run": RunRecipe(), "parallel": ParallelRecipe(),
 }  # fmt: skip
 _OPTIONAL = ("loss_tau", "soften", "max_minutes")
 _RANGES = (
     ("data", "validation", 0, 0.5), ("data", "test", 0, 0.5), ("data", "seed", 0, 2**62), ("data", "tau", 0, 4),
     ("data", "loss_tau", 0, 4), ("data", "workers", 0, 256),
+    ("start", "encoder_rate", 0, 100), ("start", "layer_decay", 0, 1), ("start", "adapter_rank", 0, 4096),
     ("objective", "energy", 0, 1e6), ("objective", "forces", 0, 1e6), ("objective", "stress", 0, 1e6),
     ("objective", "delta", 1e-9, 1e6), ("objective", "soften", 1e-6, 1e9),
     ("optimizer", "learning_rate", 0, 10), ("optimizer", "final_learning_rate", 0, 10), ("optimizer", "warmup", 0, 1e9),

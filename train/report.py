@@ -63,7 +63,7 @@ def write_report(folder: Path, model: GFMModel, heads: Sequence[Head], recipe: R
         _summary(heads),
         "<h2>Learning</h2>",
         '<div class="pictures">',
-        *_curves(lines, [h.spec.name for h in heads]),
+        *curves(lines, [h.spec.name for h in heads]),
         "</div>",
     ]
     errors = [e for parity in parities.values() for e in parity.errors]
@@ -102,7 +102,8 @@ def _summary(heads: Sequence[Head]) -> str:
     return numbers(header, rows) + "<p>Mean absolute errors on the test side.</p>"
 
 
-def _curves(lines: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[str]:
+def curves(lines: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[str]:
+    """Pictures of a log: the loss, and the validation error of each term."""
     steps = [line for line in lines if "loss" in line]
     checks = [line for line in lines if "validation" in line]
     shown = (

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from gfm_calc.artifacts import write_file
+from gfm_calc.checkpoint import resolve
 from gfm_calc.errors import ConfigError, GFMError, one_line
 from gfm_calc.train.parallel import Ranks
 from gfm_calc.train.preparation import Head, load_preparation, prepare, save_preparation
@@ -22,10 +23,15 @@ _FIXED_DATA = ("path", "split", "by", "validation", "test", "shared", "seed", "t
 
 
 @contextmanager
-def open_run(folder: Path, recipe: Recipe, ranks: Ranks, *, resume: bool) -> Iterator[list[Head]]:
+def open_run(
+    folder: Path, recipe: Recipe, ranks: Ranks, *, resume: bool, prepare: Callable[[Recipe, float], list[Head]] = prepare
+) -> Iterator[list[Head]]:  # fmt: skip
     """The data of a run, whose folder belongs to this job while the block lasts; to be entered by all processes.
 
     The first process looks and writes, all read.
+
+    Args:
+        prepare: gives the heads of a run that begins, see `preparation.prepare`.
 
     Raises:
         GFMError: the folder holds a run (without `resume`) or other files, or another job works in it.
@@ -33,14 +39,14 @@ def open_run(folder: Path, recipe: Recipe, ranks: Ranks, *, resume: bool) -> Ite
     """
     with _alone_in(folder, resume) if ranks.rank == 0 else nullcontext():
         if ranks.rank == 0:
-            _begin(folder, recipe, resume)
+            _begin(folder, recipe, resume, prepare)
         ranks.wait()
         heads = load_preparation(folder / "data")
         _refuse_blind_schedule(recipe, heads)
         yield heads
 
 
-def _begin(folder: Path, recipe: Recipe, resume: bool) -> None:
+def _begin(folder: Path, recipe: Recipe, resume: bool, prepare: Callable[[Recipe, float], list[Head]]) -> None:
     if (folder / _RECIPE).exists():
         _refuse_changes(folder, recipe)
     else:
@@ -114,10 +120,12 @@ def _refuse_changes(folder: Path, recipe: Recipe) -> None:
 def _fixed(recipe: Recipe) -> dict[str, Any]:
     """What cannot change in the middle of a run, by name."""
     found = {f"model.{name}": value for name, value in asdict(recipe.model).items()}
+    found |= {f"start.{name}": value for name, value in asdict(recipe.start).items()}
     found |= {f"data.{name}": getattr(recipe.data, name) for name in _FIXED_DATA}
     found |= {"run.seed": recipe.run.seed, "objective.uncertainty": recipe.objective.uncertainty}
     for head in recipe.heads:
-        for name, value in (("share", head.share), ("reference_energies", dict(head.reference_energies))):
+        fixed = {"share": head.share, "start": head.start, "reference_energies": dict(head.reference_energies)}
+        for name, value in fixed.items():
             if value:
                 found[f"{name} of head {head.name}"] = value
     return found
@@ -125,6 +133,7 @@ def _fixed(recipe: Recipe) -> dict[str, Any]:
 
 def _with_whole_paths(recipe: Recipe) -> Recipe:
     """The same recipe for any working directory."""
-    data = recipe.data
+    data, start = recipe.data, recipe.start
     path, split = (text and str(Path(text).expanduser().absolute()) for text in (data.path, data.split))
-    return replace(recipe, data=replace(data, path=path or "", split=split))
+    model = str(resolve(start.model)) if start.model else ""
+    return replace(recipe, data=replace(data, path=path or "", split=split), start=replace(start, model=model))

@@ -24,7 +24,7 @@ from gfm_calc.train.checkpoints import Checkpoints
 from gfm_calc.train.evaluation import score
 from gfm_calc.train.exchange import SharedParameters, share
 from gfm_calc.train.flat import AdamW
-from gfm_calc.train.models import build_model
+from gfm_calc.train.models import adapt, freeze, rates, starting_model
 from gfm_calc.train.objective import TERMS, Labels, Objective
 from gfm_calc.train.parallel import Ranks
 from gfm_calc.train.placement import place
@@ -104,8 +104,9 @@ class Trainer:
     def _build(self) -> None:
         """The model: all processes draw the same weights, then keep their heads."""
         dtype = torch.float64 if self.recipe.run.dtype == "float64" else torch.float32
-        whole = build_model(self.recipe.model, self.heads, self.recipe.run.seed)
+        whole = starting_model(self.recipe, self.heads)
         model = whole if len(self.own) == len(self.heads) else subset(whole, [head.spec.name for head in self.own])
+        adapt(model, self.recipe)
         self.model = model.to(self.ranks.device, dtype).requires_grad_(True).train()
         self.model.encoder.recompute = self.recipe.run.activation_checkpointing
 
@@ -118,9 +119,11 @@ class Trainer:
         heads |= dict(self.objective.named_parameters())
         decayed = {name for name, p in encoder.items() if p.ndim >= 2 and "embedding" not in name}
         decayed |= {name for name in heads if name.endswith(("hidden", "output"))}
+        factors = rates(self.model, self.recipe.start)
+        freeze(self.model, factors)
         shard = self.recipe.parallel.shard
         everybody = [tuple(range(self.ranks.world))]
-        self.encoder = SharedParameters(self.ranks, share(self.ranks, everybody, shard), encoder, decayed)
+        self.encoder = SharedParameters(self.ranks, share(self.ranks, everybody, shard), encoder, decayed, factors)
         sharing = share(self.ranks, self.placement.groups, shard)
         self.shared = {
             "encoder": self.encoder,

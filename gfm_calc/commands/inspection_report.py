@@ -29,9 +29,9 @@ def page(inspection: Inspection) -> str:
     """The report as HTML, pictures inside."""
     parts = [_file_page(file) for file in inspection.files]
     if inspection.findings:
-        parts.insert(0, f"<section><h2>All files</h2>{_finding_list(inspection.findings)}</section>")
+        parts.insert(0, f"<section><h2>All files</h2>{finding_list(inspection.findings)}</section>")
     files = ", ".join(_name(file) for file in inspection.files)
-    return whole_page(f"Inspection of {files}", "\n".join(parts), style=_FINDINGS)
+    return whole_page(f"Inspection of {files}", "\n".join(parts), style=FINDINGS_STYLE)
 
 
 # ---- what both say ----
@@ -151,13 +151,14 @@ def _file_page(file: FileInspection) -> str:
     shown = "".join(figure(title, caption, data) for title, caption, data in pictures(file))
     header = ("quantity", "unit", "frames", "lowest", "median", "highest")
     return (
-        f"<section><h2>{html.escape(_name(file))}</h2>{_finding_list(file.findings)}"
+        f"<section><h2>{html.escape(_name(file))}</h2>{finding_list(file.findings)}"
         f'<table class="facts">{rows}</table><div class="pictures">{shown}</div>'
         f"{numbers(header, range_rows(file), left=2)}</section>"
     )
 
 
-def _finding_list(findings: Sequence[Any]) -> str:
+def finding_list(findings: Sequence[Any]) -> str:
+    """Findings as a list of HTML."""
     if not findings:
         return '<p class="fine">Nothing suspicious.</p>'
     items = []
@@ -174,7 +175,7 @@ def _name(file: FileInspection) -> str:
     return file.path.replace("\\", "/").rpartition("/")[2]
 
 
-_FINDINGS = """
+FINDINGS_STYLE = """
 ul.findings { list-style: none; padding: 0; } ul.findings li { padding: 0.35rem 0.7rem; margin: 0.3rem 0; border-left: 4px solid }
 li.error { border-color: #b3262a; background: #fbeeee; } li.warning { border-color: #d9691e; background: #fdf4ec; }
 li.note { border-color: #8a8a8a; background: #f6f6f6; } .frames { color: #666; font-size: 0.9em; }

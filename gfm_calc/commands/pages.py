@@ -24,7 +24,17 @@ def drawn(draw: Callable[..., None], *values: Any, columns: int = 1, width: floa
     image = BytesIO()
     with picture(cast(Any, image), columns, width=width, height=height) as axes:
         draw(axes, *values)
+    return encoded(image)
+
+
+def encoded(image: BytesIO) -> str:
+    """A picture as base64."""
     return base64.b64encode(image.getvalue()).decode("ascii")
+
+
+def shown(text: str) -> str:
+    """Text for a page."""
+    return html.escape(text)
 
 
 def figure(title: str, caption: str, image: str) -> str:

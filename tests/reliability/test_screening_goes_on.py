@@ -101,7 +101,7 @@ def test_a_process_that_falls_silent_costs_its_chunk_only(whole, saved_model, tm
 def test_a_disk_that_refuses_is_told(whole, saved_model, tmp_path):
     candidates, wanted, _ = whole
     run = tmp_path / "run"
-    job = Job(argv([candidates], run, saved_model, *WORDS), fault=("full_disk", 4), log=tmp_path / "log")
+    job = Job(argv([candidates], run, saved_model, *WORDS), fault=("full_disk_of_chunks", 4), log=tmp_path / "log")
     assert job.wait() == [1]
     assert "could not be written" in job.said() and "give the same command again to go on" in job.said()
     assert Job(argv([candidates], run, saved_model, *WORDS), log=tmp_path / "log").wait() == [0]

@@ -1,0 +1,167 @@
+"""`gfm bench finetune`: what pre-training is worth, task by task.
+
+Arms: every model that is named, fine-tuned as `gfm finetune` does it, and `scratch`: the architecture of the first one with
+random weights, on the same structures for as many steps.  What decides a run (steps, batch) is that of `gfm finetune`.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from gfm_calc.benchmarks.finetune_tasks import Case, Task, find
+from gfm_calc.checkpoint import load_model
+from gfm_calc.commands.progress import Progress
+from gfm_calc.data.split_files import save_split
+from gfm_calc.data.splits import fixed
+from gfm_calc.errors import ConfigError
+from gfm_calc.finetune.plan import Job
+from gfm_calc.finetune.run import card, finetune
+from gfm_calc.finetune.setup import Setup
+from gfm_calc.train.parallel import Ranks, discover
+from gfm_calc.train.preparation import prepare
+from gfm_calc.train.recipe import HeadRecipe, Recipe, StartRecipe
+from gfm_calc.train.run_folder import open_run
+from gfm_calc.train.trainer import Trainer
+
+SCRATCH = "scratch"
+_HEAD = "task"
+_SCRATCH_RATE = 1e-3  # random weights want a higher learning rate than trained ones
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetunePlan:
+    """What to compare.
+
+    Attributes:
+        task; data: folder of its files.  cases: of the task, () for all.  sizes: training structures, () for the task's.
+        models: names or directories.  scratch: beside them, the architecture of the first with random weights.
+        seeds: of each run.  steps: instead of those that `gfm finetune` takes.  max_minutes: of each run.
+        strategy: of `gfm finetune`, None for its choice.
+    """
+
+    task: Task
+    data: Path
+    models: Sequence[str]
+    cases: Sequence[str] = ()
+    sizes: Sequence[int] = ()
+    scratch: bool = True
+    seeds: int = 1
+    steps: int | None = None
+    max_minutes: float | None = None
+    strategy: str | None = None
+
+
+def run_finetune(plan: FinetunePlan) -> list[dict[str, Any]]:
+    """Rows {case, size, arm, model_id, strategy, steps, seconds (a run), errors (name -> one value a seed), published (model ->
+    value)}; errors are those of `evaluation.figures` on the official test structures.
+
+    Raises:
+        GFMError: files that are missing, or a run that failed.
+    """
+    cases = [plan.task.case(name) for name in plan.cases or [case.name for case in plan.task.cases]]
+    sizes = plan.sizes or plan.task.sizes
+    if not plan.models:
+        raise ConfigError("give at least one --model to fine-tune")
+    arms = [*plan.models, *([SCRATCH] if plan.scratch else [])]
+    for case in cases:
+        for name in (case.train, case.test, *([case.isolated] if case.isolated else [])):
+            find(plan.data, plan.task, name)
+    rows = []
+    with Progress("finetune", "runs", len(cases) * len(sizes) * plan.seeds * len(arms)) as progress:
+        for case in cases:
+            for size in sizes:
+                runs: dict[str, list[Mapping[str, Any]]] = {arm: [] for arm in arms}
+                for seed in range(plan.seeds):
+                    for arm, found in _runs(plan, case, size, seed).items():
+                        runs[arm].append(found)
+                        progress.advance()
+                rows += [_row(plan.task, case, size, arm, found) for arm, found in runs.items()]
+    return rows
+
+
+def _runs(plan: FinetunePlan, case: Case, size: int, seed: int) -> dict[str, Mapping[str, Any]]:
+    """{arm: what came out} of one case, size and seed."""
+    found: dict[str, Mapping[str, Any]] = {}
+    with tempfile.TemporaryDirectory(prefix="gfm-finetune-") as folder:
+        for number, model in enumerate(plan.models):
+            job = _job(plan, case, size, seed, model, Path(folder) / f"model{number}")
+            since = time.perf_counter()
+            outcome = finetune(job, resume=False, say=lambda line: None)
+            if isinstance(outcome, str):
+                raise KeyboardInterrupt
+            about = {"strategy": outcome.setup.strategy.name, "model_id": outcome.setup.start.model_id}
+            found[model] = _result(outcome.after, outcome.steps, since) | about
+            if plan.scratch and not number:
+                since = time.perf_counter()
+                errors, steps = _scratch(outcome.setup, Path(folder) / SCRATCH)
+                found[SCRATCH] = _result(errors, steps, since) | {"strategy": SCRATCH, "model_id": ""}
+    return found
+
+
+def _job(plan: FinetunePlan, case: Case, size: int, seed: int, model: str, output: Path) -> Job:
+    task = plan.task
+    about = {**task.card, "licence": task.licence, "citation": task.citation}
+    train, test = find(plan.data, task, case.train), find(plan.data, task, case.test)
+    return Job(
+        inputs=(train,), test_files=(test,), model=model, output=output, card=card(_HEAD, [train], about), max_train=size,
+        validation=0.0, seed=seed, steps=plan.steps, max_minutes=plan.max_minutes, strategy=plan.strategy, keep=(),
+        isolated=find(plan.data, task, case.isolated) if case.isolated else None, device="cpu", report=False,
+        accepted=("duplicates", "energy-unit", "force-scale", "stress-scale"),  # published data are what they are
+    )  # fmt: skip
+
+
+def _scratch(setup: Setup, folder: Path) -> tuple[Mapping[str, Any], int]:
+    """Errors of random weights after the same steps on the same structures, and how many steps."""
+    began = setup.recipe
+    lists = {
+        side: [f"{record.source}:{record.frame}" for record in setup.dataset.read(rows, names=True).records()]
+        for side, rows in setup.sides.as_mapping().items()
+        if rows.size
+    }
+    save_split(folder.with_suffix(".json"), fixed(lists, by="frame"), {})
+    data = replace(began.data, split=str(folder.with_suffix(".json")))
+    rate = replace(began.optimizer, learning_rate=_SCRATCH_RATE, final_learning_rate=_SCRATCH_RATE / 100)
+    head = HeadRecipe(name=setup.dataset.head.name, reference_energies=dict(setup.sides.isolated))
+    batch = replace(began.run, structures=setup.strategy.structures)
+    recipe: Recipe = replace(began, data=data, start=StartRecipe(), heads=(head,), optimizer=rate, run=batch)
+    ranks = Ranks(discover(), "cpu", patience=recipe.parallel.patience)
+    try:
+        with open_run(folder, recipe, ranks, resume=False, prepare=prepare) as heads:
+            trainer = Trainer(recipe, heads, ranks, folder)
+            trainer.run()
+            return trainer.validator.errors("test", 10**9)[setup.dataset.head.name], trainer.step
+    finally:
+        ranks.close()
+
+
+def _result(errors: Mapping[str, Any], steps: int, since: float) -> dict[str, Any]:
+    return {"errors": dict(errors), "steps": steps, "seconds": round(time.perf_counter() - since, 1)}
+
+
+def _row(task: Task, case: Case, size: int, arm: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    names = [name for name in runs[0]["errors"] if name != "frames"]
+    return {
+        "case": case.name, "size": size, "arm": Path(arm).name, "model_id": runs[0]["model_id"],
+        "strategy": runs[0]["strategy"], "steps": runs[0]["steps"], "test_frames": runs[0]["errors"]["frames"],
+        "seconds": round(statistics.fmean(run["seconds"] for run in runs), 1),
+        "errors": {name: [float(f"{run['errors'][name]:.5g}") for run in runs] for name in names},
+        "published": {p.model: p.values[case.name] for p in task.published if p.size == size and case.name in p.values},
+    }  # fmt: skip
+
+
+def about(task: Task) -> dict[str, Any]:
+    """What a result says of its task."""
+    sources = {entry.model: entry.source for entry in task.published}
+    return json.loads(json.dumps({"name": task.name, "title": task.title, "metric": task.metric, "sources": sources}))
+
+
+def parameters(model: str) -> int:
+    """Of the architecture that the arms share."""
+    return sum(p.numel() for p in load_model(model).parameters())

@@ -1,0 +1,50 @@
+"""One model out of two: the encoder and heads that were trained, and the old heads that were not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from gfm_calc.model import GFMModel
+
+
+def combine(trained: GFMModel, start: GFMModel, old: Sequence[str], *, note: str) -> GFMModel:
+    """The trained encoder with the old heads, then the new ones.
+
+    Args:
+        trained: with the new head, and old ones where they were replayed.
+        start: the model that training began with.
+        old: names of its heads that are kept; those that were not trained keep their weights.
+        note: put into the cards of old heads, whose test errors were measured with another encoder; "": the encoder is the
+            same, and the cards stay as they are.
+    """
+    new = [spec for name, spec in trained.specs.items() if name not in start.specs]
+    kept = [start.specs[name] for name in old]
+    if note:
+        kept = [replace(s, test_errors={}, description=f"{s.description} {note}".strip()) for s in kept]
+    with torch.random.fork_rng(devices=[]):
+        model = GFMModel(trained.config, [*kept, *new])
+    model.to(trained.dtype)
+    state = {name: tensor for name, tensor in trained.state_dict().items() if not name.startswith(_HEADS)}
+    stack = trained.energy_stack.state_dict()
+    for name in stack:
+        rows = []
+        for head in model.energy_heads:
+            source = trained if head in trained.specs else start
+            tensor = source.energy_stack.state_dict()[name]
+            rows.append(tensor[source.energy_heads.index(head)].to(stack[name].dtype))
+        state[f"energy_stack.{name}"] = torch.stack(rows)
+    for number, head in enumerate(model.property_heads):
+        before = f"properties.{start.property_heads.index(head)}."
+        state |= {
+            key.replace(before, f"properties.{number}.", 1): tensor
+            for key, tensor in start.state_dict().items()
+            if key.startswith(before)
+        }
+    model.load_state_dict(state)
+    return model.requires_grad_(False).eval()
+
+
+_HEADS = ("energy_stack.", "properties.")

@@ -1,0 +1,182 @@
+"""What the user asked for, and what was decided: kept in the job's folder, so that it can go on as it began."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from gfm_calc.artifacts import canonical_json, sha256_of_file, write_file
+from gfm_calc.config import HeadSpec
+from gfm_calc.data.readers import ReadOptions
+from gfm_calc.data.readers.options import DEFAULTS
+from gfm_calc.errors import ConfigError, CorruptFileError, GFMError, one_line
+
+PREFLIGHT = "preflight.html"
+_FILE = "job.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One fine-tuning.
+
+    Attributes:
+        inputs: files of labelled structures.  test_files: those that are held out whole.  isolated: a JSON file of the
+            energies of free atoms, symbol -> eV.
+        model: name or directory of the model to start from.
+        card: of the new head.
+        output: folder.
+        options, format: how labels are read.
+        max_train, validation, test, by, seed: see `gfm finetune --help`.
+        strategy, steps, max_minutes: None: chosen by the size of the data, not bounded.
+        naive: no guards.  keep: old heads in the new model, None for all.
+        accepted: codes of findings that shall not stop the run.
+        device, dtype, compile: of the run.
+    """
+
+    inputs: tuple[Path, ...]
+    model: str
+    card: HeadSpec
+    output: Path
+    test_files: tuple[Path, ...] = ()
+    isolated: Path | None = None
+    options: ReadOptions = DEFAULTS
+    format: str | None = None
+    max_train: int | None = None
+    validation: float = 0.1
+    test: float = 0.1
+    by: str = "auto"
+    seed: int = 0
+    strategy: str | None = None
+    steps: int | None = None
+    max_minutes: float | None = None
+    naive: bool = False
+    keep: tuple[str, ...] | None = None
+    accepted: tuple[str, ...] = ()
+    device: str | None = None
+    dtype: str = "float32"
+    report: bool = True
+
+    def identity(self) -> dict[str, Any]:
+        """What cannot change when the job goes on, as JSON."""
+        files = [
+            [path.name, sha256_of_file(path)]
+            for path in (*self.inputs, *self.test_files, *([self.isolated] if self.isolated else []))
+        ]
+        asked = asdict(self)
+        for name in (
+            "inputs",
+            "test_files",
+            "output",
+            "card",
+            "options",
+            "device",
+            "max_minutes",
+            "report",
+            "accepted",
+        ):
+            asked.pop(name)
+        asked |= {
+            "files": files,
+            "test_files": len(self.test_files),
+            "head": self.card.name,
+            "read": repr(self.options),
+        }
+        return json.loads(canonical_json(asked))
+
+
+def begin(job: Job, *, resume: bool) -> None:
+    """Make sure that the folder is free, or with `resume` that it holds the same job; nothing is written.
+
+    A job that never came to train holds nothing worth keeping: another one may take its place.
+
+    Raises:
+        GFMError: it holds a job (without `resume`) or other files.
+        ConfigError: the job there is another one.
+    """
+    folder, path = job.output, job.output / _FILE
+    if folder.exists() and not folder.is_dir():
+        raise GFMError(f"{folder}: is a file; give a folder")
+    if path.exists():
+        if not (folder / "run").exists():
+            return
+        if not resume:
+            raise GFMError(f"{folder}: holds a fine-tuning; go on with --resume, or choose another folder")
+        _refuse_changes(folder, _read(path), job.identity())
+    elif folder.exists() and any(entry.name != PREFLIGHT for entry in folder.iterdir()):
+        raise GFMError(f"{folder}: holds other files; give a new or empty folder")
+
+
+def take(job: Job) -> None:
+    """Make the folder that of this job, without what another one left that never came to train."""
+    path, identity = job.output / _FILE, job.identity()
+    if path.exists() and _read(path) != identity:
+        for name in ("datasets", "replay"):
+            shutil.rmtree(job.output / name, ignore_errors=True)
+        decisions_file(job.output).unlink(missing_ok=True)
+    write(path, canonical_json(identity))
+
+
+def _refuse_changes(folder: Path, began: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    changed = [name for name in now if began.get(name) != now[name]]
+    if changed:
+        name = changed[0]
+        raise ConfigError(
+            f"{folder}: the job began with {name} = {_short(began.get(name))}, not {_short(now[name])}: take back the change, or "
+            "start a new job in another folder"
+        )
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) < 60 else text[:57] + "..."
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise CorruptFileError(f"{path}: not valid JSON ({one_line(error)}): damaged") from error
+
+
+def decisions_file(folder: Path) -> Path:
+    """Where what was decided is kept."""
+    return folder / "decisions.json"
+
+
+def read_decisions(folder: Path) -> dict[str, Any] | None:
+    """What an earlier run decided; None where it did not come so far."""
+    path = decisions_file(folder)
+    return _read(path) if path.exists() else None
+
+
+def write_decisions(folder: Path, found: Mapping[str, Any]) -> None:
+    """Keep what was decided."""
+    write(decisions_file(folder), canonical_json(found))
+
+
+def write(path: Path, content: bytes) -> None:
+    """A file of the job; GFMError where the disk refuses."""
+    try:
+        write_file(path, content)
+    except OSError as error:
+        raise GFMError(f"{path}: could not be written ({one_line(error)}); the job can go on with --resume") from error
+
+
+def old_heads(wanted: Sequence[str] | None, there: Sequence[str], new: str) -> list[str]:
+    """The old heads that the new model keeps.
+
+    Raises:
+        ConfigError: an unknown name, or the new head's.
+    """
+    if new in there:
+        raise ConfigError(f"--head {new}: the model has a head of that name; choose another")
+    if wanted is None:
+        return list(there)
+    unknown = [name for name in wanted if name not in there]
+    if unknown:
+        raise ConfigError(f"--keep-heads {unknown[0]}: no such head; heads: {', '.join(there)}, or all, or none")
+    return [name for name in there if name in wanted]

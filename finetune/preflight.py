@@ -1,0 +1,100 @@
+"""What must be right before anything is trained: the findings of an inspection, and what a model can learn from.
+
+A finding is refused or shown.  What is refused can be accepted by its code, one by one, by somebody who knows better.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from ase.data import chemical_symbols as SYMBOLS
+
+from gfm_calc.data.findings import Finding, kind_of_energies
+from gfm_calc.data.inspection import Inspection, inspect
+from gfm_calc.data.readers import ReadOptions
+from gfm_calc.errors import GFMError
+from gfm_calc.model import GFMModel
+
+MIN_FRAMES = 5
+_TELLING = 20  # frames that tell what kind of energies a file holds
+_OVERLAP = 0.02  # of the sum of the covalent radii
+# Warnings of an inspection that make labels unusable for one head: beside the errors, these are refused.
+_GRAVE = (
+    "contradictions", "duplicates", "energy-kind", "force-scale", "forces-unit", "mixed-energy-keys",
+    "mixed-forces-keys", "stress-scale", "stress-unit", "zeroed-forces", "no-energies",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preflight:
+    """What was found: `inspection` of all files; `findings`, its own and ours; `refused`, those that stop the run."""
+
+    inspection: Inspection
+    findings: tuple[Finding, ...]
+    refused: tuple[Finding, ...]
+
+    def require(self) -> None:
+        """GFMError with the first finding that stops the run, and how to go on."""
+        if not self.refused:
+            return
+        first, more = self.refused[0], len(self.refused) - 1
+        where = f" [frames {', '.join(map(str, first.frames[:5]))}]" if first.frames else ""
+        others = f"; and {more} more: {', '.join(sorted({f.code for f in self.refused[1:]}))}" if more else ""
+        raise GFMError(f"not fine-tuned: {first.text}{where}; mend it, or go on with --accept {first.code}{others}")
+
+
+def preflight(
+    paths: Sequence[Path], model: GFMModel, *, options: ReadOptions, format: str | None, accepted: Collection[str]
+) -> Preflight:
+    """Inspect the files.
+
+    Args:
+        model: that the head will be added to.
+        accepted: codes of findings that shall not stop the run.
+
+    Raises:
+        GFMError: a file that cannot be read, or whose labels leave a question open.
+    """
+    inspection = inspect(paths, format=format, options=options)
+    found = [*inspection.all_findings(), *_of_learning(inspection, model)]
+    refused = [f for f in found if (f.level == "error" or f.code in _GRAVE) and f.code not in accepted]
+    refused.sort(key=lambda finding: finding.level != "error")
+    return Preflight(inspection=inspection, findings=tuple(found), refused=tuple(refused))
+
+
+def _of_learning(inspection: Inspection, model: GFMModel) -> list[Finding]:
+    """What an inspection does not judge, since it knows of no model."""
+    found = []
+    sizes = np.concatenate([file.statistics["num_atoms"] for file in inspection.files])
+    energies = np.concatenate([file.statistics["energy"] for file in inspection.files])
+    usable = int(((sizes > 1) & np.isfinite(energies)).sum())
+    if usable < MIN_FRAMES:
+        text = (
+            f"{usable} structure{'s' * (usable != 1)} with energies beside free atoms: at least {MIN_FRAMES} are needed"
+        )
+        found.append(Finding(level="error", code="too-few", text=text))
+    if all(np.isnan(file.statistics["max_force"]).all() for file in inspection.files):
+        text = "no forces: the head learns from energies alone; expect forces several times worse than with them"
+        found.append(Finding(level="warning", code="energies-only", text=text))
+    for file in inspection.files:
+        overlapping = np.flatnonzero(file.statistics["closest"] < _OVERLAP)
+        if len(overlapping):
+            frames = tuple(file.statistics["frame"][overlapping[:5]].astype(int).tolist())
+            text = f"{file.path}: {len(overlapping)} frame{'s' * (len(overlapping) != 1)} with two atoms at one place"
+            found.append(Finding(level="error", code="overlap", text=text, frames=frames, num_frames=len(overlapping)))
+    numbers = {int(z) for file in inspection.files for z in np.flatnonzero(file.statistics.element_atoms)}
+    known = {symbol for spec in model.specs.values() for symbol in spec.elements}
+    strange = [SYMBOLS[z] for z in sorted(numbers) if SYMBOLS[z] not in known]
+    if strange:
+        text = f"{', '.join(strange)}: no head of the model has seen {'it' if len(strange) == 1 else 'them'}"
+        found.append(Finding(level="error", code="unseen-elements", text=text))
+    large = [file for file in inspection.files if len(file.statistics) >= _TELLING]
+    judged = [kind_of_energies(file) for file in large]
+    kinds = {kind.kind for kind in judged if kind is not None and kind.is_sure and kind.kind != "unclear"}
+    if len(kinds) > 1:
+        text = f"the files hold different kinds of energies ({', '.join(sorted(kinds))}): one head needs one kind"
+        found.append(Finding(level="error", code="mixed-energy-kinds", text=text))
+    return found

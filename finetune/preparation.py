@@ -1,0 +1,165 @@
+"""The heads of a fine-tuning run: the new one on the user's labels, old ones on replayed structures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from ase.data import atomic_numbers as NUMBER_OF
+
+from gfm_calc.config import HeadSpec
+from gfm_calc.data.frame_table import UNUSED
+from gfm_calc.data.references import ReferenceFit
+from gfm_calc.data.splits import SIDES
+from gfm_calc.data.store import Dataset
+from gfm_calc.errors import ConfigError
+from gfm_calc.finetune.nearest import fit_references, predictions, spread
+from gfm_calc.model import GFMModel
+from gfm_calc.train.preparation import Head, gather, statistics_of
+from gfm_calc.train.recipe import DataRecipe
+
+MIN_TRAINING = 3
+_FITTED = 5000  # structures that reference energies are fitted to, at most
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sides:
+    """Indices of a dataset: `train`, `validation`, `test`, ascending; `isolated` energies, symbol -> eV; `near_twins`,
+    structures that have a near twin on another side."""
+
+    train: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
+    isolated: Mapping[str, float]
+    near_twins: int
+
+    def as_mapping(self) -> dict[str, np.ndarray]:
+        """As `Head.sides`."""
+        return {side: getattr(self, side) for side in SIDES}
+
+
+def divide(dataset: Dataset, recipe: DataRecipe, *, test_files: Sequence[str], max_train: int | None) -> Sides:
+    """Training, validation and test.
+
+    Args:
+        test_files: names of files whose structures are the test side; the others are divided between the other two.
+        max_train: training structures at most, drawn with the recipe's seed; free atoms do not count.
+
+    Raises:
+        ConfigError: too few structures.
+        LeakError: a structure is in a test file and in another.
+    """
+    frames = gather([dataset], replace(recipe, test=0.0) if test_files else recipe)
+    sides = frames.sides(replace(recipe, test=0.0) if test_files else recipe)
+    if test_files:
+        sources = [name.rpartition(":")[0] for name in frames.table.frame_names()]
+        sides = np.where(np.isin(sources, list(test_files)), SIDES.index("test"), sides)
+        frames.table.refuse_leaks(sides)
+    alone = np.isin(np.arange(len(sides)), frames.isolated)
+    train = np.flatnonzero((sides == 0) & ~alone)
+    if max_train is not None and len(train) > max_train:
+        kept = np.sort(np.random.default_rng([recipe.seed, 1]).choice(train, max_train, replace=False))
+        sides[np.setdiff1d(train, kept)] = UNUSED
+        train = kept
+    if len(train) < MIN_TRAINING:
+        raise ConfigError(
+            f"{len(train)} structure{'s' * (len(train) != 1)} to train on beside free atoms: give at least {MIN_TRAINING} and "
+            "some to hold out"
+        )
+    return Sides(
+        train=np.flatnonzero(sides == 0), validation=np.flatnonzero((sides == 1) & ~alone),
+        test=np.flatnonzero((sides == 2) & ~alone), isolated=frames.compositions.isolated(sides == 0),
+        near_twins=frames.table.num_close(sides),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class References:
+    """Reference energies of the new head, and how they were found: `fit` to the residual of the nearest head (None
+    without energies), `isolated` those of free atoms in the data."""
+
+    energies: Mapping[str, float]
+    shift: Mapping[str, float]
+    fit: ReferenceFit | None
+    isolated: tuple[str, ...]
+
+
+def find_references(model: GFMModel, nearest: str, dataset: Dataset, sides: Sides) -> References:
+    """Reference energies that bring the nearest head to the training energies; free atoms in the data go before.
+
+    An atom's energy is split into reference energy and shift, what the atom gains by being bound (see
+    `heads.EnergyHeads`): a free atom then keeps its calculated energy, and bound ones the fitted sum of the two.
+
+    Raises:
+        ConfigError: no energies.
+    """
+    spec = model.specs[nearest]
+    records = list(dataset.read(_some(sides.train, dataset), names=True).records())
+    pairs = [(r, row[nearest]) for r, row in predictions(model, [nearest], records, forces=False) if len(r) > 1]
+    fit = fit_references(pairs, spec.reference_energies)
+    if fit is None:
+        raise ConfigError("no training structure has an energy: a head needs energies; label some of them")
+    row = model.energy_stack.shift[model.energy_heads.index(nearest)]
+    free = {s: e for s, e in sides.isolated.items() if s in fit.energies}
+    energies = dict(fit.energies) | free
+    shift = {s: float(row[NUMBER_OF[s]]) + fit.energies[s] - energies[s] for s in energies}
+    return References(energies=energies, shift=shift, fit=fit, isolated=tuple(free))
+
+
+def new_head(
+    card: HeadSpec, dataset: Dataset, sides: Sides, references: References, model: GFMModel, nearest: str
+) -> Head:
+    """The head that is trained on the user's labels; it begins as the nearest head with other reference energies."""
+    known: dict[str, Any] = statistics_of(dataset, sides.train, model.config.cutoff)
+    own = sides.as_mapping()
+    elements = tuple(sorted(references.energies, key=NUMBER_OF.__getitem__))
+    unseen = 0
+    for side in ("validation", "test"):
+        inside = np.array([_within(dataset, k, elements) for k in own[side].tolist()], bool)
+        unseen += int((~inside).sum())
+        own[side] = own[side][inside]
+    counts = {"frames": len(sides.train)}
+    data = tuple(dict(entry) | counts for entry in card.training_data)
+    spec = replace(
+        card, elements=elements, reference_energies={s: references.energies[s] for s in elements},
+        reference_kind="isolated-atom" if set(elements) <= set(references.isolated) else "fitted", training_data=data,
+        charges=known["charges"], max_excess_spin=known["excess"], periodicity=known["periodicity"],
+    )  # fmt: skip
+    scale = float(model.energy_stack.scale[model.energy_heads.index(nearest)])
+    return Head(
+        spec=spec, dataset=dataset, sides=own, scale=scale, shift={s: references.shift[s] for s in elements},
+        neighbors=known["neighbors"], atoms=known["atoms"], share=0.0, unseen=unseen,
+    )  # fmt: skip
+
+
+def old_head(model: GFMModel, name: str, dataset: Dataset) -> Head:
+    """An old head on its replayed structures; its card stays as it is."""
+    everything = np.arange(len(dataset))
+    known = statistics_of(dataset, everything, model.config.cutoff)
+    row = model.energy_heads.index(name)
+    spec = model.specs[name]
+    shift = {symbol: float(model.energy_stack.shift[row, NUMBER_OF[symbol]]) for symbol in spec.elements}
+    nothing = np.zeros(0, np.int64)
+    return Head(
+        spec=spec, dataset=dataset, sides={"train": everything, "validation": nothing, "test": nothing},
+        scale=float(model.energy_stack.scale[row]), shift=shift, neighbors=known["neighbors"], atoms=known["atoms"], share=0.0,
+    )  # fmt: skip
+
+
+def _some(indices: np.ndarray, dataset: Dataset) -> np.ndarray:
+    """At most `_FITTED` of the indices, evenly spaced."""
+    rows = np.unique(np.linspace(0, len(indices) - 1, min(len(indices), _FITTED)).round().astype(int))
+    return indices[rows]
+
+
+def _within(dataset: Dataset, index: int, elements: Sequence[str]) -> bool:
+    numbers = {NUMBER_OF[symbol] for symbol in elements}
+    return set(dataset.record(index).atomic_numbers.tolist()) <= numbers
+
+
+def sample(dataset: Dataset, indices: np.ndarray, *, atoms: int = 4000, structures: int = 200) -> list:
+    """Some of the structures, as records."""
+    records = [record for record in dataset.read(_some(indices, dataset), names=True).records() if len(record) > 1]
+    return spread(records, atoms, structures)

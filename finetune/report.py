@@ -1,0 +1,219 @@
+"""DIR/report.html: the head before and after, its worst structures, learning, and what became of the old heads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from ase.data import chemical_symbols as SYMBOLS
+
+from gfm_calc.artifacts import write_file
+from gfm_calc.commands.inspection_report import FINDINGS_STYLE, finding_list
+from gfm_calc.commands.pages import drawn, encoded, figure, numbers, page, periodic_table, shown
+from gfm_calc.commands.plots import BLUE, GREY, ORANGE, draw_structures
+from gfm_calc.data.schema import Record
+from gfm_calc.finetune.nearest import predictions
+from gfm_calc.model import GFMModel
+from gfm_calc.train.evaluation import SHOWN, mae, spread_indices
+from gfm_calc.train.models import starting_model
+from gfm_calc.train.objective import TERMS
+from gfm_calc.train.report import curves
+from gfm_calc.train.runlog import read_log
+
+if TYPE_CHECKING:
+    from gfm_calc.finetune.plan import Job
+    from gfm_calc.finetune.run import Outcome
+
+_SHOWN = 500  # structures in the pictures
+_WORST, _IN_A_ROW = 10, 5
+_MOST_POINTS = 4000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """One structure: labels and what the head says. energy [2] eV/atom above the references; forces [2, n, 3] or None."""
+
+    record: Record
+    energy: np.ndarray
+    forces: np.ndarray | None
+
+    @property
+    def error(self) -> float:
+        """What it is ranked by: mean length of the force errors, eV/Å; without forces that of the energy, eV/atom."""
+        if self.forces is None:
+            return float(abs(self.energy[1] - self.energy[0]))
+        return float(np.linalg.norm(self.forces[1] - self.forces[0], axis=1).mean())
+
+
+def write_report(job: Job, outcome: Outcome) -> None:
+    """Write the page; its structures are those of the side that `outcome` measured."""
+    rows = outcome.head.sides[outcome.side]
+    chosen = rows[spread_indices(len(rows), _SHOWN)]
+    records = list(outcome.head.dataset.read(chosen, names=True).records())
+    name, setup = job.card.name, outcome.setup
+    begun = starting_model(setup.recipe, [outcome.head])
+    before, after = (list(compare(model, name, records)) for model in (begun, outcome.model))
+    parts = [
+        _summary(outcome), "<h2>How it was done</h2>", _reasons(outcome), finding_list(setup.checks.findings),
+        f'<h2>Before and after</h2><div class="pictures">{_parities(before, after)}</div>',
+        '<h2>Learning</h2><div class="pictures">', *curves(read_log(job.output / "run"), [name]), "</div>",
+        _elements(after), _worst(after), _forgetting(outcome),
+    ]  # fmt: skip
+    title = f"{name}, fine-tuned from {job.model.rstrip('/').rpartition('/')[2]}"
+    write_file(job.output / "report.html", page(title, "\n".join(parts), style=FINDINGS_STYLE).encode())
+
+
+def compare(model: GFMModel, head: str, records: Sequence[Record]) -> Iterator[Compared]:
+    """Labels beside predictions."""
+    spec = model.specs[head]
+    for record, row in predictions(model, [head], records):
+        one = row[head]
+        reference = spec.reference_energy(record.atomic_numbers)
+        energies = np.array([record.energy, one.energy.item()])  # type: ignore[union-attr]
+        forces = None if record.forces is None else np.stack([record.forces, one.forces.numpy()])
+        yield Compared(record=record, energy=(energies - reference) / len(record), forces=forces)
+
+
+def _summary(outcome: Outcome) -> str:
+    rows = []
+    for when, found in (("before", outcome.before), ("after", outcome.after)):
+        rows.append([when, *(f"{found[mae(t)]:.1f}" if mae(t) in found else "" for t in TERMS)])
+    header = ("", *(f"{term} ({SHOWN[term]})" for term in TERMS))
+    count = outcome.after["frames"]
+    held = (
+        "held-out structures"
+        if outcome.side != "train"
+        else "the structures that it was trained on: no proof of anything"
+    )
+    sizes = ", ".join(f"{len(rows)} {side}" for side, rows in outcome.setup.sides.as_mapping().items())
+    text = f"Mean absolute errors on {count} {held} ({outcome.side}). Structures: {sizes}."
+    return (
+        numbers(header, rows)
+        + f"<p>{shown(text)} Before: {shown(outcome.setup.ranking[0].head)} with new reference energies.</p>"
+    )
+
+
+def _reasons(outcome: Outcome) -> str:
+    items = "".join(f"<li>{shown(reason)}</li>" for reason in outcome.setup.strategy.reasons)
+    rows = [
+        [one.head, f"{1000 * one.energy:.1f}", f"{1000 * one.forces:.0f}" if np.isfinite(one.forces) else "",
+         " ".join(one.unseen)]
+        for one in outcome.setup.ranking
+    ]  # fmt: skip
+    header = ("head", "energy (meV/atom)", "forces (meV/Å)", "unseen elements")
+    text = "The old heads on training structures, new reference energies fitted to each: the first is where the new one began."
+    return f"<ul>{items}</ul>{numbers(header, rows)}<p>{text}</p>"
+
+
+def _parities(before: Sequence[Compared], after: Sequence[Compared]) -> str:
+    found = []
+    for what, pick, colour in (("energy (eV/atom)", _energies, BLUE), ("force (eV/Å)", _components, ORANGE)):
+        if pick(before).size:
+            image = drawn(_draw_parity, (pick(before), pick(after)), what, colour, columns=2, width=7.0)
+            caption = f"{what}: label and prediction; reference energies are subtracted."
+            found.append(figure(what, caption, image))
+    return "".join(found)
+
+
+def _energies(side: Sequence[Compared]) -> np.ndarray:
+    return np.stack([one.energy for one in side], axis=1)
+
+
+def _components(side: Sequence[Compared]) -> np.ndarray:
+    known = [one.forces.reshape(2, -1) for one in side if one.forces is not None]
+    return np.concatenate(known, axis=1) if known else np.zeros((2, 0))
+
+
+def _draw_parity(panels: Any, sides: Sequence[np.ndarray], what: str, colour: str) -> None:
+    for axes, (label, found), title in zip(panels, sides, ("before", "after")):
+        kept = np.flatnonzero(np.isfinite(label))
+        kept = kept[spread_indices(len(kept), _MOST_POINTS)]
+        ends = [min(label[kept].min(), found[kept].min()), max(label[kept].max(), found[kept].max())]
+        axes.plot(ends, ends, color=GREY, linewidth=0.8)
+        axes.plot(label[kept], found[kept], ".", color=colour, markersize=2.5, rasterized=True)
+        axes.set(xlabel=f"label: {what}", ylabel="prediction", title=title)
+        axes.locator_params(axis="x", nbins=4)
+
+
+def _elements(after: Sequence[Compared]) -> str:
+    errors: dict[int, list[np.ndarray]] = {}
+    for one in after:
+        if one.forces is None:
+            continue
+        lengths = np.linalg.norm(one.forces[1] - one.forces[0], axis=1)
+        for z in np.unique(one.record.atomic_numbers).tolist():
+            errors.setdefault(z, []).append(lengths[one.record.atomic_numbers == z])
+    if not errors:
+        return ""
+    means = {z: float(np.concatenate(values).mean()) for z, values in errors.items()}
+    image = drawn(_draw_elements, means, width=6.6, height=3.7)
+    return "<h2>Errors by element</h2>" + figure(
+        "Force errors", "Mean length of the force error after fine-tuning, meV/Å.", image
+    )
+
+
+def _draw_elements(axes: Any, means: Mapping[int, float]) -> None:
+    largest = max(*means.values(), 1e-9)
+    texts = {z: f"{1000 * mean:.0f}" for z, mean in means.items()}
+    periodic_table(axes, {z: mean / largest for z, mean in means.items()}, texts, "Force errors (meV/Å)", "Oranges")
+
+
+def _worst(after: Sequence[Compared]) -> str:
+    worst = sorted(after, key=lambda one: -one.error)[:_WORST]
+    rows = []
+    for one in worst:
+        force = "" if one.forces is None else f"{1000 * one.error:.0f}"
+        atom = "" if one.forces is None else _worst_atom(one)
+        energy = 1000 * (one.energy[1] - one.energy[0])
+        rows.append([f"{one.record.source} frame {one.record.frame}", f"{energy:+.1f}", force, atom])
+    header = ("structure", "energy error (meV/atom)", "force error (meV/Å)", "worst atom")
+    pictures = []
+    for first in range(0, len(worst), _IN_A_ROW):
+        part = worst[first : first + _IN_A_ROW]
+        views = {f"{first + k + 1}: frame {one.record.frame}": _turned(one.record) for k, one in enumerate(part)}
+        image = BytesIO()
+        draw_structures(image, views)  # type: ignore[arg-type]
+        pictures.append(figure("Worst structures", "", encoded(image)))
+    return f"<h2>The worst structures</h2>{''.join(pictures)}{numbers(header, rows)}"
+
+
+def _worst_atom(one: Compared) -> str:
+    assert one.forces is not None
+    lengths = np.linalg.norm(one.forces[1] - one.forces[0], axis=1)
+    k = int(lengths.argmax())
+    return f"{SYMBOLS[one.record.atomic_numbers[k]]} {k}: {1000 * lengths[k]:.0f}"
+
+
+def _turned(record: Record) -> Any:
+    """The structure with its thinnest direction along z."""
+    atoms = record.structure()
+    centred = atoms.positions - atoms.positions.mean(axis=0)
+    axes = np.linalg.svd(centred, full_matrices=True)[2] if len(atoms) > 2 else np.eye(3)
+    atoms.positions = centred @ axes.T
+    return atoms
+
+
+def _forgetting(outcome: Outcome) -> str:
+    if not outcome.drifts:
+        return "<h2>The old heads</h2><p>They are as they were: the encoder did not move, or none was kept.</p>"
+    rows = [
+        [d.head, str(d.structures), f"{1000 * d.energy:.1f}", f"{1000 * d.forces:.0f}",
+         f"{1000 * d.error:.0f}" if np.isfinite(d.error) else "", f"{100 * d.loss:.1f}" if np.isfinite(d.loss) else ""]
+        for d in outcome.drifts
+    ]  # fmt: skip
+    header = (
+        "head",
+        "structures",
+        "energies moved (meV/atom)",
+        "forces moved (meV/Å)",
+        "error before (meV/Å)",
+        "loss (%)",
+    )
+    text = (
+        "How far the predictions of the old heads moved on structures made for the purpose. Loss: what such a change adds to the "
+        "force error that the head had, if the two have nothing to do with each other."
+    )
+    return f"<h2>The old heads</h2>{numbers(header, rows)}<p>{text}</p>"

@@ -1,0 +1,178 @@
+"""A fine-tuning from files to a verified calculator; `finetune` reads top to bottom."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gfm_calc.artifacts import canonical_json
+from gfm_calc.checkpoint import load_model, save_model
+from gfm_calc.config import HeadSpec
+from gfm_calc.errors import ConfigError
+from gfm_calc.finetune import forgetting
+from gfm_calc.finetune.combine import combine
+from gfm_calc.finetune.plan import Job, begin, old_heads, write
+from gfm_calc.finetune.setup import Say, Setup, set_up
+from gfm_calc.model import GFMModel
+from gfm_calc.train.evaluation import SHOWN, mae, rounded
+from gfm_calc.train.outcome import provenance, trained_model
+from gfm_calc.train.parallel import Place, Ranks, discover, quiet
+from gfm_calc.train.preparation import Head
+from gfm_calc.train.run_folder import open_run
+from gfm_calc.train.trainer import Trainer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a fine-tuning found, for the terminal and the report.
+
+    Attributes:
+        setup: how it began.  head: the new one, with its sides.
+        reason: why training ended, after so many `steps`.
+        side: whose figures `before` and `after` are ("test", "validation" or "train").
+        before, after: figures of the head as it began and as it is now, see `evaluation.figures`.
+        drifts: of the old heads.  model: the new model.
+    """
+
+    setup: Setup
+    head: Head
+    reason: str
+    steps: int
+    side: str
+    before: Mapping[str, Any]
+    after: Mapping[str, Any]
+    model: GFMModel
+    drifts: Sequence[forgetting.Drift]
+
+
+def finetune(job: Job, *, resume: bool, say: Say = print) -> Outcome | str:
+    """Fine-tune.
+
+    Args:
+        resume: go on with the job in its folder.
+        say: gets each line for the terminal.
+
+    Returns:
+        what was found; or the signal that ended the run, which can go on.
+
+    Raises:
+        GFMError: data that cannot be used, a folder that is taken, a disk that is full, or training that diverged.
+    """
+    quiet()
+    place = discover()
+    if place.world > 1:
+        raise ConfigError("gfm finetune runs on one process; gfm train goes on from a saved model with [start] on many")
+    start = load_model(job.model)
+    kept = old_heads(job.keep, list(start.specs), job.card.name)
+    begin(job, resume=resume)
+    setup = set_up(job, start, kept, say)
+    outcome = _train(job, setup, place, say)
+    if isinstance(outcome, str):
+        return outcome
+    for line in _forgotten(outcome):
+        say(line)
+    write(job.output / "errors.json", canonical_json(_plain(_summary(outcome))))
+    if job.report:
+        from gfm_calc.finetune.report import write_report
+
+        write_report(job, outcome)
+        say(f"{job.output / 'report.html'}")
+    say(f"\n{_USE.format(model=job.output / 'model', head=job.card.name)}")
+    return outcome
+
+
+_USE = """from gfm_calc import GFMCalculator
+atoms.calc = GFMCalculator("{model}", head="{head}")
+print(atoms.get_potential_energy(), atoms.get_forces())"""
+
+
+def _train(job: Job, setup: Setup, place: Place, say: Say) -> Outcome | str:
+    """Train, measure before and after, and save DIR/model; the signal that ended the run, where one did."""
+    folder, name, recipe = job.output / "run", job.card.name, setup.recipe
+    ranks = Ranks(place, job.device, patience=recipe.parallel.patience)
+    goes_on = (folder / "recipe.toml").exists()
+    try:
+        with open_run(folder, recipe, ranks, resume=goes_on, prepare=setup.heads) as heads:
+            head = next(head for head in heads if head.spec.name == name)
+            side = next(side for side in ("test", "validation", "train") if head.sides[side].size)
+            trainer = Trainer(recipe, heads, ranks, folder)
+            before = trainer.validator.errors(side, 10**9)[name]
+            say(f"before: {_figures(before)} on {before['frames']} {side} structures")
+            reason = trainer.run()
+            if reason.startswith("SIG"):
+                say(f"{job.output}: stopped at step {trainer.step} of {recipe.run.steps} ({reason}); --resume goes on")
+                return reason
+            after = trainer.validator.errors(side, 10**9)[name]
+            say(f"after:  {_figures(after)} ({reason} at step {trainer.step})")
+            model, drifts = _save(job, setup, trainer, after if side == "test" else {})
+    finally:
+        ranks.close()
+    return Outcome(
+        setup=setup, head=head, reason=reason, steps=trainer.step, side=side, before=before, after=after, model=model,
+        drifts=drifts,
+    )  # fmt: skip
+
+
+def _save(
+    job: Job, setup: Setup, trainer: Trainer, errors: Mapping[str, Any]
+) -> tuple[GFMModel, list[forgetting.Drift]]:
+    """DIR/model, and what happened to the old heads."""
+    name = job.card.name
+    own = [
+        replace(head, spec=replace(head.spec, test_errors=rounded(errors))) if head.spec.name == name else head
+        for head in trainer.heads
+    ]
+    moved = trainer.recipe.start.encoder_rate > 0
+    note = f"Its encoder was fine-tuned for {name} afterwards." if moved else ""
+    model = combine(trained_model(trainer, own), setup.start, setup.kept, note=note)
+    about = provenance(trainer) | {"started_from": {"model": Path(job.model).name, "model_id": setup.start.model_id}}
+    save_model(model, job.output / "model", provenance=about)
+    drifts = forgetting.measure(setup.start, model, setup.old_energy_heads) if moved else []
+    return model, drifts
+
+
+def _forgotten(outcome: Outcome) -> list[str]:
+    """Lines on the old heads."""
+    if not outcome.drifts:
+        return ["old heads: as they were" if outcome.setup.kept else "old heads: none is kept"]
+    lines = ["old heads, on structures made for the purpose:"]
+    for drift in outcome.drifts:
+        loss = "" if np.isnan(drift.loss) else f"; adds {100 * drift.loss:.1f} % to the head's error"
+        lines.append(f"  {drift.head}: forces moved by {1000 * drift.forces:.0f} meV/Å{loss}")
+    return lines
+
+
+def _summary(outcome: Outcome) -> dict[str, Any]:
+    setup = outcome.setup
+    return {
+        "side": outcome.side, "before": outcome.before, "after": outcome.after, "reason": outcome.reason,
+        "steps": outcome.steps, "ranking": [asdict(one) for one in setup.ranking],
+        "forgetting": [asdict(one) for one in outcome.drifts], "strategy": asdict(setup.strategy),
+        "structures": {side: len(rows) for side, rows in setup.sides.as_mapping().items()},
+        "model_id": outcome.model.model_id, "started_from": setup.start.model_id,
+    }  # fmt: skip
+
+
+def _figures(row: Mapping[str, Any]) -> str:
+    return ", ".join(f"{term} {row[mae(term)]:.1f} {unit}" for term, unit in SHOWN.items() if mae(term) in row)
+
+
+def _plain(value: Any) -> Any:
+    """NaN as null, tuples as lists."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def card(name: str, inputs: Sequence[Path], values: Mapping[str, Any]) -> HeadSpec:
+    """The card of a new head: what the user says of its labels, and the files they come from."""
+    names = ", ".join(path.name for path in inputs[:3]) + (", ..." if len(inputs) > 3 else "")
+    data = {"name": names} | {key: values[key] for key in ("licence", "citation") if values.get(key)}
+    known = {key: value for key, value in values.items() if value and key not in ("licence", "citation")}
+    return HeadSpec(name=name, training_data=(data,), **known)

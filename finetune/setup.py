@@ -1,0 +1,181 @@
+"""Everything that is decided before training begins: what the data are, where the head starts, how it will learn."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+
+from gfm_calc.artifacts import MANIFEST
+from gfm_calc.checkpoint import resolve
+from gfm_calc.commands.inspection_report import page
+from gfm_calc.data.build import build
+from gfm_calc.data.loader import Loader
+from gfm_calc.data.references import read_reference_energies
+from gfm_calc.data.store import Dataset, Selection, open_dataset
+from gfm_calc.data.tasks import file_tasks
+from gfm_calc.finetune import strategy
+from gfm_calc.finetune.nearest import Nearness, rank_heads
+from gfm_calc.finetune.plan import PREFLIGHT, Job, read_decisions, take, write, write_decisions
+from gfm_calc.finetune.preflight import Preflight, preflight
+from gfm_calc.finetune.preparation import References, Sides, divide, find_references, new_head, old_head, sample
+from gfm_calc.finetune.replay import build_replay
+from gfm_calc.finetune.strategy import REPLAY_COUNT, Strategy, recipe_of
+from gfm_calc.model import GFMModel
+from gfm_calc.train.preparation import Head, with_shares
+from gfm_calc.train.recipe import DataRecipe, Recipe
+
+_TRAINING = 3.0  # times as long as a prediction with forces takes a step
+_MARGIN = 0.8  # of the time that the user gives is for steps
+_LEAST_STEPS = 50
+_PATIENCE = 8  # validations without improvement that end the run
+_ENOUGH = 10  # structures that can tell whether there is an improvement
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What a run is made of.
+
+    Attributes:
+        start: the model it begins with.  kept: its heads that the new model keeps.
+        checks, sides, ranking, references, strategy: what was found and chosen, see there.
+        dataset: the user's structures.  replay: those of the old heads that learn on.
+        recipe: of the run.
+    """
+
+    start: GFMModel
+    kept: Sequence[str]
+    checks: Preflight
+    dataset: Dataset
+    sides: Sides
+    ranking: Sequence[Nearness]
+    references: References
+    strategy: Strategy
+    replay: Mapping[str, Dataset]
+    recipe: Recipe
+
+    @property
+    def old_energy_heads(self) -> list[str]:
+        """The old heads of energies that are kept."""
+        return [head for head in self.kept if head in self.start.energy_heads]
+
+    def heads(self, recipe: Recipe, cutoff: float) -> list[Head]:
+        """The heads of the run, as `preparation.prepare` gives them."""
+        nearest = self.ranking[0].head
+        new = new_head(self.dataset.head, self.dataset, self.sides, self.references, self.start, nearest)
+        return with_shares([new, *(old_head(self.start, name, d) for name, d in self.replay.items())], recipe)
+
+
+def set_up(job: Job, start: GFMModel, kept: Sequence[str], say: Say) -> Setup:
+    """Look at the data and decide; the same again for a job that goes on.
+
+    Raises:
+        GFMError: data that cannot be used, or a disk that is full.
+    """
+    checks = _look(job, start, say)
+    take(job)
+    dataset = _dataset(job)
+    data = DataRecipe(path=str(dataset.directory), by=job.by, validation=job.validation, test=job.test, seed=job.seed)
+    sides = divide(dataset, data, test_files=[path.name for path in job.test_files], max_train=job.max_train)
+    if job.isolated is not None:
+        sides = replace(sides, isolated={**sides.isolated, **read_reference_energies(job.isolated)})
+    ranking = rank_heads(start, sample(dataset, sides.train))
+    nearest = ranking[0].head
+    references = find_references(start, nearest, dataset, sides)
+    _say_start(ranking, references, sides, say)
+    old = [head for head in kept if head in start.energy_heads]
+    plan = _strategy(job, start, dataset, sides, old)
+    for reason in plan.reasons:
+        say(f"  {reason}")
+    replay = build_replay(
+        job.output / "replay", start, job.model, old if plan.replay else [], count=REPLAY_COUNT, seed=job.seed
+    )
+    recipe = recipe_of(
+        plan, model=(str(resolve(job.model)), start.model_id), data=data, config=start.config, head=job.card.name,
+        nearest=nearest, old_heads=tuple(replay), dtype=job.dtype,
+    )  # fmt: skip
+    patience = _PATIENCE if len(sides.validation) >= _ENOUGH else 0
+    run = replace(recipe.run, max_minutes=job.max_minutes, seed=job.seed, stop_after=patience)
+    return Setup(
+        start=start, kept=kept, checks=checks, dataset=dataset, sides=sides, ranking=ranking, references=references,
+        strategy=plan, replay=replay, recipe=replace(recipe, run=run),
+    )  # fmt: skip
+
+
+def _look(job: Job, start: GFMModel, say: Say) -> Preflight:
+    found = preflight(
+        [*job.inputs, *job.test_files], start, options=job.options, format=job.format, accepted=job.accepted
+    )
+    frames = sum(len(file.statistics) for file in found.inspection.files)
+    for finding in found.findings:
+        if finding.level != "note":
+            say(f"  {finding.level}: {finding.text}")
+    if job.report:
+        write(job.output / PREFLIGHT, page(found.inspection).encode())
+    found.require()
+    say(f"{frames} frames looked at: nothing stands in the way")
+    return found
+
+
+def _dataset(job: Job) -> Dataset:
+    """The user's files as a dataset; one that an earlier run of the job has written is there already."""
+    place = job.output / "datasets" / job.card.name
+    if not (place / MANIFEST).exists():
+        tasks = file_tasks([*job.inputs, *job.test_files], format=job.format, options=job.options)
+        build(place, tasks, job.card)  # in a process of its own: ADIOS2 may end it on a full disk
+    return open_dataset(place)
+
+
+def _strategy(job: Job, start: GFMModel, dataset: Dataset, sides: Sides, old: Sequence[str]) -> Strategy:
+    """The strategy of the job: decided once, since it depends on the time that a step takes."""
+    known = read_decisions(job.output)
+    if known is not None:
+        return Strategy(**(known["strategy"] | {"reasons": tuple(known["strategy"]["reasons"])}))
+    block = dataset.read(sides.train)
+    labels = sum(int(np.isfinite(x).sum()) for x in (block.energy, block.forces, block.stress) if x is not None)
+    found = strategy.choose(
+        len(sides.train), labels, wanted=job.strategy, naive=job.naive, keeps_heads=bool(old), steps=job.steps
+    )
+    if job.max_minutes is not None:
+        step = _seconds_of_step(start, dataset, sides, found.structures)
+        most = max(_LEAST_STEPS, int(60 * job.max_minutes * _MARGIN / step))
+        if most < found.steps:
+            text = f"{most} steps instead: as many as {job.max_minutes:g} minutes allow at {1000 * step:.0f} ms each"
+            found = replace(found, steps=most, reasons=(*found.reasons, text))
+    write_decisions(job.output, {"strategy": asdict(found)})
+    return found
+
+
+def _seconds_of_step(model: GFMModel, dataset: Dataset, sides: Sides, structures: int) -> float:
+    source = Selection(dataset, sides.train[:structures])
+    head = model.energy_heads[0]
+    seconds = []
+    for _ in range(3):
+        since = time.perf_counter()
+        for batch in Loader([source], model.config.cutoff).once():
+            model.predict(batch.graph, [head])
+        seconds.append(time.perf_counter() - since)
+    return _TRAINING * min(seconds)
+
+
+def _say_start(ranking: Sequence[Nearness], references: References, sides: Sides, say: Say) -> None:
+    counts = ", ".join(f"{len(rows)} {side}" for side, rows in sides.as_mapping().items())
+    say(f"structures: {counts}")
+    say("nearest heads (what is left after fitting reference energies):")
+    for one in ranking[:3]:
+        unseen = f"; has not seen {', '.join(one.unseen)}" if one.unseen else ""
+        say(f"  {one.head}: energy {1000 * one.energy:.1f} meV/atom, forces {1000 * one.forces:.0f} meV/Å{unseen}")
+    if references.fit is not None and not references.fit.is_unique:
+        say(
+            "  note: the compositions do not determine the reference energies of single elements: energies of other "
+            "compositions mean nothing; add free atoms, or more compositions"
+        )
+    if references.isolated:
+        say(f"  reference energies of {', '.join(references.isolated)} from free atoms")
+    if sides.near_twins:
+        say(
+            f"  note: {sides.near_twins} structures have a near twin on another side of the split: errors there look too good"
+        )

@@ -1,0 +1,139 @@
+"""How to fine-tune, chosen by the number of structures and labels, with the reasons in words.
+
+    heads      the encoder stays as it is; the new head alone learns
+    adapters   low-rank terms on the encoder learn too (merged into its weights when the model is saved)
+    full       everything learns, layers farther from the heads more slowly
+
+With a guard, old heads keep learning what they said before (see `replay`), so that a moving encoder does not spoil them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gfm_calc.errors import ConfigError, did_you_mean
+from gfm_calc.train.recipe import (
+    DataRecipe,
+    HeadRecipe,
+    ObjectiveRecipe,
+    OptimizerRecipe,
+    Recipe,
+    RunRecipe,
+    StartRecipe,
+)
+
+NAMES = ("heads", "adapters", "full")
+_FEW_LABELS = 300  # numbers: energies, force and stress components
+REPLAY_SHARE = 0.5  # of the draws
+REPLAY_COUNT = 96  # structures a head
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strategy:
+    """What will be done, and why.
+
+    Attributes:
+        name: one of `NAMES`.  reasons: a sentence each.
+        replay: old heads learn on.
+        structures: in a step, of the new head.  steps: of the run.  learning_rate: at its highest.
+        encoder_rate, layer_decay, adapter_rank: see `StartRecipe`.
+    """
+
+    name: str
+    reasons: tuple[str, ...]
+    replay: bool
+    structures: int
+    steps: int
+    learning_rate: float
+    encoder_rate: float = 1.0
+    layer_decay: float = 1.0
+    adapter_rank: int = 0
+
+
+def choose(
+    structures: int, labels: int, *, wanted: str | None = None, naive: bool = False, keeps_heads: bool = True,
+    steps: int | None = None,
+) -> Strategy:  # fmt: skip
+    """The strategy for so many training structures.
+
+    Args:
+        structures: to train on.  labels: energies, force and stress components that they carry.
+        wanted: a name that the user chose.
+        naive: all weights at one rate, nothing guards the old heads.
+        keeps_heads: the old heads are wanted afterwards.
+        steps: that the user chose.
+
+    Raises:
+        ConfigError: no such strategy.
+    """
+    if wanted is not None and wanted not in NAMES:
+        raise ConfigError(f"--strategy {wanted}{did_you_mean(wanted, NAMES)}: one of {', '.join(NAMES)}")
+    reasons = [f"{structures} training structure{'s' * (structures != 1)} with {labels} labels"]
+    if wanted is not None:
+        name = wanted
+        reasons.append(f"{name}: as asked for")
+    elif naive:
+        name = "full"
+        reasons.append("full: --naive moves all weights at one rate")
+    elif labels < _FEW_LABELS:
+        name = "heads"
+        reasons.append(f"heads: fewer than {_FEW_LABELS} labels would bend the encoder to their accidents")
+    else:
+        name = "full"
+        reasons.append("full: enough labels to move the encoder, its first layers more slowly than its last")
+    replay = name != "heads" and not naive and keeps_heads
+    if replay:
+        reasons.append(
+            f"replay: every step holds {REPLAY_SHARE:.0%} structures on which the old heads repeat themselves"
+        )
+    elif name != "heads":
+        reasons.append("no replay: the old heads are not guarded" + (" (--naive)" if naive else ""))
+    batch = min(32, max(4, structures // 10))
+    planned = steps or _steps(structures, batch)
+    reasons.append(f"{planned} steps of {batch} structures: {planned * batch / structures:.0f} times through the data")
+    rates = {
+        "heads": {"learning_rate": 2e-3, "encoder_rate": 0.0},
+        "adapters": {"learning_rate": 1e-3, "adapter_rank": 8},
+        "full": {"learning_rate": 5e-4, "layer_decay": 1.0 if naive else 0.9},
+    }[name]
+    return Strategy(name=name, reasons=tuple(reasons), replay=replay, structures=batch, steps=planned, **rates)  # type: ignore[arg-type]
+
+
+def _steps(structures: int, batch: int) -> int:
+    """More for more data, ever fewer times through it: about 250 times for 50 structures, 10 for 100,000."""
+    return int(min(60_000, max(800, 160 * structures**0.5 * (8 / batch) ** 0.5)))
+
+
+def recipe_of(
+    strategy: Strategy, *, model: tuple[str, str], data: DataRecipe, config, head: str, nearest: str,
+    old_heads: tuple[str, ...], dtype: str,
+) -> Recipe:  # fmt: skip
+    """The recipe of the run.
+
+    Args:
+        model: name or directory, and id, of the model to start from.
+        config: its `ModelConfig`.
+        head: the new one, which begins as `nearest`.
+        old_heads: those that are replayed.
+    """
+    share = REPLAY_SHARE if old_heads else 0.0
+    heads = [HeadRecipe(name=head, start=nearest, share=1 - share if old_heads else None)]
+    heads += [HeadRecipe(name=name, start=name, share=share / len(old_heads)) for name in old_heads]
+    structures = round(strategy.structures / (1 - share))
+    checks = max(1, strategy.steps // 20)
+    return Recipe(
+        data=data, model=config, heads=tuple(heads),
+        start=StartRecipe(
+            model=model[0], model_id=model[1], encoder_rate=strategy.encoder_rate, layer_decay=strategy.layer_decay,
+            adapter_rank=strategy.adapter_rank,
+        ),
+        objective=ObjectiveRecipe(energy=2.0, forces=1.0, stress=5.0, soften=None),
+        optimizer=OptimizerRecipe(
+            learning_rate=strategy.learning_rate, final_learning_rate=strategy.learning_rate / 100,
+            warmup=min(100, strategy.steps // 10), ema=0.99, clip=5.0,
+        ),
+        run=RunRecipe(
+            steps=strategy.steps, structures=structures, dtype=dtype, validate_every=checks, save_every=max(50, checks),
+            max_validation=200,
+        ),
+    )  # fmt: skip

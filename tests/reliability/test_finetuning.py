@@ -1,0 +1,95 @@
+"""Fine-tuning that is cut off goes on to the same bits; on a full disk nothing is lost; the calculator gives the figures."""
+
+import json
+import signal
+
+import ase.io
+import numpy as np
+import pytest
+from finetuning import molecules, words, write
+from labelled import need_adios
+from training import Job
+
+from gfm_calc import GFMCalculator
+from gfm_calc.cli import main
+
+SHORT = ("--steps", "12", "--strategy", "full", "--keep-heads", "gfn2-xtb")
+
+
+@pytest.fixture(scope="module")
+def frames(tmp_path_factory):
+    need_adios()
+    return write(tmp_path_factory.mktemp("frames") / "frames.extxyz", molecules(30))
+
+
+@pytest.fixture(scope="module")
+def whole(frames, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole") / "out"
+    assert main(words(frames, folder, *SHORT)) == 0
+    return folder
+
+
+def weights(folder):
+    return next((folder / "model").glob("weights-*.safetensors")).read_bytes()
+
+
+def losses(folder):
+    lines = [json.loads(line) for line in (folder / "run" / "log.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "structures_per_s"} for line in lines]
+
+
+@pytest.mark.promise("R1", count=2)
+@pytest.mark.parametrize("what, code", [("kill", -signal.SIGKILL), ("term", 143)])
+def test_an_interrupted_run_goes_on_to_the_same_bits(frames, whole, tmp_path, what, code):
+    folder, log = tmp_path / "out", tmp_path / "log"
+    job = Job(words(frames, folder, *SHORT), fault=("at_step", 7, what), log=log)
+    assert job.wait() == [code], job.said()
+    assert not (folder / "model").exists()
+    refused = Job(words(frames, folder, *SHORT), log=tmp_path / "log1")
+    assert refused.wait() == [1] and "go on with --resume" in refused.said()
+    goes_on = Job(words(frames, folder, *SHORT, "--resume"), log=tmp_path / "log2")
+    assert goes_on.wait() == [0], goes_on.said()
+    assert weights(folder) == weights(whole) and losses(folder) == losses(whole)
+
+
+@pytest.mark.promise("R10", count=3)
+@pytest.mark.parametrize("where", ["checkpoints", "model", "errors.json"])
+def test_a_full_disk_loses_nothing(frames, whole, tmp_path, where):
+    folder = tmp_path / "out"
+    job = Job(words(frames, folder, *SHORT), fault=("full_disk", where), log=tmp_path / "log")
+    assert job.wait() == [1]
+    lines = [line for line in job.said().splitlines() if line.startswith("gfm: error:")]
+    assert len(lines) == 1 and "No space left on device" in lines[0], job.said()
+    goes_on = Job(words(frames, folder, *SHORT, "--resume"), log=tmp_path / "log2")
+    assert goes_on.wait() == [0], goes_on.said()
+    assert weights(folder) == weights(whole)
+
+
+def test_another_job_does_not_take_the_place_of_one_that_trained(whole, frames, capsys):
+    before = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
+    assert main(words(frames, whole, *SHORT, "--resume", "--seed", "4")) == 1
+    assert "the job began with seed = 0, not 4" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.promise("R12", count=1)
+def test_the_calculator_gives_the_figures_of_the_validation(whole, frames, tmp_path):
+    told = json.loads((whole / "errors.json").read_text())
+    calculator = GFMCalculator(whole / "model", head="mine", device="cpu")
+    assert calculator.model_id == told["model_id"]
+    from gfm_calc.train.preparation import load_preparation
+
+    head = next(h for h in load_preparation(whole / "run" / "data") if h.spec.name == "mine")
+    energy, forces = [], []
+    for record in head.dataset.read(head.sides[told["side"]]).records():
+        atoms = record.structure()
+        atoms.calc = calculator
+        energy.append(abs(atoms.get_potential_energy() - record.energy) / len(record))
+        forces.append(np.abs(atoms.get_forces() - record.forces).ravel())
+    assert 1000 * np.mean(energy) == pytest.approx(told["after"]["energy_mae_mev_per_atom"], rel=1e-4)
+    assert 1000 * np.concatenate(forces).mean() == pytest.approx(told["after"]["forces_mae_mev_per_a"], rel=1e-4)
+    card = calculator.heads["mine"]
+    assert card.test_errors["forces_mae_mev_per_a"] == pytest.approx(told["after"]["forces_mae_mev_per_a"], rel=1e-4)
+    assert ase.io.read(frames, 0).calc.results["energy"] == pytest.approx(
+        card.reference_energy(ase.io.read(frames, 0).numbers), abs=60
+    )

@@ -1,0 +1,170 @@
+"""`gfm finetune` on input that must not be trained on: one line that says what and how to mend it, and nothing is lost."""
+
+import shutil
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import fcc111, molecule
+from ase.constraints import FixAtoms
+from ase.io import write as ase_write
+from finetuning import crystals, labelled, molecules, relabelled, words, write
+from labelled import need_adios
+
+from gfm_calc.cli import main
+
+
+@pytest.fixture(scope="module")
+def sound():
+    return molecules(30)
+
+
+@pytest.fixture(scope="module")
+def solid():
+    return crystals(60)
+
+
+def scaled(frames, **factors):
+    return [relabelled(a, **{k: (lambda v, f=f: v * f) for k, f in factors.items()}) for a in frames]
+
+
+def refused(capsys, data, folder, *more, code=1):
+    before = sorted(path.name for path in folder.rglob("*")) if folder.exists() else []
+    assert main(words(data, folder, *more)) == code
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("gfm: error:")]
+    assert len(lines) == 1
+    if before:
+        assert sorted(path.name for path in folder.rglob("*")) == before
+    return lines[0]
+
+
+def of_slabs():
+    random = np.random.default_rng(2)
+    found = []
+    for _ in range(30):
+        atoms = fcc111("Cu", (2, 2, 3), vacuum=6.0, periodic=True)
+        atoms.positions += random.normal(scale=0.08, size=atoms.positions.shape)
+        found.append(atoms)
+    frames = labelled(found, "distilled-7net-l3i5")
+    low = [k for k, z in enumerate(frames[0].positions[:, 2]) if z < frames[0].positions[:, 2].mean()]
+    for atoms in frames:
+        atoms.calc.results["forces"][low] = 0.0
+        atoms.set_constraint(FixAtoms(low))
+    return frames
+
+
+def of_interactions():
+    random = np.random.default_rng(3)
+    found = []
+    for k in range(30):
+        pair = molecule("H2O") + molecule("H2O")
+        pair.positions[3:] += [3.0 + 0.1 * k, 0, 0]
+        pair.positions += random.normal(scale=0.01, size=pair.positions.shape)
+        found.append(pair)
+    frames = labelled(found)
+    lowest = min(a.calc.results["energy"] for a in frames)
+    return [relabelled(a, energy=a.calc.results["energy"] - lowest) for a in frames]
+
+
+def with_copies(frames):
+    return [*frames, *(relabelled(a) for a in frames[:3])]
+
+
+def contradicting(frames):
+    return [*frames, *(relabelled(a, energy=a.calc.results["energy"] + 7.0) for a in frames[:3])]
+
+
+def first_changed(frames, **changes):
+    return [relabelled(frames[0], **changes), *frames[1:]]
+
+
+# what is wrong -> (makes the frames, words of the message)
+WRONG = {
+    "energies in Ha": (lambda s: scaled(s, energy=1 / 27.2114), "--energy-unit Ha"),
+    "energies in kcal/mol": (lambda s: scaled(s, energy=23.06), "--accept"),
+    "forces in Ha/bohr": (lambda s: scaled(s, forces=1 / 51.422), "--accept force"),
+    "gradients for forces": (lambda s: scaled(s, forces=-1.0), "--accept force"),
+    "no energies": (lambda s: [relabelled(a, energy=None) for a in s], "energies"),
+    "an energy that is NaN": (lambda s: first_changed(s, energy=float("nan")), "frame 0"),
+    "a force that is infinite": (lambda s: first_changed(s, forces=lambda f: f * np.inf), "frame 0"),
+    "one frame": (lambda s: s[:1], "1 structure with energies beside free atoms: at least 5"),
+    "four frames": (lambda s: s[:4], "4 structures with energies beside free atoms: at least 5"),
+    "duplicates": (with_copies, "--accept duplicates"),
+    "another energy for the same structure": (contradicting, "--accept contradictions"),
+    "atoms that overlap": (lambda s: [*s, Atoms("H2", positions=[[0, 0, 0], [0, 0, 0]])], "[frames 30]"),
+    "frozen atoms without forces": (lambda s: of_slabs(), "--accept zeroed-forces"),
+    "interaction energies": (lambda s: of_interactions(), "--accept energy-kind"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_wrong_labels_are_refused(what, sound, tmp_path, capsys):
+    make, said = WRONG[what]
+    line = refused(capsys, write(tmp_path / "frames.extxyz", make(sound)), tmp_path / "out")
+    assert said in line, line
+    assert not (tmp_path / "out" / "job.json").exists()
+
+
+def test_a_stress_in_kbar_is_refused(solid, tmp_path, capsys):
+    frames = scaled(solid, stress=1602.18)
+    line = refused(capsys, write(tmp_path / "frames.extxyz", frames), tmp_path / "out")
+    assert "stress" in line and "--accept stress" in line
+
+
+def test_two_levels_of_theory_in_two_files_are_refused(sound, tmp_path, capsys):
+    other = [relabelled(a, energy=a.calc.results["energy"] - 3000.0) for a in molecules(30)]
+    files = [write(tmp_path / "a.extxyz", sound), write(tmp_path / "b.extxyz", other)]
+    assert "--accept" in refused(capsys, files, tmp_path / "out")
+
+
+def test_elements_that_the_model_has_never_seen_are_refused(sound, saved_model, tmp_path, capsys):
+    frames = [a.copy() for a in sound]
+    for atoms, old in zip(frames, sound):
+        atoms.numbers[0] = 14 + 2  # sulphur, which the small model lacks
+        atoms.calc = None
+        atoms.calc = relabelled(old).calc
+    path = write(tmp_path / "frames.extxyz", frames)
+    line = refused(capsys, path, tmp_path / "out", "--from", str(saved_model), "--accept", "energy-unit")
+    assert "S: no head of the model has seen it" in line
+
+
+@pytest.mark.parametrize(
+    "content, said", [(b"", "is empty"), (b"12\nnonsense\n", "frames.extxyz"), (b"\x00\xff" * 500, "frames.extxyz")]
+)
+def test_files_that_are_none_are_refused(content, said, tmp_path, capsys):
+    path = tmp_path / "frames.extxyz"
+    path.write_bytes(content)
+    assert said in refused(capsys, path, tmp_path / "out")
+
+
+def test_other_things_that_cannot_be_done(sound, tmp_path, capsys):
+    data = write(tmp_path / "frames.extxyz", sound)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.txt").write_text("dear to me")
+    assert "no such file" in refused(capsys, tmp_path / "gone.extxyz", tmp_path / "out")
+    assert "holds other files" in refused(capsys, data, other)
+    assert "is a file" in refused(capsys, data, data)
+    assert "has a head of that name" in refused(capsys, data, tmp_path / "out", "--head", "gfn2-xtb")
+    assert "did you mean 'heads'" in refused(capsys, data, tmp_path / "out", "--strategy", "head")
+    assert "no such head" in refused(capsys, data, tmp_path / "out", "--keep-heads", "pbe")
+    assert "no model 'gfm-smal'" in refused(capsys, data, tmp_path / "out", "--from", "gfm-smal")
+    assert "fraction" in refused(capsys, data, tmp_path / "out", "--test", "1.5")
+    assert (other / "thesis.txt").read_text() == "dear to me"
+
+
+def test_a_test_file_that_shares_structures_is_refused(sound, tmp_path, capsys):
+    need_adios()
+    data, test = write(tmp_path / "a.extxyz", sound), write(tmp_path / "b.extxyz", sound[:5])
+    line = refused(capsys, data, tmp_path / "out", "--test-file", str(test), "--accept", "duplicates")
+    assert "on two sides" in line
+
+
+def test_what_was_refused_can_be_mended_in_the_same_folder(sound, tmp_path, capsys):
+    need_adios()
+    path = tmp_path / "frames.extxyz"
+    refused(capsys, write(path, with_copies(sound)), tmp_path / "out")
+    assert main(words(write(path, sound), tmp_path / "out", "--steps", "2", "--strategy", "heads")) == 0
+    shutil.rmtree(tmp_path / "out")
+    ase_write(path, with_copies(sound))
+    assert main(words(path, tmp_path / "out", "--steps", "2", "--strategy", "heads", "--accept", "duplicates")) == 0
