@@ -25,7 +25,6 @@ from ase.data import atomic_numbers
 from ase.io import extxyz, formats, iread
 
 from .errors import GFMError, InputFileError, InvalidStructureError, one_line
-from .graph import charge_and_spin, validate_atoms
 
 MAX_ATOMS = 10_000_000  # in a frame; a larger count in a file is damage
 MAX_LINE = 1 << 24  # characters
@@ -102,6 +101,9 @@ def located(path: Path | str, frame: int | None = None) -> Iterator[None]:
 
 
 def _checked(atoms: Atoms, source: str, frame: int, fmt: str) -> Atoms | GFMError:
+    # Here, since it brings torch, which takes seconds and which the processes that only read files do without.
+    from .graph import charge_and_spin, validate_atoms
+
     try:
         validate_atoms(atoms, source=source, frame=frame)
         charge_and_spin(atoms, source=source, frame=frame)

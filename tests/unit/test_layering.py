@@ -139,6 +139,11 @@ def test_importing_is_light():
     assert ran.stdout.strip() == "[]", ran.stderr
 
 
+def test_a_process_that_reads_files_does_without_torch():
+    ran = run("import sys, gfm_calc.data.readers.isolated; print('torch' in sys.modules)")
+    assert ran.stdout.strip() == "False", ran.stderr
+
+
 def test_lazy_names_are_there():
     ran = run(
         "import gfm_calc; print(len([getattr(gfm_calc, name) for name in gfm_calc.__all__]), gfm_calc.__version__)"
