@@ -63,10 +63,7 @@ def _add_multitask(benches: Any) -> None:
     parser.add_argument("--heads", type=words, default=(), metavar="NAME,NAME", help="folders in DIR (default: all)")
     parser.add_argument("--draws", type=positive_int, default=4000, help="structures a head sees; default: %(default)s")
     parser.add_argument("--structures", type=positive_int, default=4, help="of a head in a step; default: %(default)s")
-    parser.add_argument("--seeds", type=positive_int, default=3, help="runs of each kind; default: %(default)s")
-    parser.add_argument("--recipe", default="tiny", help="packaged name or file (default: %(default)s)")
-    parser.add_argument("--set", dest="settings", action="append", default=[], metavar="TABLE.KEY=VALUE",
-                        help="instead of what the recipe says, for all runs")  # fmt: skip
+    _add_runs(parser, seeds=3)
     add_output(parser)
 
 
@@ -78,11 +75,16 @@ def _add_ablation(benches: Any) -> None:
     parser.add_argument(
         "variants", type=Path, metavar="FILE", help="TOML: [[variants]], each with a name and what it sets"
     )
+    _add_runs(parser, seeds=1)
+    add_output(parser)
+
+
+def _add_runs(parser: argparse.ArgumentParser, seeds: int) -> None:
+    """What the runs of a comparison have in common."""
     parser.add_argument("--recipe", default="tiny", help="packaged name or file (default: %(default)s)")
-    parser.add_argument("--seeds", type=positive_int, default=1, help="runs of each; default: %(default)s")
+    parser.add_argument("--seeds", type=positive_int, default=seeds, help="runs of each kind; default: %(default)s")
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="TABLE.KEY=VALUE",
                         help="instead of what the recipe says, for all runs")  # fmt: skip
-    add_output(parser)
 
 
 def _add_finetune(benches: Any) -> None:

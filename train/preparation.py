@@ -27,7 +27,7 @@ from gfm_calc.data.schema import Record
 from gfm_calc.data.split_files import load_split
 from gfm_calc.data.splits import SIDES, draw, join
 from gfm_calc.data.store import Dataset, Selection, open_dataset
-from gfm_calc.errors import ConfigError, GFMError, InputFileError
+from gfm_calc.errors import ConfigError, CorruptFileError, GFMError, InputFileError, one_line
 from gfm_calc.graph import AtomicGraph
 from gfm_calc.train.recipe import DataRecipe, Recipe
 
@@ -334,20 +334,25 @@ def load_preparation(folder: Path) -> list[Head]:
     """What `save_preparation` kept.
 
     Raises:
-        CorruptFileError: damaged.
+        CorruptFileError: damaged, or of another shape.
         InputFileError: a dataset is gone, or not what it was.
     """
     artifact = open_artifact(folder, kind=KIND, newest_version=FORMAT_VERSION)
     indices = safetensors.numpy.load(artifact.read("sides.safetensors"))
-    heads = []
-    for number, card in enumerate(artifact.read_json("heads.json")):
-        if not Path(card["dataset"]).is_dir():
-            raise InputFileError(f"{card['dataset']}: the run's data are gone; put them back, or start a new run")
-        dataset = open_dataset(card["dataset"])
-        if dataset.digest != card["digest"]:
-            raise InputFileError(f"{card['dataset']}: is not what the run began with; start a new run for new data")
-        spec = from_mapping(HeadSpec, card["spec"], f"{folder}: head {number}")
-        sides = {side: indices[f"{number}/{side}"] for side in SIDES}
-        values = {name: card[name] for name in ("scale", "shift", "neighbors", "atoms", "share", "unseen")}
-        heads.append(Head(spec=spec, dataset=dataset, sides=sides, **values))
-    return heads
+    cards = artifact.read_json("heads.json")
+    try:
+        return [_loaded(folder, number, card, indices) for number, card in enumerate(cards)]
+    except (KeyError, TypeError) as error:
+        raise CorruptFileError(f"{folder}: is not what this version writes: {one_line(error)}") from error
+
+
+def _loaded(folder: Path, number: int, card: Mapping[str, Any], indices: Mapping[str, np.ndarray]) -> Head:
+    if not Path(card["dataset"]).is_dir():
+        raise InputFileError(f"{card['dataset']}: the run's data are gone; put them back, or start a new run")
+    dataset = open_dataset(card["dataset"])
+    if dataset.digest != card["digest"]:
+        raise InputFileError(f"{card['dataset']}: is not what the run began with; start a new run for new data")
+    spec = from_mapping(HeadSpec, card["spec"], f"{folder}: head {number}")
+    sides = {side: indices[f"{number}/{side}"] for side in SIDES}
+    values = {name: card[name] for name in ("scale", "shift", "neighbors", "atoms", "share", "unseen")}
+    return Head(spec=spec, dataset=dataset, sides=sides, **values)

@@ -7,6 +7,8 @@ import time
 import pytest
 from training import Job, argv, differences, make_datasets, outcome
 
+from gfm_calc.artifacts import MANIFEST
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
@@ -96,7 +98,7 @@ def test_a_damaged_checkpoint_is_left_for_an_older_one(data, tmp_path):
     run = tmp_path / "run"
     job = Job(argv(data, run), fault=("at_step", 22, "kill"), log=tmp_path / "log")
     assert job.wait() == [-signal.SIGKILL]
-    newest = sorted((run / "checkpoints").glob("step-*"))[-1]
+    newest = sorted((run / "checkpoints").glob(f"step-*/{MANIFEST}"))[-1].parent  # the kill may have left one without
     part = next(newest.glob("part0-*"))
     content = bytearray(part.read_bytes())
     content[len(content) // 2] ^= 1

@@ -9,16 +9,17 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from labelled import need_adios
 from training import make_datasets
 
+from gfm_calc.artifacts import canonical_json, commit, open_artifact
 from gfm_calc.config import HeadSpec
 from gfm_calc.data.build import build
 from gfm_calc.data.distributed import DistributedStore
 from gfm_calc.data.loader import labelled_batches
 from gfm_calc.data.sampling import Batch
 from gfm_calc.data.tasks import file_tasks
-from gfm_calc.errors import ConfigError
+from gfm_calc.errors import ConfigError, CorruptFileError
 from gfm_calc.train.parallel import Place, Ranks
 from gfm_calc.train.placement import place
-from gfm_calc.train.preparation import prepare
+from gfm_calc.train.preparation import FORMAT_VERSION, KIND, load_preparation, prepare, save_preparation
 from gfm_calc.train.recipe import recipe_of
 from gfm_calc.train.sources import training_sources
 
@@ -52,3 +53,17 @@ def test_a_head_without_energies_is_named(tmp_path):
     build(tmp_path / "data", file_tasks([tmp_path / "forces.extxyz"]), HeadSpec(name="a"), processes=0)
     with pytest.raises(ConfigError, match="head a: no structure with an energy.* label some"):
         prepare(recipe_of({}, [f"data.path={tmp_path / 'data'}"]), 4.0)
+
+
+def test_a_preparation_of_another_shape_is_refused(tmp_path):
+    need_adios()
+    data = make_datasets(tmp_path / "datasets", (20, 15, 10))
+    save_preparation(tmp_path / "data", prepare(recipe_of({}, [f"data.path={data}"]), 4.0))
+    saved = open_artifact(tmp_path / "data", kind=KIND, newest_version=FORMAT_VERSION)
+    cards = saved.read_json("heads.json")
+    assert [head.spec.name for head in load_preparation(tmp_path / "data")] == ["clusters", "crystals", "molecules"]
+    del cards[0]["unseen"]
+    files = {"heads.json": canonical_json(cards), "sides.safetensors": saved.read("sides.safetensors")}
+    commit(tmp_path / "older", files, kind=KIND, format_version=FORMAT_VERSION)
+    with pytest.raises(CorruptFileError, match="is not what this version writes: 'unseen'"):
+        load_preparation(tmp_path / "older")
