@@ -10,13 +10,12 @@ set = ["model.num_features=96"]
 from __future__ import annotations
 
 import statistics
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gfm_calc.benchmarks.runs import train
+from gfm_calc.benchmarks.runs import folder_of_runs, train
 from gfm_calc.commands.progress import Progress
 from gfm_calc.config import read_toml
 from gfm_calc.errors import ConfigError
@@ -44,12 +43,14 @@ class AblationPlan:
     Attributes:
         recipe: name or file.  settings: "table.key=value" each, of all runs.
         variants: changes.  seeds: runs of each.
+        work: folder that keeps the runs, see `runs.folder_of_runs`.
     """
 
     recipe: str
     variants: Sequence[Variant]
     settings: Sequence[str] = ()
     seeds: int = 1
+    work: Path | None = None
 
 
 def read_variants(path: Path) -> list[Variant]:
@@ -91,19 +92,19 @@ def run_ablation(plan: AblationPlan) -> list[dict[str, Any]]:
     if not all(head.sides["validation"].size for head in heads):
         raise ConfigError("some heads have nothing to validate on: raise data.validation")
     rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory(prefix="gfm-ablation-") as scratch:
+    with folder_of_runs(plan.work) as folder:
         with Progress("ablation", "runs", plan.seeds * len(variants)) as progress:
-            for number, variant in enumerate(variants):
+            for variant in variants:
                 found = []
-                for seed, recipe in enumerate(recipes[variant.name]):
-                    found.append(train(Path(scratch) / f"{number}-{seed}", recipe, heads))
+                for recipe in recipes[variant.name]:
+                    found.append(train(folder, recipe, heads))
                     progress.advance(note=variant.name)
                 rows.append(_row(variant, found))
     return [{**row, "ratios": _ratios(row["errors"], rows[0]["errors"])} for row in rows]
 
 
 def _recipe(plan: AblationPlan, variant: Variant, seed: int) -> Recipe:
-    return find_recipe(plan.recipe, [*plan.settings, *variant.settings, f"run.seed={seed}", "run.save_every=1000000"])
+    return find_recipe(plan.recipe, [*plan.settings, *variant.settings, f"run.seed={seed}"])
 
 
 def _row(variant: Variant, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

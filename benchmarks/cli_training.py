@@ -85,6 +85,8 @@ def _add_runs(parser: argparse.ArgumentParser, seeds: int) -> None:
     parser.add_argument("--seeds", type=positive_int, default=seeds, help="runs of each kind; default: %(default)s")
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="TABLE.KEY=VALUE",
                         help="instead of what the recipe says, for all runs")  # fmt: skip
+    parser.add_argument("--work", type=Path, metavar="DIR",
+                        help="keep the runs there: the same command goes on where it was (default: nothing is kept)")  # fmt: skip
 
 
 def _add_finetune(benches: Any) -> None:
@@ -144,7 +146,7 @@ def run_multitask(args: argparse.Namespace) -> None:
 
     plan = MultitaskPlan(
         data=args.data, heads=args.heads, draws=args.draws, structures=args.structures, seeds=args.seeds,
-        recipe=args.recipe, settings=args.settings,
+        recipe=args.recipe, settings=args.settings, work=args.work,
     )  # fmt: skip
     finish(args, "multitask", threads=1, heads=run_multitask(plan))
 
@@ -154,7 +156,7 @@ def run_ablation(args: argparse.Namespace) -> None:
     from gfm_calc.benchmarks.ablation import AblationPlan, read_variants, run_ablation
 
     variants = read_variants(args.variants)
-    plan = AblationPlan(recipe=args.recipe, variants=variants, settings=args.settings, seeds=args.seeds)
+    plan = AblationPlan(recipe=args.recipe, variants=variants, settings=args.settings, seeds=args.seeds, work=args.work)
     finish(args, "ablation", threads=1, seeds=args.seeds, variants=run_ablation(plan))
 
 

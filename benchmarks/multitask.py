@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import json
 import statistics
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gfm_calc.benchmarks.runs import train
+from gfm_calc.benchmarks.runs import folder_of_runs, train
 from gfm_calc.commands.progress import Progress
 from gfm_calc.data.store import open_dataset
 from gfm_calc.errors import ConfigError
@@ -35,6 +34,7 @@ class MultitaskPlan:
             heads has that many of each head in a step, and as many steps.
         seeds: of the runs.
         recipe: name or file.  settings: "table.key=value" each.
+        work: folder that keeps the runs, see `runs.folder_of_runs`.
     """
 
     data: Path
@@ -44,6 +44,7 @@ class MultitaskPlan:
     seeds: int = 3
     recipe: str = "tiny"
     settings: Sequence[str] = ()
+    work: Path | None = None
 
 
 def run_multitask(plan: MultitaskPlan) -> list[dict[str, Any]]:
@@ -60,13 +61,12 @@ def run_multitask(plan: MultitaskPlan) -> list[dict[str, Any]]:
     prepared = {head.spec.name: head for head in prepare(recipe, recipe.model.cutoff)}  # once for all runs
     found: dict[str, dict[str, list[Mapping[str, float]]]] = {head: {"together": [], "alone": []} for head in heads}
     sizes: dict[str, int] = {}
-    with tempfile.TemporaryDirectory(prefix="gfm-multitask-") as scratch:
+    with folder_of_runs(plan.work) as folder:
         with Progress("multitask", "runs", plan.seeds * (len(heads) + 1)) as progress:
             for seed in range(plan.seeds):
                 for chosen in [heads, *([head] for head in heads)]:
-                    run = Path(scratch) / f"{seed}-{len(chosen)}-{chosen[0]}"
                     alike = [replace(prepared[head], share=1 / len(chosen)) for head in chosen]
-                    errors = train(run, _recipe(plan, chosen, seed), alike)
+                    errors = train(folder, _recipe(plan, chosen, seed), alike)
                     kind = "together" if len(chosen) > 1 else "alone"
                     for head in chosen:
                         found[head][kind].append(errors["test"].get(head, {}))
@@ -80,7 +80,7 @@ def _recipe(plan: MultitaskPlan, heads: Sequence[str], seed: int) -> Recipe:
     settings = [
         f"data.path={plan.data.resolve()}", f"data.heads={json.dumps(list(heads))}", "data.tau=0.0", f"run.seed={seed}",
         f"run.structures={plan.structures * len(heads)}", f"run.steps={plan.draws // plan.structures}",
-        "run.validate_every=0", "run.save_every=1000000", *plan.settings,
+        "run.validate_every=0", *plan.settings,
     ]  # fmt: skip
     return find_recipe(plan.recipe, settings)
 

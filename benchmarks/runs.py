@@ -1,26 +1,45 @@
-"""Runs of `gfm train`, one after the other, on structures that are prepared once: what comparisons of recipes are made of."""
+"""Runs of `gfm train`, one after the other, on structures that are prepared once: what comparisons of recipes are made of.
+
+The errors of a finished run are kept in the folder of the comparison until it ends, so that one that was interrupted goes on
+where it was.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from gfm_calc.artifacts import canonical_json, write_file
 from gfm_calc.errors import GFMError
 from gfm_calc.train.preparation import Head
-from gfm_calc.train.recipe import Recipe
+from gfm_calc.train.recipe import Recipe, to_toml
 from gfm_calc.train.run_folder import begin
 
 
-def train(run: Path, recipe: Recipe, heads: Sequence[Head]) -> dict[str, Any]:
-    """Train on one thread, in a process of its own; the folder is gone afterwards.
+@contextmanager
+def folder_of_runs(work: Path | None) -> Iterator[Path]:
+    """Where the runs of a comparison work: `work`, which stays, or a folder that is gone afterwards."""
+    if work is not None:
+        work.mkdir(parents=True, exist_ok=True)
+        yield work
+        return
+    with tempfile.TemporaryDirectory(prefix="gfm-runs-") as scratch:
+        yield Path(scratch)
+
+
+def train(folder: Path, recipe: Recipe, heads: Sequence[Head]) -> dict[str, Any]:
+    """Train on one thread, in a process of its own; or what `folder` keeps of the same run.
 
     Args:
-        run: a folder that is not there yet.
+        folder: of the comparison, see `folder_of_runs`.
         heads: as `preparation.prepare` gives them.
 
     Returns:
@@ -29,7 +48,12 @@ def train(run: Path, recipe: Recipe, heads: Sequence[Head]) -> dict[str, Any]:
     Raises:
         GFMError: the run failed.
     """
-    begin(run, recipe, heads)
+    run = folder / _name_of(recipe, heads)
+    kept = run.with_suffix(".json")
+    if kept.exists():
+        return json.loads(kept.read_text())
+    if not (run / "recipe.toml").exists():
+        begin(run, recipe, heads)
     words = [str(run / "recipe.toml"), "-o", str(run), "--device", "cpu", "--threads", "1", "--no-report", "--resume"]
     done = subprocess.run([sys.executable, "-m", "gfm_calc.train", *words], capture_output=True, text=True, check=False)
     if done.returncode:
@@ -38,5 +62,12 @@ def train(run: Path, recipe: Recipe, heads: Sequence[Head]) -> dict[str, Any]:
         raise GFMError(f"the run of {names} failed: {lines[-1] if lines else 'it said nothing'}")
     found = json.loads((run / "errors.json").read_text())
     found["telemetry"] = json.loads((run / "telemetry.json").read_text())["ranks"][0]
+    write_file(kept, canonical_json(found))
     shutil.rmtree(run)
     return found
+
+
+def _name_of(recipe: Recipe, heads: Sequence[Head]) -> str:
+    """Another one for every recipe, and for other data."""
+    about = [to_toml(recipe), *(f"{head.spec.name} {head.dataset.digest} {head.share!r}" for head in heads)]
+    return "run-" + hashlib.sha256("\n".join(about).encode()).hexdigest()[:16]

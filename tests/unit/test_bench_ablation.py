@@ -1,5 +1,8 @@
 """Changes of a recipe, compared: real runs, of a few steps."""
 
+import subprocess
+from dataclasses import replace
+
 import pytest
 from training import SETTINGS, make_datasets
 
@@ -22,6 +25,27 @@ def test_a_recipe_and_its_changes(tmp_path):
     assert wider["parameters"] > base["parameters"] and wider["ratios"]["forces"] != 1
     assert len(base["errors"]["crystals"]["forces_mae_mev_per_a"]) == 2
     assert len(next(iter(tables({"benchmark": "ablation", "seeds": 2, "variants": rows}))).rows) == 3
+
+
+def test_a_comparison_that_was_interrupted_goes_on(tmp_path, monkeypatch):
+    data = make_datasets(tmp_path / "datasets", (12, 10, 6))
+    settings = [*FEW, f"data.path={data}", 'data.heads=["crystals"]', "data.validation=0.3"]
+    plan = AblationPlan(recipe="tiny", variants=(), settings=settings, seeds=2, work=tmp_path / "work")
+    real, calls = subprocess.run, []
+
+    def counted(words, **options):
+        calls.append(words)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(words, **options)
+
+    monkeypatch.setattr(subprocess, "run", counted)
+    with pytest.raises(KeyboardInterrupt):
+        run_ablation(plan)
+    rows = run_ablation(plan)
+    assert len(calls) == 3  # the first run is not made again, the one that was cut off is
+    assert rows == run_ablation(plan) and len(calls) == 3
+    assert rows[0]["errors"] == run_ablation(replace(plan, work=None))[0]["errors"] and len(calls) == 5
 
 
 def test_what_is_no_list_of_variants(tmp_path):
