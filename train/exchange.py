@@ -8,7 +8,7 @@ that differentiates twice, to save less memory than a batch's activations take.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,14 +71,17 @@ class SharedParameters:
         parameters: name -> parameter; may be empty.
         decayed: names to which weight decay applies.
         rates: name -> factor of the learning rate, where it is not 1.
+        turned: names of matrices whose updates are orthogonal, see `FlatParameters`.
     """
 
     def __init__(
         self, ranks: Ranks, sharing: Sharing, parameters: Mapping[str, nn.Parameter], decayed: set[str],
-        rates: Mapping[str, float] | None = None,
+        rates: Mapping[str, float] | None = None, turned: Collection[str] = (),
     ):  # fmt: skip
         self.ranks, self.sharing = ranks, sharing
-        self.flat = FlatParameters(parameters, decayed, parts=sharing.parts, part=sharing.part, rates=rates)
+        self.flat = FlatParameters(
+            parameters, decayed, parts=sharing.parts, part=sharing.part, rates=rates, turned=turned
+        )
         self._own = self.flat.gradient if sharing.parts == 1 else torch.zeros_like(self.flat.average)
 
     def add_up(self) -> Tensor:
@@ -101,7 +104,10 @@ class SharedParameters:
 
     def update(self, constants: AdamW, *, rate: float, count: int, decay: float) -> None:
         """One step of the optimiser; the weights are the same on all who share them afterwards."""
-        self.flat.update(self._own, constants, rate=rate, count=count, decay=decay)
+        flat, orthogonal = self.flat, None
+        if flat.turned:
+            orthogonal = flat.orthogonal(self._whole(flat.ahead(self._own, constants)))
+        flat.update(self._own, constants, rate=rate, count=count, decay=decay, orthogonal=orthogonal)
         self._collect(self.flat.weight)
 
     def clear(self) -> None:
@@ -110,10 +116,14 @@ class SharedParameters:
 
     def whole_average(self) -> Tensor:
         """The running average, whole."""
+        return self._whole(self.flat.average)
+
+    def _whole(self, part: Tensor) -> Tensor:
+        """A vector of which each process has a part."""
         if self.sharing.parts == 1:
-            return self.flat.average
+            return part
         whole = torch.zeros_like(self.flat.weight)
-        whole[self.flat.own] = self.flat.average
+        whole[self.flat.own] = part
         self._collect(whole)
         return whole
 

@@ -6,11 +6,13 @@ One vector is one call to add up over processes, one kernel to update, and can b
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+from gfm_calc.train.orthogonal import orthogonalized
 
 _ALIGN = 16  # numbers; each parameter begins on a border of 64 bytes (float32)
 STATES = ("weight", "average", "exp_avg", "exp_avg_sq")
@@ -48,6 +50,7 @@ class FlatParameters:
         parts, part: into how many parts the state is cut, and which of them this process holds; `weight` and `gradient`
             are whole everywhere.
         rates: name -> factor of the learning rate, for parameters where it is not 1.
+        turned: names of matrices whose updates are orthogonal (Muon) in place of AdamW's.
 
     Attributes: `slots`, see `slots_of`; `weight`, `gradient` [n]; `average`, `exp_avg`, `exp_avg_sq` [n / parts]: this
     process's part.
@@ -55,9 +58,9 @@ class FlatParameters:
 
     def __init__(
         self, parameters: Mapping[str, nn.Parameter], decayed: set[str], *, parts: int = 1, part: int = 0,
-        rates: Mapping[str, float] | None = None,
+        rates: Mapping[str, float] | None = None, turned: Collection[str] = (),
     ):  # fmt: skip
-        self.parts, self.part, self.decayed = parts, part, decayed
+        self.parts, self.part, self.decayed, self.turned = parts, part, decayed, tuple(turned)
         self.slots = slots_of({name: tuple(p.shape) for name, p in parameters.items()}, decayed)
         ends = {name: _aligned(start + math.prod(shape)) for name, (start, shape) in self.slots.items()}
         self._decayed = max((ends[name] for name in ends if name in decayed), default=0)
@@ -73,12 +76,18 @@ class FlatParameters:
         self.own = slice(part * self.length, (part + 1) * self.length)
         self.average = self.weight[self.own].clone()
         self.exp_avg, self.exp_avg_sq = torch.zeros_like(self.average), torch.zeros_like(self.average)
-        self._factor: Tensor | None = None  # of the learning rate, this process's part; None where all are 1
-        if rates:
-            whole = torch.ones_like(self.weight)
-            for name in rates.keys() & parameters.keys():
-                self.view(whole, name).fill_(rates[name])
-            self._factor = whole[self.own].clone()
+        self._factor = self._part_of(rates or {})  # of the learning rate
+        self._by_adam = self._part_of(dict.fromkeys(self.turned, 0.0))  # 0 where an orthogonal update takes its place
+
+    def _part_of(self, values: Mapping[str, float]) -> Tensor | None:
+        """This process's part of a vector that has a value at each of some parameters, else 1; None where all are 1."""
+        known = values.keys() & self.slots.keys()
+        if not known:
+            return None
+        whole = torch.ones_like(self.weight)
+        for name in known:
+            self.view(whole, name).fill_(values[name])
+        return whole[self.own].clone()
 
     @property
     def names(self) -> list[str]:
@@ -90,11 +99,31 @@ class FlatParameters:
         start, shape = self.slots[name]
         return flat[start : start + math.prod(shape)].view(shape)
 
-    def update(self, gradient: Tensor, constants: AdamW, *, rate: float, count: int, decay: float) -> None:
-        """One step of AdamW on this process's part, then the running average.
+    def ahead(self, gradient: Tensor, constants: AdamW) -> Tensor:
+        """Where the mean of the gradients is heading (Nesterov), this process's part; before `update`."""
+        keep = 1 - constants.beta1
+        return self.exp_avg.lerp(gradient, keep).lerp_(gradient, keep)
+
+    def orthogonal(self, ahead: Tensor) -> Tensor:
+        """Orthogonal updates of the `turned` matrices, this process's part [n / parts]; zero elsewhere.
+
+        Args:
+            ahead: of all parts [n].
+        """
+        found = torch.zeros_like(ahead)
+        for name in self.turned:
+            self.view(found, name).copy_(orthogonalized(self.view(ahead, name)))
+        return found[self.own]
+
+    def update(
+        self, gradient: Tensor, constants: AdamW, *, rate: float, count: int, decay: float,
+        orthogonal: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        """One step of AdamW on this process's part, of Muon on `turned` matrices, then the running average.
 
         Args:
             gradient: this process's part [n / parts].
+            orthogonal: what the method of that name gave.
             rate: learning rate.
             count: steps so far, this one included.
             decay: of the running average.
@@ -110,6 +139,9 @@ class FlatParameters:
         self.exp_avg_sq.mul_(c.beta2).addcmul_(gradient, gradient, value=1 - c.beta2)
         root = self.exp_avg_sq.sqrt().div_((1 - c.beta2**count) ** 0.5).add_(c.epsilon)
         step = self.exp_avg if factor is None else self.exp_avg * factor
+        if orthogonal is not None and self._by_adam is not None:
+            step = step * self._by_adam
+            weight.add_(orthogonal if factor is None else orthogonal * factor, alpha=-rate)
         weight.addcdiv_(step, root, value=-rate / (1 - c.beta1**count))
         self.average.lerp_(weight, 1 - decay)
 

@@ -20,6 +20,7 @@ from gfm_calc.errors import ConfigError, did_you_mean
 
 DTYPES = ("float64", "float32", "tf32", "bf16")
 LOSSES = ("l1", "l2", "huber")
+METHODS = ("adamw", "muon")
 SCHEDULES = ("cosine", "plateau", "constant", "trapezoid")
 MODES = ("data", "multitask")
 SHARDINGS = ("none", "replica", "all")
@@ -132,9 +133,11 @@ class ObjectiveRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerRecipe:
-    """AdamW (DOI 10.48550/arXiv.1711.05101), its schedule and the running average of the weights.
+    """The method, its schedule and the running average of the weights.
 
     Attributes:
+        method: "adamw" (DOI 10.48550/arXiv.1711.05101), or "muon": orthogonal updates of the encoder's matrices
+            (`gfm_calc.train.orthogonal`), AdamW for all else; it takes a learning rate some three times as high.
         learning_rate: at its highest.  final_learning_rate: at the end ("cosine", "trapezoid"), or the least ("plateau").
         schedule: "cosine", "plateau" (halved when validation has not improved `patience` times), "constant", or "trapezoid"
             (constant, then linear in the last `fall` steps, DOI 10.48550/arXiv.2405.18392: the length of the run can be
@@ -145,6 +148,7 @@ class OptimizerRecipe:
         ema: decay a step of the running average of the weights, which is what is validated and saved; 0: the weights.
     """
 
+    method: str = "adamw"
     learning_rate: float = 1e-3
     final_learning_rate: float = 1e-5
     schedule: str = "cosine"
@@ -293,8 +297,9 @@ _RANGES = (
 )  # fmt: skip
 _CHOICES = (
     ("data", "by", ("auto", *KEYS)), ("data", "shared", ("join", "drop")),
-    ("objective", "loss", LOSSES), ("optimizer", "schedule", SCHEDULES), ("run", "dtype", DTYPES),
-    ("run", "on_bad_batch", ("stop", "skip")), ("parallel", "mode", MODES), ("parallel", "shard", SHARDINGS),
+    ("objective", "loss", LOSSES), ("optimizer", "method", METHODS), ("optimizer", "schedule", SCHEDULES),
+    ("run", "dtype", DTYPES), ("run", "on_bad_batch", ("stop", "skip")), ("parallel", "mode", MODES),
+    ("parallel", "shard", SHARDINGS),
 )  # fmt: skip
 _SWITCHES = (
     ("data", "memory"), ("objective", "uncertainty"), ("run", "compile"), ("run", "activation_checkpointing"),

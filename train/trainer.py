@@ -123,7 +123,11 @@ class Trainer:
         freeze(self.model, factors)
         shard = self.recipe.parallel.shard
         everybody = [tuple(range(self.ranks.world))]
-        self.encoder = SharedParameters(self.ranks, share(self.ranks, everybody, shard), encoder, decayed, factors)
+        muon = self.recipe.optimizer.method == "muon"
+        turned = [name for name, p in encoder.items() if muon and p.ndim == 2 and name in decayed]
+        self.encoder = SharedParameters(
+            self.ranks, share(self.ranks, everybody, shard), encoder, decayed, factors, turned
+        )
         sharing = share(self.ranks, self.placement.groups, shard)
         self.shared = {
             "encoder": self.encoder,

@@ -41,6 +41,16 @@ def test_modes_are_the_same_training(data, alone, tmp_path, world, mode, shard):
     assert largest_difference(alone, found) < 1e-10
 
 
+def test_orthogonal_updates_are_the_same_training(data, tmp_path):
+    """Muon needs whole matrices, of whose momenta each process may hold a part only."""
+    muon = ("optimizer.method=muon", "optimizer.learning_rate=0.01")
+    (tmp_path / "alone").mkdir()
+    alone = trained(data, tmp_path / "alone" / "run", 1, *muon)
+    for number, (world, mode, shard) in enumerate([(2, "multitask", "none"), (3, "data", "all")]):
+        settings = (*muon, f"parallel.mode={mode}", f"parallel.shard={shard}")
+        assert largest_difference(alone, trained(data, tmp_path / f"run{number}", world, *settings)) < 1e-10
+
+
 def test_a_run_goes_on_with_other_numbers_of_processes(data, alone, tmp_path):
     """From 2 to 3 to 1 processes, from one mode to the other: correct, though not bit for bit."""
     run = tmp_path / "run"

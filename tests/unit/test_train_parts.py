@@ -28,6 +28,7 @@ from gfm_calc.train.cli import find_recipe, packaged_recipes
 from gfm_calc.train.flat import AdamW, FlatParameters
 from gfm_calc.train.models import build_model
 from gfm_calc.train.objective import Objective, head_slots
+from gfm_calc.train.orthogonal import orthogonalized
 from gfm_calc.train.parallel import Place, discover
 from gfm_calc.train.placement import place
 from gfm_calc.train.preparation import loss_weights, prepare
@@ -98,6 +99,39 @@ def test_heavy_heads_get_more_processes():
 
 
 # ---- flat parameters ----
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (48, 16), (8, 40), (1, 5)])
+def test_orthogonal_updates(shape):
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    size = 0.2 * max(shape) ** 0.5
+    found = orthogonalized(matrix) / size
+    inner = left.T @ found @ right.T  # the same singular vectors, other values
+    assert (inner - torch.diag(inner.diagonal())).abs().max() < 1e-10
+    assert inner.diagonal()[values > 0.05 * values[0]].sub(1).abs().max() < 0.35
+    torch.testing.assert_close(orthogonalized(1e-12 * matrix), orthogonalized(matrix))  # whatever the scale
+    assert torch.equal(orthogonalized(torch.zeros(shape)), torch.zeros(shape))
+
+
+def test_orthogonal_updates_are_of_the_matrices_they_are_asked_for():
+    """Beside them AdamW goes on as if it were alone; a frozen matrix stays."""
+    generator = torch.Generator().manual_seed(4)
+    values = {"a": torch.randn(6, 4, generator=generator), "b": torch.randn(5, generator=generator)}
+    values["c"] = torch.randn(3, 3, generator=generator)
+    constants = AdamW(beta1=0.9, beta2=0.99, weight_decay=0.0)
+    ended = []
+    for turned in ((), ("a", "c")):
+        parameters = {name: torch.nn.Parameter(value.clone()) for name, value in values.items()}
+        flat = FlatParameters(parameters, {"a", "c"}, rates={"c": 0.0}, turned=turned)
+        gradient = torch.linspace(-1, 1, len(flat.weight))
+        orthogonal = flat.orthogonal(flat.ahead(gradient, constants)) if turned else None
+        flat.update(gradient, constants, rate=0.1, count=1, decay=0.5, orthogonal=orthogonal)
+        ended.append({name: parameter.detach().clone() for name, parameter in parameters.items()})
+    plain, found = ended
+    assert torch.equal(found["b"], plain["b"]) and torch.equal(found["c"], values["c"])
+    step = orthogonalized(flat.view(0.19 * gradient, "a"))  # the mean of one gradient, one step ahead
+    torch.testing.assert_close(found["a"], values["a"] - 0.1 * step, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("parts", [1, 3])
