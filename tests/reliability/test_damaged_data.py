@@ -102,10 +102,10 @@ def check(path: Path, options: ReadOptions, tally, what: str) -> None:
         tally.check(False, f"{what}: {type(error).__name__}: {error}")
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def short_patience(monkeypatch):
     """A damaged HDF5 file may keep its library busy for ever: do not wait two minutes for each."""
-    monkeypatch.setattr(isolated, "SILENCE", 15.0)
+    monkeypatch.setattr(isolated, "SILENCE", 4.0)
 
 
 def run(folder: Path, count: int, tally) -> None:
@@ -124,13 +124,13 @@ def test_the_sound_files_are_read(tmp_path):
 
 
 @pytest.mark.promise("R5")
-def test_damaged_files(tmp_path, tally):
+def test_damaged_files(short_patience, tmp_path, tally):
     run(tmp_path, COUNT, tally)
 
 
 @pytest.mark.slow
 @pytest.mark.promise("R5")
-def test_many_damaged_files(tmp_path, tally):
+def test_many_damaged_files(short_patience, tmp_path, tally):
     run(tmp_path, LONG, tally)
 
 
@@ -138,7 +138,7 @@ def test_many_damaged_files(tmp_path, tally):
 @pytest.mark.parametrize(
     "suffix", ["xyz", "traj", "db", "aselmdb", "lmdb", "npz", "h5", "jsonl", "json", "parquet", "tfrecord", "xml"]
 )
-def test_noise(tmp_path, tally, suffix):
+def test_noise(short_patience, tmp_path, tally, suffix):
     """Bytes that are no file of the format that the name promises."""
     chance = random.Random(7)
     contents = [
