@@ -18,7 +18,6 @@ import torch
 from ase.data import chemical_symbols
 from torch import Tensor
 
-from gfm_calc.artifacts import MANIFEST, canonical_json, sha256
 from gfm_calc.checkpoint import load_model, open_model, resolve, save_model
 from gfm_calc.commands.progress import Progress
 from gfm_calc.config import HeadSpec
@@ -26,29 +25,10 @@ from gfm_calc.data.schema import Record
 from gfm_calc.errors import GFMError, HeadError, did_you_mean
 from gfm_calc.predictor import Predictor
 from gfm_calc.train.evaluation import error_sums, figures, rounded
-from gfm_calc.train.preparation import Head, find_datasets, load_preparation, prepare, save_preparation
-from gfm_calc.train.recipe import Recipe, to_toml
+from gfm_calc.train.preparation import Head
 
 _BLOCK = 4096  # structures that are read at a time
 BASELINES = ("mean", "references", "composition")
-
-
-def load_heads(recipe: Recipe, cache: Path | None) -> list[Head]:
-    """The recipe's heads with their sides, as in training.
-
-    Args:
-        cache: a folder that keeps what was prepared from these datasets with this recipe, or None.
-
-    Raises:
-        GFMError: no such data, heads without data, or a damaged cache.
-    """
-    if cache is None:
-        return prepare(recipe, recipe.model.cutoff)
-    contents = [to_toml(recipe), *(dataset.digest for dataset in find_datasets(recipe.data.path))]
-    folder = cache / sha256(canonical_json(contents))[:16]
-    if not (folder / MANIFEST).exists():
-        save_preparation(folder, prepare(recipe, recipe.model.cutoff))
-    return load_preparation(folder)
 
 
 def measure(

@@ -17,8 +17,15 @@ _LIMITS = (
     "No excited states, no electric fields, no charges or dipoles as results, no reaction energies between heads.",
     "Total energies of different heads have different zeros. Compare atomisation energies (only of heads whose reference "
     "energies are isolated atoms), energy differences within a head, or forces; never total energies.",
-    "No estimate of its own error comes with a prediction. Far from the training data (unlike coordination, pressure, "
-    "chemistry) it is wrong without saying so; elements, charges and spin states that a head has not seen are refused.",
+)
+_UNSURE = (
+    "No estimate of its own error comes with a prediction of {heads}. Far from the training data (unlike coordination, pressure, "
+    "chemistry) it is wrong without saying so; elements, charges and spin states that a head has not seen are refused."
+)
+_SURE = (
+    "Expected errors (`uncertainty=True`) are learnt from errors on training data: they tell frames of the kinds that a head "
+    "knows apart, and say little about structures far from all of them. Of elements, charges and spin states that a head has "
+    "not seen, which are refused unless asked for, they say nothing."
 )
 _LABELS = {
     "semi-empirical": "semi-empirical calculations, not first principles",
@@ -102,6 +109,9 @@ def _figures(results: Sequence[Mapping[str, Any]]) -> list[str]:
         "the split in all files and heads. `mean` predicts the training split's mean energy per atom, `references` the sum of "
         "the reference energies, both with zero forces and stress. Where `formulas` is 1, the test is a single molecule or "
         "material.",
+        "uncertainty": "## Expected errors\n\n`GFMCalculator(..., uncertainty=True)` gives the mean absolute error to expect of the "
+        "energy and of the force on each atom. Spearman: rank correlation of guess and error. AUROC: the chance that of a "
+        "large error (the largest fifth of the held-out ones) and another the guess for the large one is larger; 0.5 is chance.",
         "physics": "## Physics",
         "heads": "## Cost of many heads",
         "speed": "## Speed",
@@ -117,6 +127,10 @@ def _figures(results: Sequence[Mapping[str, Any]]) -> list[str]:
 def _limits(about: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> str:
     config = about["config"]
     points = [text.format(reach=config["cutoff"] * config["num_layers"]) for text in _LIMITS]
+    sure = [entry["head"] for entry in about["uncertainty"]]
+    unsure = [f"`{h['name']}`" for h in about["heads"] if h["kind"] == "energy" and h["name"] not in sure]
+    points += [_UNSURE.format(heads=", ".join(unsure) if sure else "this model")] if unsure else []
+    points += [_SURE] if sure else []
     for labels, meaning in _LABELS.items():
         named = [f"`{h['name']}`" for h in about["heads"] if h["labels"] == labels]
         if named:

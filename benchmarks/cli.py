@@ -7,7 +7,17 @@ import json
 from pathlib import Path
 from typing import Any
 
-from gfm_calc.benchmarks.cli_options import add_device, add_model, add_output, finish, integers, optional, peer, words
+from gfm_calc.benchmarks.cli_options import (
+    add_device,
+    add_model,
+    add_output,
+    finish,
+    head_file,
+    integers,
+    optional,
+    peer,
+    words,
+)
 from gfm_calc.benchmarks.cli_screening import add_screening
 from gfm_calc.benchmarks.cli_training import add_parsers
 from gfm_calc.commands.options import DEFAULT_MODEL, new_parser, positive, positive_int
@@ -23,6 +33,7 @@ def add_parser(subparsers: Any) -> None:
         _add_speed,
         _add_heads,
         _add_accuracy,
+        _add_uncertainty,
         _add_physics,
         _add_data,
         add_parsers,
@@ -82,6 +93,27 @@ def _add_accuracy(benches: Any) -> None:
     parser.add_argument("--write-cards", action="store_true", help="put the errors into the head cards of the model")
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="default: %(default)s")
     add_device(parser, None)
+    add_output(parser)
+
+
+def _add_uncertainty(benches: Any) -> None:
+    parser = new_parser(
+        benches, "uncertainty", run_uncertainty, summary="whether expected errors tell where the errors are",
+        example="gfm bench uncertainty --data datasets --outside gfn2-xtb=aspirin.extxyz -o uncertainty.json",
+    )  # fmt: skip
+    add_model(parser)
+    parser.add_argument(
+        "--no-strict", dest="strict", action="store_false", help="count outside structures that the head refuses, too"
+    )
+    parser.add_argument("--data", type=Path, required=True, metavar="DATASETS", help="folder of datasets, one a head")
+    parser.add_argument("--outside", type=head_file, action="append", default=[], metavar="HEAD=FILE",
+                        help="labelled structures from outside a head's training data; may be given several times")  # fmt: skip
+    parser.add_argument("--recipe", default="gfm-small", metavar="RECIPE",
+                        help="what the model was trained with, a file or a packaged one: it says what is held out "
+                        "(default: %(default)s)")  # fmt: skip
+    parser.add_argument("--cache", type=Path, metavar="DIR", help="keep here what was prepared, for the next time")
+    parser.add_argument("--max-frames", type=positive_int, default=200, metavar="N",
+                        help="of a head and set; default: %(default)s")  # fmt: skip
     add_output(parser)
 
 
@@ -179,10 +211,11 @@ def run_heads(args: argparse.Namespace) -> None:
 
 def run_accuracy(args: argparse.Namespace) -> None:
     """Measure errors on the test split."""
-    from gfm_calc.benchmarks.accuracy import load_heads, measure, write_cards
+    from gfm_calc.benchmarks.accuracy import measure, write_cards
     from gfm_calc.checkpoint import load_model
     from gfm_calc.predictor import Predictor, parse_device, parse_dtype
     from gfm_calc.train.cli import find_recipe
+    from gfm_calc.train.preparation import load_heads
 
     recipe = find_recipe(args.recipe, [f"data.path={json.dumps(str(args.data), ensure_ascii=False)}"])
     model = load_model(args.model, dtype=parse_dtype(args.dtype), device=parse_device(args.device))
@@ -193,6 +226,22 @@ def run_accuracy(args: argparse.Namespace) -> None:
         write_cards(args.model, heads)
     settings = {"recipe": Path(args.recipe).name, "max_frames": args.max_frames or 0, "dtype": args.dtype}
     finish(args, "accuracy", settings=settings, heads=[{"head": name, **entry} for name, entry in heads.items()])
+
+
+def run_uncertainty(args: argparse.Namespace) -> None:
+    """Measure how well expected errors do."""
+    from gfm_calc.benchmarks.uncertainty import UncertaintyPlan, means, run_uncertainty
+    from gfm_calc.checkpoint import load_model
+    from gfm_calc.train.cli import find_recipe
+    from gfm_calc.train.preparation import load_heads
+
+    recipe = find_recipe(args.recipe, [f"data.path={json.dumps(str(args.data), ensure_ascii=False)}"])
+    model = load_model(args.model)
+    names = [model.spec(args.head).name] if args.head else list(model.energy_heads)
+    plan = UncertaintyPlan(heads=names, outside=args.outside, max_frames=args.max_frames, strict=args.strict)
+    rows = run_uncertainty(model, load_heads(recipe, args.cache), plan)
+    settings = {"recipe": Path(args.recipe).name, "max_frames": args.max_frames}
+    finish(args, "uncertainty", settings=settings, means=means(rows), rows=rows)
 
 
 def run_physics(args: argparse.Namespace) -> None:

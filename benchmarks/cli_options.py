@@ -68,6 +68,7 @@ def _words_of(args: argparse.Namespace) -> list[str]:
             continue
         for item in value if isinstance(action, argparse._AppendAction) else [value]:
             shown = f"{item[0]}=PYTHON" if action.dest == "peer" else _typed(item)
+            shown = f"{item[0]}={item[1].name}" if action.dest == "outside" else shown
             words += [*action.option_strings[-1:], *([] if item is True else [shown])]
     return words
 
@@ -98,3 +99,10 @@ def peer(text: str) -> tuple[str, str]:
     if not equals or not name or not python:
         raise argparse.ArgumentTypeError(f"give NAME=PYTHON, not {text!r}")
     return name, python
+
+
+def head_file(text: str) -> tuple[str, Path]:
+    head, equals, path = text.partition("=")
+    if not equals or not head or not path:
+        raise argparse.ArgumentTypeError(f"give HEAD=FILE, not {text!r}")
+    return head, Path(path)

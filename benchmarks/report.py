@@ -8,6 +8,7 @@ from typing import Any
 
 from gfm_calc.benchmarks.report_screening import screening
 from gfm_calc.benchmarks.report_training import ablation, finetune, multitask, scaling, training
+from gfm_calc.benchmarks.report_uncertainty import uncertainty
 from gfm_calc.benchmarks.tables import Table, figure
 from gfm_calc.errors import ConfigError, did_you_mean
 
@@ -290,5 +291,5 @@ def _reliability(result: Mapping[str, Any]) -> Iterator[Table]:
 _TABLES: dict[str, Callable[[Mapping[str, Any]], Iterator[Table]]] = {
     "speed": _speed, "heads": _heads, "accuracy": _accuracy, "physics": _physics, "data": _data,
     "reliability": _reliability, "scaling": scaling, "multitask": multitask, "ablation": ablation, "training": training,
-    "screening": screening, "finetune": finetune,
+    "screening": screening, "finetune": finetune, "uncertainty": uncertainty,
 }  # fmt: skip

@@ -38,13 +38,17 @@ class GFMCalculator(Calculator):
             dispersion term already, or may.
         charge_from: "info" reads `atoms.info["charge"]` and `["spin"]` (2S+1); "initial" sums the initial charges and
             magnetic moments.
+        uncertainty: the expected errors too, in `results`: energy_uncertainty in eV and forces_uncertainty [n] in eV/Å, of
+            the model without dispersion.  They cost next to nothing, and are left out unless asked for because ASE's
+            `SinglePointCalculator` takes no results but its own.
 
     Results: energy, free_energy (the same) in eV, energies [n] eV, forces [n, 3] eV/Å, stress [6] and, when asked for,
     stresses [n, 6] in eV/Å³ (Voigt order, tension positive).  Stress needs a cell: with fewer than three periodic axes
     it is given for the strains within them where the other cell vectors stand at right angles to them, else refused.
 
     Raises:
-        HeadError: no head chosen where there are several (they are listed), or an unknown one (the closest is named).
+        HeadError: no head chosen where there are several (they are listed), an unknown one (the closest is named), or one
+            without uncertainty where it is asked for.
         GFMError: model, dtype, device or dispersion that cannot be used.
     """
 
@@ -53,7 +57,7 @@ class GFMCalculator(Calculator):
     def __init__(
         self, model: str | Path | GFMModel = "gfm-small", head: str | None = None, device: str | None = None,
         dtype: str | torch.dtype = "float32", compile: bool = False, skin: float = 0.5, *, strict: bool = True,
-        dispersion: str | None = None, charge_from: str = "info",
+        dispersion: str | None = None, charge_from: str = "info", uncertainty: bool = False,
     ):  # fmt: skip
         super().__init__()
         if charge_from not in ("info", "initial"):
@@ -69,11 +73,13 @@ class GFMCalculator(Calculator):
             )
             packaged = isinstance(model, str) and not Path(model).is_dir()
             self._source = model if packaged else str(resolve(model))
-        self._head = _choose_head(self.model, head)
+        self._uncertainty = uncertainty
+        self._head = self._choose_head(head)
         self._strict, self._charge_from = strict, charge_from
         self._options: dict[str, Any] = {
             "head": self._head, "device": device, "dtype": str(self.model.dtype).split(".")[1], "compile": compile,
             "skin": skin, "strict": strict, "dispersion": dispersion, "charge_from": charge_from,
+            "uncertainty": uncertainty,
         }  # fmt: skip
         self.parameters.update({"model": str(self._source or "in memory"), **self._options})
         self.verlet = VerletList(self.model.config.cutoff, skin)
@@ -87,7 +93,7 @@ class GFMCalculator(Calculator):
 
     @head.setter
     def head(self, name: str) -> None:
-        chosen = _choose_head(self.model, name)
+        chosen = self._choose_head(name)
         self._dispersion = make_dispersion(self._options["dispersion"], self.model.specs[chosen])
         self._head = self._options["head"] = self.parameters["head"] = chosen
         self.reset()
@@ -154,8 +160,8 @@ class GFMCalculator(Calculator):
         if self.strict:
             check_domain(self.model.specs[self.head], graph)
         per_atom = "stresses" in properties
-        prediction = predict_one(self.model, graph, [self.head], stresses=per_atom)[self.head]
-        results = _results(prediction, atoms, per_atom)
+        found = predict_one(self.model, graph, [self.head], stresses=per_atom, uncertainty=self._uncertainty)
+        results = _results(found[self.head], atoms, per_atom)
         if self._dispersion is not None:
             _add_dispersion(results, self._dispersion, atoms)
         for wanted in ("stress", "stresses"):
@@ -169,6 +175,12 @@ class GFMCalculator(Calculator):
         """Forget the results (not the neighbours: they are checked against positions and cell at every call)."""
         super().reset()
         self._totals = None
+
+    def _choose_head(self, name: object) -> str:
+        chosen = _choose_head(self.model, name)
+        if self._uncertainty:
+            self.model.require_uncertainty([chosen])
+        return chosen
 
     def _charge_and_spin(self, atoms: Atoms) -> tuple[int, int]:
         if self.charge_from == "info":
@@ -261,6 +273,9 @@ def _results(prediction: Prediction, atoms: Atoms, per_atom: bool) -> dict[str, 
         "energy": energy, "free_energy": energy, "energies": prediction.energies.numpy(),
         "forces": prediction.forces.numpy(),
     }  # fmt: skip
+    if prediction.energy_uncertainty is not None:
+        results["energy_uncertainty"] = prediction.energy_uncertainty.item()
+        results["forces_uncertainty"] = prediction.forces_uncertainty.numpy()
     stress = prediction.stress[0].numpy()
     if np.isfinite(stress).all():
         results["stress"] = full_3x3_to_voigt_6_stress(stress)

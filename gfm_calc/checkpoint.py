@@ -4,6 +4,7 @@
     config          the shared part (`ModelConfig`)
     heads           the head cards (`HeadSpec`), in the order of the weights
     weights         safetensors
+    uncertainty     safetensors and JSON: what the model expects its errors to be (see `uncertainty`), where it knows
     golden          structures with the numbers this model gave when it was saved, for `gfm doctor`
     provenance      how it came to be
 
@@ -25,14 +26,18 @@ from . import artifacts
 from .config import HeadSpec, ModelConfig, from_mapping, to_mapping
 from .errors import ConfigError, CorruptFileError, GFMError, did_you_mean, one_line
 from .model import GFMModel
+from .uncertainty import SHAPES, ErrorHeads
 
 KIND = "model"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 PACKAGED = Path(__file__).resolve().parent / "models"
 
 # {version: function that turns the JSON parts of that version into those of the next}.  A format change adds an entry
 # here, a golden directory under tests/golden and a line in the CHANGELOG.
-MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    1: lambda parts: parts,  # 2 may hold an uncertainty
+}
+_UNCERTAINTY = "uncertainty.safetensors"
 
 
 def save_model(model: GFMModel, directory: Path | str, *, provenance: Mapping[str, Any] | None = None) -> None:
@@ -50,13 +55,17 @@ def save_model(model: GFMModel, directory: Path | str, *, provenance: Mapping[st
     from .selfcheck import golden_record
 
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    files = {
+    files: dict[str, bytes] = {
         "config.json": artifacts.canonical_json(to_mapping(model.config)),
         "heads.json": artifacts.canonical_json([to_mapping(spec) for spec in model.specs.values()]),
         "weights.safetensors": safetensors.torch.save(state),
         "golden.json": artifacts.canonical_json(golden_record(model)),
         "provenance.json": artifacts.canonical_json(dict(provenance or {})),
     }
+    if model.uncertainty is not None:
+        errors = {name: tensor.cpu().contiguous() for name, tensor in model.uncertainty.tensors.items()}
+        files[_UNCERTAINTY] = safetensors.torch.save(errors)
+        files["uncertainty.json"] = artifacts.canonical_json(_entries(model.uncertainty))
     artifacts.commit(Path(directory), files, kind=KIND, format_version=FORMAT_VERSION)
     model.model_id = open_model(directory).digest[:16]
 
@@ -95,9 +104,10 @@ def load_model(model: Path | str, *, dtype: torch.dtype | None = None, device: s
         where = "" if str(artifact.directory) in str(error) else f"{artifact.directory}: "
         raise CorruptFileError(f"{where}{error}") from error
     state = _read_weights(artifact)
-    _check_weights(state, built, artifact)
+    _check_weights(state, built.state_dict(), artifact)
     built.to(state["energy_stack.hidden"].dtype)
     built.load_state_dict(state)
+    built.uncertainty = _read_uncertainty(artifact, built)
     built.model_id = artifact.digest[:16]
     built.requires_grad_(False)
     return built.eval().to(device=device, dtype=dtype)
@@ -109,13 +119,15 @@ def read_golden(model: Path | str) -> Any:
 
 
 def describe(model: Path | str) -> dict[str, Any]:
-    """Config, head cards, provenance, format and id of a saved model, as plain JSON values; no tensor is loaded."""
+    """Config, head cards, provenance, format and id of a saved model, and what the fit of its expected errors said (a list, of
+    heads that know theirs), as plain JSON values; no tensor is loaded."""
     artifact = open_model(model)
     parts = _json_parts(artifact)
     size = sum(entry["size"] for entry in artifact.files.values())
     return {
         "directory": str(artifact.directory), "model_id": artifact.digest[:16], "bytes": size,
         "format_version": artifact.format_version, **parts, "provenance": artifact.read_json("provenance.json"),
+        "uncertainty": artifact.read_json("uncertainty.json") if _UNCERTAINTY in artifact.files else [],
     }  # fmt: skip
 
 
@@ -156,6 +168,7 @@ def subset(model: GFMModel, heads: list[str]) -> GFMModel:
         old = f"properties.{model.property_heads.index(head)}."
         state |= {n.replace(old, f"properties.{new}."): t for n, t in model.state_dict().items() if n.startswith(old)}
     smaller.load_state_dict(state)
+    smaller.uncertainty = None if model.uncertainty is None else model.uncertainty.only(heads)
     return smaller.requires_grad_(False).eval()
 
 
@@ -168,22 +181,49 @@ def _json_parts(artifact: artifacts.Artifact) -> dict[str, Any]:
     return parts
 
 
-def _read_weights(artifact: artifacts.Artifact) -> dict[str, torch.Tensor]:
+def _read_weights(artifact: artifacts.Artifact, name: str = "weights.safetensors") -> dict[str, torch.Tensor]:
     try:
-        return safetensors.torch.load(artifact.read("weights.safetensors"))
+        return safetensors.torch.load(artifact.read(name))
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
         raise CorruptFileError(
-            f"{artifact.directory}: weights are not valid safetensors ({one_line(error)})"
+            f"{artifact.directory}: {name.split('.')[0]}: not valid safetensors ({one_line(error)})"
         ) from error
 
 
-def _check_weights(state: dict[str, torch.Tensor], built: GFMModel, artifact: artifacts.Artifact) -> None:
+def _entries(uncertainty: ErrorHeads) -> list[dict[str, Any]]:
+    """The figures, as a list: JSON objects are sorted, and the order of the stack counts."""
+    return [{"head": head, **entry} for head, entry in uncertainty.figures.items()]
+
+
+def _read_uncertainty(artifact: artifacts.Artifact, built: GFMModel) -> ErrorHeads | None:
+    if _UNCERTAINTY not in artifact.files:
+        return None
+    state = _read_weights(artifact, _UNCERTAINTY)
+    entries = artifact.read_json("uncertainty.json")
+    sound = isinstance(entries, list) and all(
+        isinstance(e, dict) and e.get("head") in built.energy_heads for e in entries
+    )
+    figures = {e["head"]: {k: v for k, v in e.items() if k != "head"} for e in entries} if sound else {}
+    if not figures or len(figures) != len(entries):
+        raise CorruptFileError(f"{artifact.directory}: uncertainty: not of heads of this model")
+    heads, inputs = len(figures), 2 * built.config.num_features
+    # The only sizes that config and heads do not tell: networks a head, and their width.
+    bias = state.get("hidden_bias")
+    members, width = (0, 0) if bias is None or bias.ndim != 3 else bias.shape[1:]
+    shapes = [(heads, members, inputs, width), (heads, members, width), (heads, members, width, 2), (heads, members, 2)]
+    empty = {name: torch.empty(shape) for name, shape in zip(SHAPES, shapes)}
+    _check_weights(state, empty, artifact)
+    return ErrorHeads(state, figures).to(built.dtype)
+
+
+def _check_weights(
+    state: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], artifact: artifacts.Artifact
+) -> None:
     """Names, shapes and values must be those that config and heads call for."""
 
     def corrupt(reason: str):
         raise CorruptFileError(f"{artifact.directory}: {reason}; config, heads and weights do not belong together")
 
-    wanted = built.state_dict()
     for name in wanted.keys() - state.keys():
         corrupt(f"weight {name} is missing")
     for name in state.keys() - wanted.keys():

@@ -27,6 +27,10 @@ COMMANDS = ("models", "doctor", "predict", "relax", "md", "eos", "phonons", "dat
 # Parts of the product with commands of their own: {command: (module, line for `gfm --help`)}, imported when called.
 PARTS = {
     "train": ("gfm_calc.train.cli", "train a multi-head model on datasets, on one process or many"),
+    "uncertainty": (
+        "gfm_calc.train.cli_uncertainty",
+        "give a trained model an estimate of its own errors, from its data",
+    ),
     "finetune": ("gfm_calc.finetune.cli", "add a head for your own labelled structures to a model"),
     "screen": ("gfm_calc.screening.cli", "rank any number of candidates, resumable, on any number of processes"),
     "bench": ("gfm_calc.benchmarks.cli", "accuracy, physics, speed and reliability figures"),

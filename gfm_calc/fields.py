@@ -36,4 +36,6 @@ OUTPUT_FIELDS: dict[str, Field] = {
     "forces": Field(level="atom", shape=(3,), dtype="float64", unit="eV/Å", rank=1),
     "stress": Field(level="graph", shape=(3, 3), dtype="float64", unit="eV/Å³", rank=2),
     "stresses": Field(level="atom", shape=(3, 3), dtype="float64", unit="eV/Å³", rank=2),
+    "energy_uncertainty": Field(level="graph", shape=(), dtype="float64", unit="eV", rank=0),
+    "forces_uncertainty": Field(level="atom", shape=(), dtype="float64", unit="eV/Å", rank=0),
 }

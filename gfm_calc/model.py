@@ -20,6 +20,7 @@ from .errors import HeadError, did_you_mean
 from .graph import GraphBatch
 from .heads import EnergyHeads, PropertyHead, isolation_gate
 from .repulsion import ZBLRepulsion
+from .uncertainty import ErrorHeads, no_uncertainty
 
 # One backward pass for the gradients of many heads saves overhead in small batches; in large ones its temporaries no longer
 # fit in the caches, and one pass a head is faster (`gfm bench heads`).
@@ -63,6 +64,8 @@ class Prediction:
             and NaN where the cell defines none (see `periodic_strains`; use the virial).
         stresses: [N, 3, 3] eV/Å³, each atom's share of `stress`.
         value: a property head's value, in its unit.
+        energy_uncertainty: [B] eV, the expected absolute error of `energy` (see `uncertainty`).
+        forces_uncertainty: [N] eV/Å, the expected length of the error of each atom's force.
     """
 
     head: str
@@ -74,15 +77,18 @@ class Prediction:
     stress: Tensor | None = None
     stresses: Tensor | None = None
     value: Tensor | None = None
+    energy_uncertainty: Tensor | None = None
+    forces_uncertainty: Tensor | None = None
 
     def split(self, ptr: Sequence[int]) -> list[Prediction]:
         """One `Prediction` a structure (B = 1); `ptr` [B+1] holds the first atom of each."""
-        per_graph = ("energy", "virial", "stress")
+        per_graph = ("energy", "virial", "stress", "energy_uncertainty")
+        per_atom = ("energies", "forces", "stresses", "forces_uncertainty")
         value_is_per_graph = self.value is not None and len(self.value) == len(ptr) - 1
         parts = []
         for index, (start, stop) in enumerate(pairwise(ptr)):
             cut: dict[str, Any] = {name: _rows(getattr(self, name), index, index + 1) for name in per_graph}
-            cut |= {name: _rows(getattr(self, name), start, stop) for name in ("energies", "forces", "stresses")}
+            cut |= {name: _rows(getattr(self, name), start, stop) for name in per_atom}
             cut["value"] = _rows(self.value, *((index, index + 1) if value_is_per_graph else (start, stop)))
             parts.append(replace(self, **cut))
         return parts
@@ -102,6 +108,7 @@ class GFMModel(nn.Module):
     Attributes:
         specs: {name: HeadSpec}.  energy_heads: names of kind "energy", in order of the stack.
         model_id: digest of the saved weights, "" before the first save.
+        uncertainty: what it expects its errors to be; None for a model that does not know.
     """
 
     def __init__(self, config: ModelConfig, specs: Sequence[HeadSpec]):
@@ -120,7 +127,8 @@ class GFMModel(nn.Module):
         self.property_heads = tuple(spec.name for spec in properties)
         self.energy_stack = EnergyHeads(energy, config.num_features, config.head_width)
         self.properties = nn.ModuleList(PropertyHead(s, config.num_features, config.head_width) for s in properties)
-        self._atom_energies = self.atom_energies
+        self.uncertainty: ErrorHeads | None = None
+        self._evaluate = self.evaluate
 
     @property
     def dtype(self) -> torch.dtype:
@@ -142,9 +150,7 @@ class GFMModel(nn.Module):
 
     def compile(self, *, enabled: bool = True) -> GFMModel:  # type: ignore[override]
         """Use torch.compile for the networks from now on (dynamic sizes, one graph); the same numbers to rounding."""
-        self._atom_energies = (
-            torch.compile(self.atom_energies, dynamic=True, fullgraph=True) if enabled else self.atom_energies
-        )
+        self._evaluate = torch.compile(self.evaluate, dynamic=True, fullgraph=True) if enabled else self.evaluate
         return self
 
     # ---- the differentiable core: tensors in, tensors out ----
@@ -193,11 +199,19 @@ class GFMModel(nn.Module):
         """`decode(encode(inputs), index)`: the function whose gradient with respect to edge_vector gives the forces."""
         return self.decode(self.encode(inputs), index)
 
+    def evaluate(self, inputs: ModelInputs, index: Tensor | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """`atom_energies`, and what the errors are guessed from, detached: scalars, vectors and gate; nothing where the
+        model does not know its errors."""
+        encoded = self.encode(inputs)
+        known = () if self.uncertainty is None else (encoded.scalars, encoded.vectors, encoded.gate)
+        return self.decode(encoded, index), tuple(tensor.detach() for tensor in known)
+
     # ---- predictions ----
 
     def predict(
-        self, batch: GraphBatch, heads: Sequence[str], *, forces: bool = True, stresses: bool = False
-    ) -> dict[str, Prediction]:
+        self, batch: GraphBatch, heads: Sequence[str], *, forces: bool = True, stresses: bool = False,
+        uncertainty: bool = False,
+    ) -> dict[str, Prediction]:  # fmt: skip
         """Predict a batch with the heads asked for, in one encoder pass.
 
         Args:
@@ -205,21 +219,30 @@ class GFMModel(nn.Module):
             heads: names; energy and property heads may be mixed.
             forces: forces, virial and stress too (energy heads).
             stresses: each atom's share of the stress too.
+            uncertainty: the expected errors too; the other numbers stay the same, bit for bit.
 
         Returns:
             {head: Prediction}, in the order of `heads`.
 
         Raises:
-            HeadError: an unknown head, or none.
+            HeadError: an unknown head, or none, or one without uncertainty where it is asked for.
         """
         specs = [self.spec(head) for head in heads]
         if not specs:
             raise HeadError(f"no head chosen; heads: {', '.join(self.specs)}")
+        if uncertainty:
+            self.require_uncertainty(heads)
         with torch.inference_mode(False):  # in which no gradient can be had
-            return self._predict(batch, specs, forces, stresses)
+            return self._predict(batch, specs, forces, stresses, uncertainty)
+
+    def require_uncertainty(self, heads: Sequence[str]) -> None:
+        """HeadError where one of `heads` has no uncertainty."""
+        for head in heads:
+            if self.uncertainty is None or head not in self.uncertainty.figures:
+                raise no_uncertainty(head)
 
     def _predict(
-        self, batch: GraphBatch, specs: Sequence[HeadSpec], forces: bool, stresses: bool
+        self, batch: GraphBatch, specs: Sequence[HeadSpec], forces: bool, stresses: bool, uncertainty: bool
     ) -> dict[str, Prediction]:
         inputs = self.inputs(batch)
         names = [spec.name for spec in specs if spec.kind == "energy"]
@@ -227,7 +250,7 @@ class GFMModel(nn.Module):
         if len(names) < len(specs):
             found |= self._predict_properties(inputs, batch, [s.name for s in specs if s.kind != "energy"])
         if names:
-            found |= self._predict_energies(inputs, batch, names, forces, stresses)
+            found |= self._predict_energies(inputs, batch, names, forces, stresses, uncertainty)
         return {spec.name: found[spec.name] for spec in specs}
 
     def predict_mixture(self, batch: GraphBatch, weights: Mapping[str, float], *, forces: bool = True) -> Prediction:
@@ -251,7 +274,7 @@ class GFMModel(nn.Module):
             inputs = self.inputs(batch)
             vectors = inputs.edge_vector.detach().requires_grad_(forces)
             share = torch.tensor(list(weights.values()), dtype=self.dtype, device=self.device)
-            mixed = share @ self._atom_energies(inputs._replace(edge_vector=vectors), index)
+            mixed = share @ self._evaluate(inputs._replace(edge_vector=vectors), index)[0]
             gradient = self._edge_gradients(mixed.unsqueeze(0), vectors)[0] if forces else None
         energies = mixed.detach().to("cpu", torch.float64)
         total = energies.new_zeros(batch.num_graphs).index_add(0, batch.batch.cpu(), energies)
@@ -267,25 +290,32 @@ class GFMModel(nn.Module):
         return {n: Prediction(head=n, model_id=self.model_id, value=value) for n, value in values.items()}
 
     def _predict_energies(
-        self, inputs: ModelInputs, batch: GraphBatch, names: list[str], forces: bool, stresses: bool
-    ) -> dict[str, Prediction]:
+        self, inputs: ModelInputs, batch: GraphBatch, names: list[str], forces: bool, stresses: bool,
+        uncertainty: bool,
+    ) -> dict[str, Prediction]:  # fmt: skip
         order = [self.energy_heads.index(name) for name in names]
         everything = order == list(range(len(self.energy_heads)))
         index = None if everything else torch.tensor(order, device=self.device)
         # A compiled backward can neither be batched over heads nor run twice.
-        networks = self.atom_energies if forces and len(names) > 1 else self._atom_energies
+        networks = self.evaluate if forces and len(names) > 1 else self._evaluate
         with torch.set_grad_enabled(forces):  # whatever the caller has set
             vectors = inputs.edge_vector.detach().requires_grad_(forces)
-            interaction = networks(inputs._replace(edge_vector=vectors), index)
+            interaction, known = networks(inputs._replace(edge_vector=vectors), index)
             gradients = self._edge_gradients(interaction, vectors) if forces else [None] * len(names)
         reference = self.energy_stack.reference[order].index_select(1, inputs.atomic_numbers)
         energies = (interaction.detach().to(torch.float64) + reference).cpu()
         totals = energies.new_zeros(len(names), batch.num_graphs).index_add(1, batch.batch.cpu(), energies)
+        errors = self.uncertainty.expect(known, batch, names) if uncertainty and self.uncertainty else [{}] * len(names)
         found = {}
         for row, (name, gradient) in enumerate(zip(names, gradients)):
             mechanical = {} if gradient is None else mechanics(gradient, vectors.detach(), batch, per_atom=stresses)
             found[name] = Prediction(
-                head=name, model_id=self.model_id, energy=totals[row], energies=energies[row], **mechanical
+                head=name,
+                model_id=self.model_id,
+                energy=totals[row],
+                energies=energies[row],
+                **mechanical,
+                **errors[row],
             )
         return found
 

@@ -75,15 +75,18 @@ def check_domain(spec: HeadSpec, graph: AtomicGraph, *, source: str | None = Non
 
 
 def predict_graphs(
-    model: GFMModel, graphs: Sequence[AtomicGraph], heads: Sequence[str], *, forces: bool = True, stresses: bool = False
+    model: GFMModel, graphs: Sequence[AtomicGraph], heads: Sequence[str], **wanted: bool
 ) -> list[dict[str, Prediction] | InvalidStructureError]:
     """Predict graphs as one batch.
+
+    Args:
+        wanted: forces, stresses, uncertainty: see `GFMModel.predict`.
 
     Returns:
         for each graph {head: Prediction}, or an InvalidStructureError where the numbers are not finite.
     """
     batch = GraphBatch.from_graphs(graphs)
-    return split_rows(model.predict(batch, heads, forces=forces, stresses=stresses), batch, model.dtype)
+    return split_rows(model.predict(batch, heads, **wanted), batch, model.dtype)
 
 
 def split_rows(
@@ -99,11 +102,9 @@ def split_rows(
     return rows
 
 
-def predict_one(
-    model: GFMModel, graph: AtomicGraph, heads: Sequence[str], *, forces: bool = True, stresses: bool = False
-) -> dict[str, Prediction]:
+def predict_one(model: GFMModel, graph: AtomicGraph, heads: Sequence[str], **wanted: bool) -> dict[str, Prediction]:
     """{head: Prediction} of a single graph; raises InvalidStructureError where the numbers are not finite."""
-    outcome = predict_graphs(model, [graph], heads, forces=forces, stresses=stresses)[0]
+    outcome = predict_graphs(model, [graph], heads, **wanted)[0]
     if isinstance(outcome, GFMError):
         raise outcome
     return outcome
@@ -144,15 +145,17 @@ class Predictor:
         forces: forces and stress too.
         max_atoms, max_edges: budget of a batch; a larger structure is a batch of its own.
         strict: refuse elements, charges and spins that a head has not seen.
+        uncertainty: the expected errors of energies and forces too.
 
     Raises:
-        GFMError: no such model or head, or a dtype or device that cannot be used.
+        GFMError: no such model or head, a head without uncertainty where it is asked for, or a dtype or device that
+            cannot be used.
     """
 
     def __init__(
         self, model: str | Path | GFMModel, heads: Sequence[str], *, dtype: str | torch.dtype = "float32",
         device: str | torch.device | None = None, compile: bool = False, forces: bool = True, max_atoms: int = 4096,
-        max_edges: int = 65536, strict: bool = True,
+        max_edges: int = 65536, strict: bool = True, uncertainty: bool = False,
     ):  # fmt: skip
         if isinstance(model, GFMModel):
             refuse_options_of_loaded(device, compile)
@@ -160,15 +163,18 @@ class Predictor:
         else:
             weights = torch.float32 if dtype == MIXED else parse_dtype(dtype)
             self.model = load_model(model, dtype=weights, device=parse_device(device)).compile(enabled=compile)
+        self.forces, self.strict, self.uncertainty = forces, strict, uncertainty
         self.choose([heads] if isinstance(heads, str) else heads)
-        self.forces, self.strict = forces, strict
         self.mixed = dtype == MIXED
         self.max_atoms, self.max_edges = max_atoms, max_edges
 
     def choose(self, heads: Sequence[str]) -> None:
-        """Predict with these heads from now on; HeadError for an unknown one."""
+        """Predict with these heads from now on; HeadError for an unknown one, or one without uncertainty where that is asked
+        for."""
         self.specs = [self.model.spec(head) for head in heads]
         self.heads = [spec.name for spec in self.specs]
+        if self.uncertainty:
+            self.model.require_uncertainty(self.heads)
 
     def predict(
         self, structures: Iterable[Atoms], *, source: str | None = None, on_error: str = "raise"
@@ -193,7 +199,7 @@ class Predictor:
         """Graphs as one batch, and what each head says about it; numbers may be infinite (see `finite_graphs`)."""
         batch = GraphBatch.from_graphs(graphs)
         with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.mixed):
-            return batch, self.model.predict(batch, self.heads, forces=self.forces)
+            return batch, self.model.predict(batch, self.heads, forces=self.forces, uncertainty=self.uncertainty)
 
     def _outcomes(self, structures: Iterable[Atoms], source: str | None) -> Iterator[dict[str, Prediction] | GFMError]:
         pending: list[tuple[int, AtomicGraph | GFMError]] = []

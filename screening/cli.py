@@ -151,6 +151,8 @@ def predictor_of(args: argparse.Namespace, local_rank: int) -> Predictor:
         strict=args.strict,
     )  # fmt: skip
     predictor.choose(choose_heads(predictor.model, args.head))
+    known = predictor.model.uncertainty
+    predictor.uncertainty = known is not None and set(predictor.heads) <= set(known.figures)
     for spec in predictor.specs:
         if spec.kind != "energy":
             raise HeadError(f"head {spec.name} predicts {spec.quantity}: screening ranks by energies; choose another")

@@ -9,7 +9,6 @@ import numpy as np
 from ase import Atoms, units
 from ase.data import atomic_masses
 from ase.formula import Formula
-from torch import Tensor
 
 from gfm_calc.config import HeadSpec
 from gfm_calc.errors import GFMError, InvalidStructureError, OutsideDomainError, one_line
@@ -182,7 +181,7 @@ def _closest(candidate: Candidate) -> float:
 
 def _uncertainty(prediction: Prediction, sizes: np.ndarray) -> np.ndarray:
     """eV/atom; a model that knows no uncertainty gives none."""
-    own: Tensor | None = getattr(prediction, "energy_uncertainty", None)
+    own = prediction.energy_uncertainty
     return np.full(len(sizes), np.nan) if own is None else own.numpy() / sizes
 
 

@@ -14,9 +14,11 @@ from ase.data import chemical_symbols
 from gfm_calc.config import MAX_ATOMIC_NUMBER, HeadSpec, ModelConfig
 from gfm_calc.graph import AtomicGraph, GraphBatch
 from gfm_calc.model import GFMModel, Prediction
+from gfm_calc.uncertainty import ErrorHeads
 
 ROOT = Path(__file__).resolve().parent.parent
 ALL_ELEMENTS = tuple(chemical_symbols[1 : MAX_ATOMIC_NUMBER + 1])
+UNCERTAINTIES = ("energy_uncertainty", "forces_uncertainty")
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -31,11 +33,12 @@ def head_spec(name: str, *, seed: int = 0, elements=ALL_ELEMENTS, **values) -> H
 @cache
 def random_model(
     encoder: str = "painn", *, dtype: torch.dtype = torch.float64, seed: int = 0, heads=("first", "second", "third"),
-    properties: bool = False, elements=ALL_ELEMENTS, **config,
+    properties: bool = False, elements=ALL_ELEMENTS, uncertainty=(), **config,
 ) -> GFMModel:  # fmt: skip
     """A small model, shared by all who ask for the same: leave it as it is.
 
-    Its random weights give forces of the order of 1 eV/Å, so that nothing vanishes by chance.
+    Its random weights give forces of the order of 1 eV/Å, so that nothing vanishes by chance.  The heads named in
+    `uncertainty` know their errors.
     """
     values = {"num_features": 16, "num_layers": 2, "num_radial": 6, "cutoff": 4.5, "head_width": 12} | config
     specs = [head_spec(name, seed=index, elements=elements) for index, name in enumerate(heads)]
@@ -55,7 +58,15 @@ def random_model(
                     parameter.normal_(std=0.3)
             model.energy_stack.output.mul_(1.5)
         model.energy_stack.scale.uniform_(0.5, 1.5)
+        model.uncertainty = random_errors(uncertainty, model.config.num_features) if uncertainty else None
     return model.requires_grad_(False).eval().to(dtype=dtype)
+
+
+def random_errors(heads, num_features: int, *, members: int = 2, width: int = 5) -> ErrorHeads:
+    """Expected errors without sense, of the order of 1."""
+    shapes = {"hidden": (2 * num_features, width), "hidden_bias": (width,), "output": (width, 2), "output_bias": (2,)}
+    tensors = {name: 0.3 * torch.randn(len(heads), members, *shape) for name, shape in shapes.items()}
+    return ErrorHeads(tensors, {head: {"structures": 7 + k} for k, head in enumerate(heads)})
 
 
 def structures() -> dict[str, Atoms]:
@@ -98,7 +109,8 @@ def predict(model: GFMModel, atoms: Atoms, head: str | None = None, **options) -
 
 def same(first: Prediction, second: Prediction) -> bool:
     """Whether two predictions agree bit for bit (NaN equals NaN)."""
-    for name in ("energy", "energies", "forces", "virial", "stress", "stresses", "value"):
+    names = ("energy", "energies", "forces", "virial", "stress", "stresses", "value", *UNCERTAINTIES)
+    for name in names:
         a, b = getattr(first, name), getattr(second, name)
         if (a is None) != (b is None):
             return False

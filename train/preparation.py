@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from gfm_calc.artifacts import MANIFEST, canonical_json, commit, open_artifact
+from gfm_calc.artifacts import MANIFEST, canonical_json, commit, open_artifact, sha256
 from gfm_calc.config import HeadSpec, from_mapping, to_mapping
 from gfm_calc.data.block import NO_CHARGE, NO_SPIN
 from gfm_calc.data.compositions import Compositions
@@ -29,7 +29,7 @@ from gfm_calc.data.splits import SIDES, draw, join
 from gfm_calc.data.store import Dataset, Selection, open_dataset
 from gfm_calc.errors import ConfigError, CorruptFileError, GFMError, InputFileError, one_line
 from gfm_calc.graph import AtomicGraph
-from gfm_calc.train.recipe import DataRecipe, Recipe
+from gfm_calc.train.recipe import DataRecipe, Recipe, to_toml
 
 KIND = "training-data"
 FORMAT_VERSION = 1
@@ -356,3 +356,21 @@ def _loaded(folder: Path, number: int, card: Mapping[str, Any], indices: Mapping
     sides = {side: indices[f"{number}/{side}"] for side in SIDES}
     values = {name: card[name] for name in ("scale", "shift", "neighbors", "atoms", "share", "unseen")}
     return Head(spec=spec, dataset=dataset, sides=sides, **values)
+
+
+def load_heads(recipe: Recipe, cache: Path | None) -> list[Head]:
+    """The recipe's heads with their sides, as in training.
+
+    Args:
+        cache: a folder that keeps what was prepared from these datasets with this recipe, or None.
+
+    Raises:
+        GFMError: no such data, heads without data, or a damaged cache.
+    """
+    if cache is None:
+        return prepare(recipe, recipe.model.cutoff)
+    contents = [to_toml(recipe), *(dataset.digest for dataset in find_datasets(recipe.data.path))]
+    folder = cache / sha256(canonical_json(contents))[:16]
+    if not (folder / MANIFEST).exists():
+        save_preparation(folder, prepare(recipe, recipe.model.cutoff))
+    return load_preparation(folder)

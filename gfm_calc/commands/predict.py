@@ -34,6 +34,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("input", nargs="+", type=Path, metavar="IN", help="any file that ASE reads; .xyz.xz too")
     add_output(parser, "OUT", ".extxyz (or .xyz), or .jsonl for a JSON object a line; several heads prefix their keys")
     parser.add_argument("--skip-invalid", action="store_true", help="leave bad frames out, and say which, on stderr")
+    parser.add_argument("--uncertainty", action="store_true",
+                        help="energy_uncertainty (eV) and forces_uncertainty (eV/Å, one an atom) too: the errors to expect, of "
+                        "heads that know them")  # fmt: skip
     add_model(parser, several=True)
     add_machine(parser)
 
@@ -51,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
         raise ConfigError(f"{args.output}: give it one of the suffixes {', '.join(EXTXYZ + JSON_LINES)}")
     refuse_existing(args.output, args.overwrite)
     model = load(args)
-    predictor = Predictor(model, choose_heads(model, args.head), strict=args.strict)
+    predictor = Predictor(model, choose_heads(model, args.head), strict=args.strict, uncertainty=args.uncertainty)
     write = _write_json_line if suffix in JSON_LINES else _write_frame
     good = bad = 0
     with ExitStack() as stack:
@@ -132,7 +135,10 @@ def _values(prediction: Prediction) -> dict[str, Any]:
     if prediction.energy is None:
         value = prediction.value.numpy()
         return {"value": float(value[0]) if value.shape == (1,) else value}
-    values = {"energy": float(prediction.energy[0]), "forces": prediction.forces.numpy()}
+    values: dict[str, Any] = {"energy": float(prediction.energy[0]), "forces": prediction.forces.numpy()}
+    if prediction.energy_uncertainty is not None:
+        values["energy_uncertainty"] = float(prediction.energy_uncertainty[0])
+        values["forces_uncertainty"] = prediction.forces_uncertainty.numpy()
     stress = prediction.stress[0].numpy()
     return values | ({"stress": stress} if np.isfinite(stress).all() else {})
 

@@ -27,6 +27,10 @@ def main() -> None:
     model = load_model(directory, dtype=torch.float64)
     energies = {h: [predict(model, a, h).energy.item() for a in probe_structures()[:2]] for h in model.energy_heads}
     (GOLDEN / "energies.json").write_text(json.dumps(energies, indent=1) + "\n")
+    errors = [predict(model, a, "second", uncertainty=True) for a in probe_structures()[:2]]
+    wanted = {"energy": [e.energy_uncertainty.item() for e in errors],
+              "forces": [e.forces_uncertainty.sum().item() for e in errors]}  # fmt: skip
+    (GOLDEN / "uncertainties.json").write_text(json.dumps(wanted, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -11,13 +11,15 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk
-from support import DTYPES, batch_of, predict, random_model, same, structures
+from support import DTYPES, UNCERTAINTIES, batch_of, predict, random_model, same, structures
 
 STRUCTURES = structures()
 PERIODIC = [name for name, atoms in STRUCTURES.items() if atoms.pbc.all()]
 BOUND = [name for name, atoms in STRUCTURES.items() if len(atoms) > 1]
 ENERGY = {torch.float64: 1e-10, torch.float32: 1e-5}  # eV/atom
 FORCES = {torch.float64: 1e-9, torch.float32: 1e-4}  # eV/Å
+UNCERTAINTY = {torch.float64: 1e-10, torch.float32: 1e-4}  # of itself
+KNOWN = ("second", "first")  # heads that know their errors, in an order of their own
 STRESS = {torch.float64: 1e-10, torch.float32: 1e-5}  # eV/Å³
 ORTHOGONAL, _ = np.linalg.qr(np.random.default_rng(3).normal(size=(3, 3)))
 every_structure = pytest.mark.parametrize("name", STRUCTURES)
@@ -54,15 +56,15 @@ class PhysicsContract:
 
     @pytest.fixture(params=list(DTYPES))
     def model(self, request):
-        return random_model(self.encoder, dtype=DTYPES[request.param], properties=True)
+        return random_model(self.encoder, dtype=DTYPES[request.param], properties=True, uncertainty=KNOWN)
 
     @pytest.fixture
     def exact(self):
-        return random_model(self.encoder, dtype=torch.float64, properties=True)
+        return random_model(self.encoder, dtype=torch.float64, properties=True, uncertainty=KNOWN)
 
     def agree(self, model, atoms: Atoms, other: Atoms, *, turn=None, order=None, copies: int = 1) -> None:
         """`other` is `atoms` turned, with its atoms in another order, repeated."""
-        before, after = predict(model, atoms), predict(model, other)
+        before, after = predict(model, atoms, uncertainty=True), predict(model, other, uncertainty=True)
         n = len(atoms)
         order = np.arange(n * copies) % n if order is None else order
         turn = np.eye(3) if turn is None else turn
@@ -70,6 +72,10 @@ class PhysicsContract:
         assert deviation(after.energies, before.energies[order]) <= ENERGY[model.dtype]
         assert deviation(after.forces, before.forces.numpy()[order] @ turn) <= FORCES[model.dtype]
         assert deviation(after.stress[0], turn.T @ before.stress[0].numpy() @ turn) <= STRESS[model.dtype]
+        wanted = before.energy_uncertainty.item()
+        assert abs(after.energy_uncertainty.item() / copies - wanted) <= UNCERTAINTY[model.dtype] * max(wanted, n)
+        wanted = before.forces_uncertainty.numpy()[order]
+        assert deviation(after.forces_uncertainty, wanted) <= UNCERTAINTY[model.dtype] * max(1, wanted.max())
 
     # ---- symmetries ----
 
@@ -193,9 +199,11 @@ class PhysicsContract:
 
     @every_structure
     def test_single_precision_follows_double(self, exact, name):
-        single = random_model(self.encoder, dtype=torch.float32, properties=True)
+        single = random_model(self.encoder, dtype=torch.float32, properties=True, uncertainty=KNOWN)
         atoms = STRUCTURES[name]
-        found, wanted = predict(single, atoms), predict(exact, atoms)
+        found, wanted = (predict(model, atoms, uncertainty=True) for model in (single, exact))
+        for tensor in UNCERTAINTIES:
+            np.testing.assert_allclose(getattr(found, tensor), getattr(wanted, tensor), rtol=UNCERTAINTY[torch.float32])
         assert deviation(found.energy, wanted.energy) / len(atoms) <= ENERGY[torch.float32]
         assert deviation(found.forces, wanted.forces) <= FORCES[torch.float32]
         assert deviation(found.stress, wanted.stress) <= STRESS[torch.float32]
@@ -256,6 +264,8 @@ class PhysicsContract:
                     found = predict(model, Atoms(symbol, **options), head)
                     assert found.energy.item() == model.specs[head].reference_energies[symbol]
                     assert not found.forces.any()
+        sure = predict(model, Atoms("Fe"), uncertainty=True)
+        assert sure.energy_uncertainty.item() == sure.forces_uncertainty.item() == 0
         ion = Atoms("Fe")
         ion.info.update(charge=2, spin=5)
         assert predict(model, ion).energy.item() == model.specs["first"].reference_energies["Fe"]
@@ -275,9 +285,14 @@ class PhysicsContract:
     def test_batch_equals_singles(self, model):
         several = list(STRUCTURES.values())
         batch = batch_of(model, *several)
-        parts = model.predict(batch, ["second"], stresses=True)["second"].split(batch.ptr.tolist())
+        everything = {"stresses": True, "uncertainty": True}
+        parts = model.predict(batch, ["second"], **everything)["second"].split(batch.ptr.tolist())
         for name, atoms, part in zip(STRUCTURES, several, parts):
-            single = predict(model, atoms, "second", stresses=True)
+            single = predict(model, atoms, "second", **everything)
+            for tensor in UNCERTAINTIES:
+                np.testing.assert_allclose(
+                    getattr(part, tensor), getattr(single, tensor), rtol=UNCERTAINTY[model.dtype]
+                )
             assert deviation(part.energy, single.energy) / len(atoms) <= ENERGY[model.dtype], name
             assert deviation(part.forces, single.forces) <= FORCES[model.dtype], name
             assert deviation(part.stress, single.stress) <= STRESS[model.dtype], name

@@ -12,6 +12,7 @@ from support import predict, random_model
 from gfm_calc.artifacts import MANIFEST
 from gfm_calc.checkpoint import FORMAT_VERSION, load_model, open_model, read_golden, save_model
 from gfm_calc.config import ModelConfig, from_mapping, to_mapping
+from gfm_calc.errors import HeadError
 from gfm_calc.selfcheck import check_golden, probe_structures
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
@@ -19,10 +20,16 @@ VERSIONS = range(1, FORMAT_VERSION + 1)
 
 
 def golden_model():
-    """The model that `tests/golden/make.py` saves: two energy heads and a property, three elements."""
+    """The model that `tests/golden/make.py` saves: two energy heads, one of which knows its errors, and a property, three
+    elements."""
     config = {"num_features": 8, "num_layers": 2, "num_radial": 4, "head_width": 4, "cutoff": 5.0}
     return random_model(
-        dtype=torch.float32, heads=("first", "second"), elements=("H", "C", "O"), properties=True, **config
+        dtype=torch.float32,
+        heads=("first", "second"),
+        elements=("H", "C", "O"),
+        properties=True,
+        uncertainty=("second",),
+        **config,
     )
 
 
@@ -59,10 +66,22 @@ def test_numbers_that_do_not_come_from_our_own_check():
         np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-8)
 
 
+@pytest.mark.promise("R9")
+def test_expected_errors_of_the_golden_model():
+    """From format 2 on a model may know its errors; one of format 1 says that it does not."""
+    model = load_model(GOLDEN / "model-v2", dtype=torch.float64)
+    wanted = json.loads((GOLDEN / "uncertainties.json").read_text())
+    found = [predict(model, atoms, "second", uncertainty=True) for atoms in probe_structures()[:2]]
+    np.testing.assert_allclose([f.energy_uncertainty.item() for f in found], wanted["energy"], rtol=1e-8)
+    np.testing.assert_allclose([f.forces_uncertainty.sum().item() for f in found], wanted["forces"], rtol=1e-8)
+    with pytest.raises(HeadError, match="head second has no uncertainty"):
+        predict(load_model(GOLDEN / "model-v1"), probe_structures()[0], "second", uncertainty=True)
+
+
 def layout(directory) -> dict:
     """Everything about a saved model's format that a reader depends on."""
     artifact = open_model(directory)
-    weights = safetensors.torch.load(artifact.read("weights.safetensors"))
+    weights, errors = (safetensors.torch.load(artifact.read(f"{n}.safetensors")) for n in ("weights", "uncertainty"))
     heads = artifact.read_json("heads.json")
     golden = artifact.read_json("golden.json")
     return {
@@ -71,6 +90,7 @@ def layout(directory) -> dict:
         "config": sorted(artifact.read_json("config.json")),
         "heads": [sorted(head) for head in heads],
         "weights": {name: [str(t.dtype), list(t.shape)] for name, t in sorted(weights.items())},
+        "uncertainty": {name: [str(t.dtype), list(t.shape)] for name, t in sorted(errors.items())},
         "golden": [sorted(golden), [sorted(s) for s in golden["structures"]]],
     }
 
@@ -90,7 +110,7 @@ def test_saving_what_was_loaded_gives_the_same_files(tmp_path):
     directory = GOLDEN / f"model-v{FORMAT_VERSION}"
     save_model(load_model(directory), tmp_path / "again")
     before, after = open_model(directory), open_model(tmp_path / "again")
-    for name in ("config.json", "heads.json", "weights.safetensors"):
+    for name in ("config.json", "heads.json", "weights.safetensors", "uncertainty.json", "uncertainty.safetensors"):
         assert after.files[name] == before.files[name], name
     config = before.read_json("config.json")
     assert to_mapping(from_mapping(ModelConfig, config, "golden")) == config

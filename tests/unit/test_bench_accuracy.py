@@ -10,7 +10,7 @@ from labelled import need_adios
 from support import predict, random_model
 
 from gfm_calc.benchmarks import accuracy
-from gfm_calc.benchmarks.accuracy import draw, load_heads, measure, write_cards
+from gfm_calc.benchmarks.accuracy import draw, measure, write_cards
 from gfm_calc.benchmarks.provenance import read_result, weights_id
 from gfm_calc.checkpoint import load_model, open_model, save_model
 from gfm_calc.cli import main
@@ -23,7 +23,7 @@ from gfm_calc.data.splits import fixed
 from gfm_calc.errors import ConfigError, CorruptFileError, HeadError
 from gfm_calc.predictor import Predictor
 from gfm_calc.train.evaluation import ErrorSums, error_sums, figures, rounded
-from gfm_calc.train.preparation import prepare
+from gfm_calc.train.preparation import load_heads, prepare
 from gfm_calc.train.recipe import recipe_of
 
 ENERGY_ERRORS = np.array([0.03, -0.05])  # eV/atom, of the two test structures that can be predicted

@@ -36,7 +36,8 @@ def test_two_heads_of_one_name_and_unknown_encoders():
 
 def test_outputs_follow_the_table_of_fields(model):
     several = [structures()[name] for name in ("molecule", "crystal", "slab")]
-    found = model.predict(batch_of(model, *several), ["second"], stresses=True)["second"]
+    knowing = random_model(uncertainty=("second",))
+    found = knowing.predict(batch_of(model, *several), ["second"], stresses=True, uncertainty=True)["second"]
     sizes = {"atom": sum(map(len, several)), "graph": 3}
     for name, field in OUTPUT_FIELDS.items():
         tensor = getattr(found, name)
@@ -50,6 +51,8 @@ def test_nothing_is_computed_that_was_not_asked_for(model):
     found = predict(model, molecule("H2O"), forces=False)
     assert found.forces is found.stress is found.stresses is found.virial is found.value is None
     assert predict(model, molecule("H2O")).stresses is None
+    silent = predict(random_model(uncertainty=("first",)), molecule("H2O"))
+    assert silent.energy_uncertainty is silent.forces_uncertainty is None
 
 
 def test_charge_and_spin_are_inputs(model):

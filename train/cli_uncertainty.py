@@ -1,0 +1,56 @@
+"""`gfm uncertainty`: give a trained model an estimate of its own errors."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from gfm_calc.commands.options import new_parser, positive_int
+
+
+def add_parser(subparsers: Any) -> None:
+    """Register the command."""
+    parser = new_parser(
+        subparsers, "uncertainty", run, summary="give a trained model an estimate of its own errors, from its data",
+        example="gfm uncertainty run/model --run run\n"
+        "  gfm uncertainty gfm-small --data datasets --recipe gfm-small -o with-uncertainty",
+    )  # fmt: skip
+    parser.add_argument("model", metavar="MODEL", help="packaged name or directory")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--data", type=Path, metavar="DATASETS", help="folder of datasets, one a head")
+    source.add_argument("--run", dest="folder", type=Path, metavar="RUN", help="folder of the training run: its data, as "
+                        "they were split then")  # fmt: skip
+    parser.add_argument("--recipe", default="gfm-small", metavar="RECIPE",
+                        help="with --data: what the model was trained with, a file or a packaged one: it says what "
+                        "is held out (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--cache", type=Path, metavar="DIR", help="keep here what was prepared, for the next time")
+    parser.add_argument("--structures", type=positive_int, default=1000, metavar="N",
+                        help="training structures a head (default: %(default)s)")  # fmt: skip
+    parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="where to save it (default: in its place)")
+    parser.add_argument("--threads", type=positive_int, metavar="N", help="CPU threads of this run (default: torch's)")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Fit, and save the model with what was found."""
+    from gfm_calc.checkpoint import load_model, open_model, resolve, save_model
+    from gfm_calc.commands.options import apply_threads
+    from gfm_calc.train.cli import find_recipe
+    from gfm_calc.train.preparation import load_heads, load_preparation
+    from gfm_calc.train.uncertainty import FitPlan, fit_uncertainty
+
+    apply_threads(args)
+    model = load_model(args.model)
+    if args.folder is not None:
+        heads = load_preparation(args.folder / "data")
+    else:
+        recipe = find_recipe(args.recipe, [f"data.path={json.dumps(str(args.data), ensure_ascii=False)}"])
+        heads = load_heads(recipe, args.cache)
+    provenance = open_model(args.model).read_json("provenance.json")
+    model.uncertainty = fit_uncertainty(model, heads, FitPlan(structures=args.structures))
+    directory = args.output or resolve(args.model)
+    save_model(model, directory, provenance=provenance)
+    print(f"{directory}: expected errors of {', '.join(model.uncertainty.figures)}")
+    if unknown := [head for head in model.energy_heads if head not in model.uncertainty.figures]:
+        print(f"gfm: note: no labelled forces to learn from, hence no uncertainty: {', '.join(unknown)}")

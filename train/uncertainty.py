@@ -1,0 +1,218 @@
+"""`gfm uncertainty`: learn what a trained model expects its errors to be (see `gfm_calc.uncertainty`).
+
+Weights of a network are those that make the errors of its training structures most likely, were they distributed exponentially
+about their expected value u, with a density of exp(-e/u) / u: its logarithm, summed over force errors of atoms and energy
+errors of structures, is least where u is the mean of e.  Both are then scaled so that the mean of e/u is one on the validation
+side, which also says when to stop.  Each network draws the training structures anew, with replacement.  The model itself does
+not move.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gfm_calc.commands.progress import Progress
+from gfm_calc.data.loader import LabelledBatch, Loader
+from gfm_calc.data.store import Selection
+from gfm_calc.encoders.base import scatter_sum
+from gfm_calc.errors import ConfigError
+from gfm_calc.model import GFMModel
+from gfm_calc.train.evaluation import spread_indices
+from gfm_calc.train.preparation import Head
+from gfm_calc.uncertainty import SHAPES, ErrorHeads, expected_errors, features
+
+_LEAST = (1e-3, 1e-4)  # eV/Å, eV/atom: no error is taken for smaller
+_CHECK_EVERY = 10  # steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitPlan:
+    """Attributes: `structures` of each side of a head, `atoms` at most; `members` M, networks a head, and their `width` K;
+    `steps` of AdamW; `rate`, its highest."""
+
+    structures: int = 1000
+    atoms: int = 12000
+    members: int = 3
+    width: int = 32
+    steps: int = 200
+    rate: float = 1e-2
+
+
+class Residuals(NamedTuple):
+    """Errors of a head on N atoms of B structures: x [N, 2F], gate [N], batch [N], atoms [B]; the absolute errors of forces
+    [N] in eV/Å and of energies [B] in eV an atom, NaN where there is no label."""
+
+    x: Tensor
+    gate: Tensor
+    batch: Tensor
+    atoms: Tensor
+    forces: Tensor
+    energy: Tensor
+
+    def expected(self, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """([M, N] eV/Å, [M, B] eV an atom) that the networks of a head expect."""
+        found = expected_errors(self.x, self.gate, weights)
+        totals = scatter_sum(found[..., 1].t(), self.batch, len(self.atoms)).t()
+        return found[..., 0], totals / self.atoms
+
+
+def fit_uncertainty(model: GFMModel, heads: Sequence[Head], plan: FitPlan | None = None) -> ErrorHeads:
+    """Expected errors for those energy heads of `model` that `heads` has labelled forces for; the others keep what they have.
+
+    Raises:
+        ConfigError: there is no such head.
+    """
+    plan = plan or FitPlan()
+    mine = [head for head in heads if head.spec.name in model.energy_heads]
+    tensors: dict[str, list[Tensor]] = {name: [] for name in SHAPES}
+    figures: dict[str, dict[str, Any]] = {}
+    with Progress("uncertainty", "heads", len(mine)) as progress:
+        for head in mine:
+            name = head.spec.name
+            train, validation = (residuals(model, head, side, plan) for side in ("train", "validation"))
+            progress.advance(note=name)
+            if not torch.isfinite(train.forces).any():
+                continue
+            weights, scale = calibrated(fit(train, validation, plan), validation)
+            for key, tensor in zip(SHAPES, weights):
+                tensors[key].append(tensor)
+            figures[name] = {"structures": len(train.atoms), "validation": len(validation.atoms), "scale": scale}
+    if not figures:
+        raise ConfigError(
+            f"the data hold labelled forces of no energy head of this model: {', '.join(model.energy_heads)}"
+        )
+    fitted = ErrorHeads({name: torch.stack(rows) for name, rows in tensors.items()}, figures).to(
+        model.device, model.dtype
+    )
+    return _beside(model.uncertainty, fitted)
+
+
+def _beside(old: ErrorHeads | None, new: ErrorHeads) -> ErrorHeads:
+    """The new ones, and the old ones of other heads."""
+    kept = None if old is None else old.only([head for head in old.figures if head not in new.figures])
+    if kept is None:
+        return new
+    tensors = {name: torch.cat([kept.tensors[name], tensor]) for name, tensor in new.tensors.items()}
+    return ErrorHeads(tensors, kept.figures | new.figures)
+
+
+def residuals(model: GFMModel, head: Head, side: str, plan: FitPlan) -> Residuals:
+    """The errors on some structures of a side, evenly spread over it."""
+    count = min(plan.structures, int(plan.atoms / head.atoms) + 1)
+    name = head.spec.name
+    rows = head.sides[side][spread_indices(len(head.sides[side]), count)]
+    found: list[Residuals] = []
+    if rows.size:
+        loader = Loader(
+            [Selection(head.dataset, rows)], model.config.cutoff, max_atoms=2000, max_edges=60000, names=[name]
+        )
+        found = [_residuals(model, batch, name) for batch in loader.once()]
+    return joined(found, model)
+
+
+def _residuals(model: GFMModel, batch: LabelledBatch, head: str) -> Residuals:
+    predicted = model.predict(batch.graph, [head])[head]
+    with torch.no_grad():
+        encoded = model.encode(model.inputs(batch.graph))
+    sizes = batch.graph.ptr.diff()
+    assert predicted.energy is not None and predicted.forces is not None
+    return Residuals(
+        features(encoded.scalars, encoded.vectors).cpu().float(), encoded.gate.cpu().float(), batch.graph.batch, sizes,
+        (predicted.forces - batch.forces).norm(dim=1), (predicted.energy - batch.energy).abs() / sizes,
+    )  # fmt: skip
+
+
+def joined(parts: Sequence[Residuals], model: GFMModel) -> Residuals:
+    """Several as one."""
+    if not parts:
+        empty = torch.zeros(0)
+        none = torch.zeros(0, dtype=torch.int64)
+        return Residuals(torch.zeros(0, 2 * model.config.num_features), empty, none, none, empty, empty)
+    starts = torch.tensor([len(part.atoms) for part in parts]).cumsum(0) - torch.tensor([len(p.atoms) for p in parts])
+    moved = [part._replace(batch=part.batch + start) for part, start in zip(parts, starts)]
+    return Residuals(*(torch.cat([getattr(part, name) for part in moved]) for name in Residuals._fields))
+
+
+def fit(train: Residuals, validation: Residuals, plan: FitPlan) -> list[Tensor]:
+    """The weights of one head, in the order of `uncertainty.SHAPES`, float32."""
+    mean, spread = train.x.mean(dim=0), train.x.std(dim=0) + 1e-3
+
+    def whitened(part: Residuals) -> Residuals:
+        return part._replace(x=(part.x - mean) / spread)
+
+    train, validation = whitened(train), whitened(validation)
+    generator = torch.Generator().manual_seed(0)
+    weights = _first_weights(train, plan, generator)
+    drawn = torch.poisson(torch.ones(plan.members, len(train.atoms)), generator=generator)  # how often, by each network
+    optimizer = torch.optim.AdamW(weights, lr=plan.rate, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, plan.steps)
+    best, least = [tensor.detach().clone() for tensor in weights], float("inf")
+    judge = validation if len(validation.atoms) else train
+    for step in range(1, plan.steps + 1):
+        optimizer.zero_grad()
+        _surprise(train, train.expected(weights), drawn).backward()
+        optimizer.step()
+        schedule.step()
+        if step % _CHECK_EVERY == 0:
+            with torch.no_grad():
+                found = float(_surprise(judge, _averaged(judge, weights)))
+            if found < least:
+                best, least = [tensor.detach().clone() for tensor in weights], found
+    hidden, hidden_bias, output, output_bias = best
+    return [hidden / spread.unsqueeze(1), hidden_bias - (mean / spread) @ hidden, output, output_bias]
+
+
+def _averaged(part: Residuals, weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """What the networks of a head expect together, [1, N] and [1, B]."""
+    return tuple(found.mean(dim=0, keepdim=True) for found in part.expected(weights))
+
+
+def _first_weights(train: Residuals, plan: FitPlan, generator: torch.Generator) -> list[Tensor]:
+    """Random directions, and the mean errors as they are."""
+    size, width, members = train.x.shape[1], plan.width, plan.members
+    hidden = torch.randn(members, size, width, generator=generator) / size**0.5
+    output = torch.randn(members, width, 2, generator=generator) * 0.1 / width**0.5
+    means = [_known(train.forces, _LEAST[0])[0].mean(), _known(train.energy, _LEAST[1])[0].mean()]
+    weights = [hidden, torch.zeros(members, width), output, torch.stack(means).log().float().repeat(members, 1)]
+    return [tensor.requires_grad_() for tensor in weights]
+
+
+def _known(errors: Tensor, least: float) -> tuple[Tensor, Tensor]:
+    """The errors that are known, and where."""
+    known = torch.isfinite(errors)
+    return errors[known].clamp(min=least), known
+
+
+def _surprise(part: Residuals, expected: Sequence[Tensor], drawn: Tensor | None = None) -> Tensor:
+    """Minus the logarithm of the likelihood: the mean over atoms plus that over structures.
+
+    Args:
+        expected: [M, N] and [M, B].
+        drawn: [M, B], how often each structure counts; None: once.
+    """
+    total = torch.zeros(())
+    shares = (None, None) if drawn is None else (drawn.index_select(1, part.batch), drawn)
+    for errors, u, share, least in zip((part.forces, part.energy), expected, shares, _LEAST):
+        found, known = _known(errors, least)
+        if len(found):
+            u = u[:, known].clamp(min=1e-6)
+            surprise = u.log() + found.float() / u
+            total = total + (surprise if share is None else surprise * share[:, known]).mean()
+    return total
+
+
+def calibrated(weights: Sequence[Tensor], validation: Residuals) -> tuple[list[Tensor], dict[str, float]]:
+    """The weights with both outputs scaled to the validation side, and the factors."""
+    *others, bias = weights
+    scales = {"forces": 1.0, "energy": 1.0}
+    for column, (name, errors) in enumerate((("forces", validation.forces), ("energy", validation.energy))):
+        expected = _averaged(validation, weights)[column][0]
+        known = torch.isfinite(errors) & (expected > 0)
+        if known.any():
+            scales[name] = float((errors[known] / expected[known]).mean())
+    return [*others, bias + torch.tensor(list(scales.values())).log()], {k: round(v, 4) for k, v in scales.items()}
