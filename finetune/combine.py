@@ -44,6 +44,8 @@ def combine(trained: GFMModel, start: GFMModel, old: Sequence[str], *, note: str
             if key.startswith(before)
         }
     model.load_state_dict(state)
+    if not note and start.uncertainty is not None:  # of heads and an encoder that are what they were
+        model.uncertainty = start.uncertainty.only([name for name in old if name not in trained.specs])
     return model.requires_grad_(False).eval()
 
 

@@ -211,7 +211,7 @@ def _read_uncertainty(artifact: artifacts.Artifact, built: GFMModel) -> ErrorHea
     bias = state.get("hidden_bias")
     members, width = (0, 0) if bias is None or bias.ndim != 3 else bias.shape[1:]
     shapes = [(heads, members, inputs, width), (heads, members, width), (heads, members, width, 2), (heads, members, 2)]
-    empty = {name: torch.empty(shape) for name, shape in zip(SHAPES, shapes)}
+    empty = {name: torch.empty(shape, device="meta") for name, shape in zip(SHAPES, shapes)}
     _check_weights(state, empty, artifact)
     return ErrorHeads(state, figures).to(built.dtype)
 

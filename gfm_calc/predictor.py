@@ -145,7 +145,7 @@ class Predictor:
         forces: forces and stress too.
         max_atoms, max_edges: budget of a batch; a larger structure is a batch of its own.
         strict: refuse elements, charges and spins that a head has not seen.
-        uncertainty: the expected errors of energies and forces too.
+        uncertainty: the expected errors of energies and forces too; None: where all heads know theirs.
 
     Raises:
         GFMError: no such model or head, a head without uncertainty where it is asked for, or a dtype or device that
@@ -155,7 +155,7 @@ class Predictor:
     def __init__(
         self, model: str | Path | GFMModel, heads: Sequence[str], *, dtype: str | torch.dtype = "float32",
         device: str | torch.device | None = None, compile: bool = False, forces: bool = True, max_atoms: int = 4096,
-        max_edges: int = 65536, strict: bool = True, uncertainty: bool = False,
+        max_edges: int = 65536, strict: bool = True, uncertainty: bool | None = False,
     ):  # fmt: skip
         if isinstance(model, GFMModel):
             refuse_options_of_loaded(device, compile)
@@ -163,7 +163,7 @@ class Predictor:
         else:
             weights = torch.float32 if dtype == MIXED else parse_dtype(dtype)
             self.model = load_model(model, dtype=weights, device=parse_device(device)).compile(enabled=compile)
-        self.forces, self.strict, self.uncertainty = forces, strict, uncertainty
+        self.forces, self.strict, self._asked = forces, strict, uncertainty
         self.choose([heads] if isinstance(heads, str) else heads)
         self.mixed = dtype == MIXED
         self.max_atoms, self.max_edges = max_atoms, max_edges
@@ -173,6 +173,8 @@ class Predictor:
         for."""
         self.specs = [self.model.spec(head) for head in heads]
         self.heads = [spec.name for spec in self.specs]
+        known = () if self.model.uncertainty is None else self.model.uncertainty.figures
+        self.uncertainty = set(self.heads) <= set(known) if self._asked is None else self._asked
         if self.uncertainty:
             self.model.require_uncertainty(self.heads)
 

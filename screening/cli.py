@@ -148,11 +148,9 @@ def predictor_of(args: argparse.Namespace, local_rank: int) -> Predictor:
         device = torch.device("cuda", local_rank % torch.cuda.device_count())
     predictor = Predictor(
         args.model, (), dtype=args.dtype, device=device, compile=args.compile, forces=args.quantity != "energies",
-        strict=args.strict,
+        strict=args.strict, uncertainty=None,
     )  # fmt: skip
     predictor.choose(choose_heads(predictor.model, args.head))
-    known = predictor.model.uncertainty
-    predictor.uncertainty = known is not None and set(predictor.heads) <= set(known.figures)
     for spec in predictor.specs:
         if spec.kind != "energy":
             raise HeadError(f"head {spec.name} predicts {spec.quantity}: screening ranks by energies; choose another")

@@ -119,11 +119,13 @@ def _residuals(model: GFMModel, batch: LabelledBatch, head: str) -> Residuals:
     predicted = model.predict(batch.graph, [head])[head]
     with torch.no_grad():
         encoded = model.encode(model.inputs(batch.graph))
-    sizes = batch.graph.ptr.diff()
+    sizes, owner, gate = batch.graph.ptr.diff(), batch.graph.batch, encoded.gate.cpu().float()
     assert predicted.energy is not None and predicted.forces is not None
+    forces, energy = (predicted.forces - batch.forces).norm(dim=1), (predicted.energy - batch.energy).abs() / sizes
+    forces[gate == 0] = torch.nan  # an atom by itself has no errors to learn from
+    energy[scatter_sum(gate, owner, len(sizes)) == 0] = torch.nan
     return Residuals(
-        features(encoded.scalars, encoded.vectors).cpu().float(), encoded.gate.cpu().float(), batch.graph.batch, sizes,
-        (predicted.forces - batch.forces).norm(dim=1), (predicted.energy - batch.energy).abs() / sizes,
+        features(encoded.scalars, encoded.vectors).cpu().float(), gate, owner, sizes, forces, energy
     )  # fmt: skip
 
 
@@ -178,7 +180,12 @@ def _first_weights(train: Residuals, plan: FitPlan, generator: torch.Generator) 
     hidden = torch.randn(members, size, width, generator=generator) / size**0.5
     output = torch.randn(members, width, 2, generator=generator) * 0.1 / width**0.5
     means = [_known(train.forces, _LEAST[0])[0].mean(), _known(train.energy, _LEAST[1])[0].mean()]
-    weights = [hidden, torch.zeros(members, width), output, torch.stack(means).log().float().repeat(members, 1)]
+    weights = [
+        hidden,
+        torch.zeros(members, width),
+        output,
+        torch.stack(means).log().nan_to_num().float().repeat(members, 1),
+    ]
     return [tensor.requires_grad_() for tensor in weights]
 
 

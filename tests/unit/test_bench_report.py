@@ -53,8 +53,9 @@ MODEL = {
     "bytes": 812_345, "format_version": 1, "model_id": "0123456789abcdef",
     "config": {"encoder": "painn", "num_layers": 3, "num_features": 64, "cutoff": 5.0},
     "provenance": {"recipe": "gfm-small.toml", "training": {"steps": 26000}, "versions": {"torch": "2.13.0"}},
+    "uncertainty": [],
     "heads": [{
-        "name": "xtb", "functional": "GFN2-xTB", "basis": "minimal", "code": "tblite", "labels": "semi-empirical",
+        "name": "xtb", "kind": "energy", "functional": "GFN2-xTB", "basis": "minimal", "code": "tblite", "labels": "semi-empirical",
         "dispersion": "included", "elements": ["H", "O"], "periodicity": ["molecule"], "charges": [0, 0],
         "reference_kind": "isolated-atom", "description": "Small molecules.",
         "training_data": [{"name": "file_a", "frames": 1234, "licence": "CC-BY-4.0", "citation": "Someone, J. 1 (2020)"}],
@@ -120,6 +121,20 @@ def test_card_says_whose_data_and_what_it_cannot_do():
     assert "`xtb` (1 of 3)" in card
     assert "15 Å at most" in card
     assert "steps 26000" in card
+
+
+def test_card_says_of_which_heads_errors_can_be_expected():
+    silent = model_card(MODEL, [], name="gfm-small", weights="feed")
+    assert (
+        "No estimate of its own error comes with a prediction of this model" in silent
+        and "uncertainty=True" not in silent
+    )
+    other = {**MODEL["heads"][0], "name": "dft"}
+    about = {**MODEL, "heads": [*MODEL["heads"], other], "uncertainty": [{"head": "xtb"}]}
+    card = model_card(about, [], name="gfm-small", weights="feed")
+    assert "comes with a prediction of `dft`" in card and "Expected errors (`uncertainty=True`)" in card
+    knowing = model_card({**MODEL, "uncertainty": [{"head": "xtb"}]}, [], name="gfm-small", weights="feed")
+    assert "No estimate" not in knowing
 
 
 def test_card_quotes_no_results_of_other_weights():

@@ -6,7 +6,7 @@ import torch
 from ase import Atoms
 from ase.build import bulk
 from ase.units import GPa
-from support import head_spec, random_model, structures
+from support import head_spec, predict, random_model, structures
 
 from gfm_calc import GFMCalculator
 from gfm_calc.config import HeadSpec
@@ -38,7 +38,7 @@ def rows_of(several, model=None, elements=None, **settings):
     """[{column: value}] of the rows."""
     model = model or random_model()
     made = Settings(heads=settings.pop("heads", HEADS), **settings)
-    predictor = Predictor(model, made.heads, forces=made.quantity != "energies")
+    predictor = Predictor(model, made.heads, forces=made.quantity != "energies", uncertainty=None)
     predictor.mixed = made.dtype == "bfloat16"
     engine = Engine(predictor, made, elements or {})
     candidates = prepare(Given(several), model.config.cutoff, 0, len(several))
@@ -258,15 +258,12 @@ def test_wrong_filters(text, said):
     assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_uncertainty_of_a_model_that_has_one(monkeypatch):
-    """The column is filled as soon as predictions carry `energy_uncertainty` (eV)."""
-    from gfm_calc.model import Prediction
-
-    monkeypatch.setattr(
-        Prediction, "energy_uncertainty", property(lambda self: 0.1 * torch.ones_like(self.energy)), raising=False
-    )
-    found = rows_of([bulk("Cu", cubic=True)], heads=("first",))
-    assert found[0]["uncertainty"] == pytest.approx(0.1 / 4)
+def test_uncertainty_of_heads_that_know_theirs():
+    """The column is the model's expected error of the energy an atom, where all heads of the run have one."""
+    model, atoms = random_model(uncertainty=("first", "third")), bulk("Cu", cubic=True)
+    wanted = predict(model, atoms, "first", uncertainty=True).energy_uncertainty.item()
+    assert rows_of([atoms], model, heads=("first",))[0]["uncertainty"] == pytest.approx(wanted / 4)
+    assert np.isnan(rows_of([atoms], model, heads=("first", "second"))[0]["uncertainty"])
 
 
 def test_head_cards_without_periodicity_raise_no_doubts():

@@ -1,0 +1,230 @@
+"""Learning expected errors: known ones are found again, the model does not move; and the benchmark that judges them."""
+
+import json
+
+import ase.io
+import numpy as np
+import pytest
+import torch
+from scipy.stats import spearmanr
+from support import predict, random_model, same
+from training import make_datasets
+
+from gfm_calc.benchmarks.provenance import read_result
+from gfm_calc.benchmarks.report import markdown
+from gfm_calc.benchmarks.uncertainty import auroc, figures
+from gfm_calc.benchmarks.uncertainty_methods import METHODS, Alternatives, look
+from gfm_calc.checkpoint import describe, load_model, open_model, save_model
+from gfm_calc.cli import main
+from gfm_calc.train.cli import find_recipe
+from gfm_calc.train.preparation import prepare, save_preparation
+from gfm_calc.train.uncertainty import FitPlan, Residuals, calibrated, fit
+
+HEADS = ("crystals", "clusters", "molecules")
+ELEMENTS = ("H", "C", "N", "O", "Al", "Ni", "Cu", "Pt")
+
+
+# ---- the fit ----
+
+
+def drawn(structures: int, seed: int, scale: float = 1.0) -> tuple[Residuals, torch.Tensor, torch.Tensor]:
+    """Errors distributed exponentially about known means [N] and [B], which depend on the features."""
+    generator = torch.Generator().manual_seed(seed)
+    sizes = torch.randint(1, 9, (structures,), generator=generator)
+    batch = torch.repeat_interleave(torch.arange(structures), sizes)
+    x = torch.randn(len(batch), 6, generator=generator) * torch.tensor([1, 5, 0.1, 1, 1, 1]) + 2
+    forces = scale * torch.exp(0.8 * x[:, 0] - 3)
+    energy = torch.zeros(structures).index_add(0, batch, scale * torch.exp(-0.5 * x[:, 3] - 2)) / sizes
+    errors = [torch.empty_like(u).exponential_(generator=generator) * u for u in (forces, energy)]
+    errors[0][::5] = torch.nan  # not labelled
+    return Residuals(x, torch.ones(len(batch)), batch, sizes, *(e.double() for e in errors)), forces, energy
+
+
+def test_known_errors_are_found_again():
+    train, validation = drawn(1500, 0)[0], drawn(400, 1, scale=3.0)[0]
+    weights, scale = calibrated(fit(train, validation, FitPlan()), validation)
+    assert scale["forces"] == pytest.approx(3, rel=0.3) and scale["energy"] == pytest.approx(3, rel=0.3)
+    test, *right = drawn(400, 2, scale=3.0)
+    for found, wanted in zip(test.expected(weights), right):
+        found = found.mean(dim=0)
+        assert spearmanr(found, wanted).statistic > 0.9
+        assert float((found / wanted).median()) == pytest.approx(1, rel=0.2)
+
+
+def test_the_fit_does_not_touch_torchs_random_numbers():
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    part = drawn(30, 0)[0]
+    torch.set_rng_state(before)
+    first, second = (fit(part, part, FitPlan(steps=20)) for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(a, b) for a, b in zip(first, second))
+
+
+# ---- the command ----
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Datasets of three heads, of which `molecules` has no forces; and a model of the same heads, saved."""
+    folder = tmp_path_factory.mktemp("uncertainty")
+    make_datasets(folder / "data", counts=(24, 24, 12))
+    save_model(
+        random_model(dtype=torch.float32, heads=HEADS, elements=ELEMENTS), folder / "model", provenance={"recipe": "r"}
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def fitted(data):
+    """The same model, knowing its errors."""
+    words = [
+        "uncertainty",
+        str(data / "model"),
+        "--data",
+        str(data / "data"),
+        "--recipe",
+        "tiny",
+        "-o",
+        str(data / "fitted"),
+    ]
+    assert main([*words, "--structures", "20", "--cache", str(data / "cache")]) == 0
+    return data / "fitted"
+
+
+def test_the_model_stays_as_it_was(data, fitted):
+    before, after = open_model(data / "model"), open_model(fitted)
+    assert after.files["weights.safetensors"] == before.files["weights.safetensors"]
+    assert after.read_json("provenance.json") == {"recipe": "r"}
+    assert load_model(data / "model").uncertainty is None
+    known = describe(fitted)["uncertainty"]
+    assert [entry["head"] for entry in known] == ["clusters", "crystals"]
+    assert all(entry["structures"] == 20 and entry["validation"] > 0 for entry in known)
+    atoms = ase.io.read(data / "crystals.extxyz", 0)
+    asked = predict(load_model(fitted), atoms, "crystals", uncertainty=True)
+    assert asked.energy_uncertainty > 0 and (asked.forces_uncertainty > 0).all()
+    silent = [predict(load_model(path), atoms, "crystals") for path in (data / "model", fitted)]
+    assert same(*silent) and torch.equal(asked.forces, silent[0].forces)
+
+
+def test_what_the_data_do_not_hold_is_kept_or_named(data, fitted, tmp_path, capsys):
+    """A run that has one head alone leaves what the model knows of the others."""
+    recipe = find_recipe("tiny", [f'data.path="{data / "data"}"', 'data.heads=["crystals"]'])
+    save_preparation(tmp_path / "run" / "data", prepare(recipe, 4.5))
+    words = [
+        "uncertainty",
+        str(fitted),
+        "--run",
+        str(tmp_path / "run"),
+        "-o",
+        str(tmp_path / "m"),
+        "--structures",
+        "10",
+    ]
+    assert main(words) == 0
+    assert "no labelled forces to learn from, hence no uncertainty: molecules" in capsys.readouterr().out
+    old, new = load_model(fitted).uncertainty, load_model(tmp_path / "m").uncertainty
+    assert list(new.figures) == ["clusters", "crystals"] and new.figures["crystals"]["structures"] == 10
+    for name, tensor in new.tensors.items():
+        assert torch.equal(tensor[0], old.tensors[name][0]) and not torch.equal(tensor[1], old.tensors[name][1])
+
+
+def test_data_without_forces_are_refused(data, tmp_path, capsys):
+    recipe = find_recipe("tiny", [f'data.path="{data / "data"}"', 'data.heads=["molecules"]'])
+    save_preparation(tmp_path / "run" / "data", prepare(recipe, 4.5))
+    assert main(["uncertainty", str(data / "model"), "--run", str(tmp_path / "run"), "-o", str(tmp_path / "m")]) == 1
+    assert "labelled forces of no energy head of this model" in capsys.readouterr().err
+    assert not (tmp_path / "m").exists()
+
+
+# ---- the benchmark ----
+
+
+def test_figures_by_hand():
+    errors, guesses = np.array([1.0, 2.0, 3.0, 4.0]), np.array([2.0, 1.0, 4.0, 8.0])
+    found = figures(errors, guesses, 2.5, calibrated=True)
+    assert found["spearman"] == pytest.approx(0.8) and found["auroc"] == 1.0
+    assert found["ratio"] == pytest.approx(10 / 15, rel=1e-3) and found["within_two"] == 0.75
+    assert found["miscalibration"] == pytest.approx((1 + 0.5 + 0.25 + 0.5) / 4)
+    assert auroc(np.array([1.0, 1.0, 0.0]), np.array([True, False, False])) == 0.75  # a tie counts half
+    assert auroc(guesses, errors > 9) is None
+    assert figures(errors, np.ones(4), 2.5, calibrated=False) == {"spearman": None, "auroc": 0.5}
+
+
+def test_slopes_are_those_of_the_forces(data):
+    """Moving the last layer moves the forces as `look` says."""
+    model = random_model(heads=HEADS, elements=ELEMENTS)
+    (batch,) = _batches(model, data)
+    known = look(model, batch, "crystals")
+    row, step = model.energy_heads.index("crystals"), 1e-4
+    direction = torch.randn(model.config.head_width, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    moved = []
+    for sign in (1, -1):
+        model.energy_stack.output.data[row] += sign * step * direction
+        moved.append(model.predict(batch.graph, ["crystals"])["crystals"])
+        model.energy_stack.output.data[row] -= sign * step * direction
+    np.testing.assert_allclose((moved[0].forces - moved[1].forces) / (2 * step), known.slopes @ direction, atol=1e-7)
+    energies = (moved[0].energy - moved[1].energy) / (2 * step * known.atoms)
+    np.testing.assert_allclose(energies, known.mean(known.activations @ direction), atol=1e-7)
+
+
+def test_a_committee_that_agrees_guesses_nothing(data):
+    """Labels that the model hits exactly leave all bootstraps the same."""
+    from dataclasses import replace
+
+    model = random_model(heads=HEADS, elements=ELEMENTS)
+    (batch,) = _batches(model, data)
+    exact = replace(batch, forces=model.predict(batch.graph, ["crystals"])["crystals"].forces)
+    agree, differ = (Alternatives(model, "crystals", [one]).guess(batch)["committee"] for one in (exact, batch))
+    assert agree[0].max() < 1e-9 < 1e-3 < differ[0].max() and agree[1].max() < 1e-9 < differ[1].max()
+
+
+def _batches(model, data):
+    from gfm_calc.data.loader import Loader
+
+    (head,) = prepare(find_recipe("tiny", [f'data.path="{data / "data"}"', 'data.heads=["crystals"]']), 4.5)
+    batches = Loader([head.select("train")], model.config.cutoff, max_atoms=10**6).once()
+    return [batch.to("cpu") for batch in batches][:1]
+
+
+def test_the_benchmark(data, fitted, tmp_path, capsys):
+    words = ["bench", "uncertainty", "--model", str(fitted), "--data", str(data / "data"), "--recipe", "tiny", "--head"]
+    out = tmp_path / "uncertainty.json"
+    more = ["--outside", f"crystals={data / 'clusters.extxyz'}", "--max-frames", "8", "-o", str(out)]
+    assert main([*words, "crystals", *more]) == 0
+    assert "size of the force" in capsys.readouterr().out
+    result = read_result(out)
+    inside, outside = result["rows"]
+    assert (inside["set"], outside["set"], outside["structures"], outside["refused"]) == ("held out", "clusters", 8, 0)
+    for row in (inside, outside):
+        for what in ("forces", "energy"):
+            assert set(METHODS) < set(row[what]) and row[what]["error"] > 0
+            assert row[what]["expected"]["ratio"] > 0
+    assert inside["forces"]["large"] == outside["forces"]["large"]
+    assert "--outside crystals=clusters.extxyz" in result["provenance"]["command"]
+    assert "Expected errors of forces" in markdown(result)
+    assert main([*words, "molecules"]) == 1
+    assert "head molecules has no uncertainty" in capsys.readouterr().err
+
+
+def test_outside_structures_that_a_head_refuses_are_counted(data, fitted, tmp_path):
+    atoms = ase.io.read(data / "crystals.extxyz", 0)
+    atoms.symbols[0] = "Au"
+    ase.io.write(tmp_path / "gold.extxyz", atoms)
+    words = [
+        "bench",
+        "uncertainty",
+        "--model",
+        str(fitted),
+        "--data",
+        str(data / "data"),
+        "--recipe",
+        "tiny",
+        "--head",
+        "crystals",
+    ]
+    for flags, refused in (([], 1), (["--no-strict"], 0)):
+        out = tmp_path / f"{refused}.json"
+        assert main([*words, "--outside", f"crystals={tmp_path / 'gold.extxyz'}", "-o", str(out), *flags]) == 0
+        row = json.loads(out.read_text())["rows"][1]
+        assert (row["structures"], row["refused"]) == (1 - refused, refused)
