@@ -37,7 +37,7 @@ def uncertainty(result: Mapping[str, Any]) -> Iterator[Table]:
     ]
     for what, unit in _UNITS.items():
         rows = [_row(row, row[what]) for row in result["rows"] if what in row]
-        yield Table(f"Expected errors of {what}, errors in {unit}", header, rows)
+        yield Table(f"Expected errors of {what}, errors in {unit}", header, rows, detail=True)
 
 
 def _pair(cell: Mapping[str, Any]) -> str:

@@ -91,18 +91,17 @@ def run_uncertainty(model: GFMModel, heads: Sequence[Head], plan: UncertaintyPla
         HeadError: one that does not know its errors.
     """
     known = {head.spec.name: head for head in heads}
-    for name in (*plan.heads, *(name for name, _ in plan.outside)):
+    outside = [(name, path) for name, path in plan.outside if model.spec(name).name in plan.heads]
+    for name in plan.heads:
         if name not in known:
-            raise ConfigError(f"the data hold no head {model.spec(name).name!r}")
+            raise ConfigError(f"the data hold no head {name!r}")
     model.require_uncertainty(plan.heads)
     rows = []
-    with Progress("uncertainty", "sets", len(plan.heads) + len(plan.outside)) as progress:
+    with Progress("uncertainty", "sets", len(plan.heads) + len(outside)) as progress:
         for name in plan.heads:
             alternatives = Alternatives(model, name, list(_side(model, known[name], "train", plan)))
             sets = {"held out": _side(model, known[name], "test", plan)}
-            sets |= {
-                path.name.split(".")[0]: _file(model, name, path, plan) for head, path in plan.outside if head == name
-            }
+            sets |= {path.name.split(".")[0]: _file(model, name, path, plan) for head, path in outside if head == name}
             large: dict[str, float] = {}
             for label, batches in sets.items():
                 rows.append({"head": name, "set": label, **_row(model, alternatives, batches, large)})

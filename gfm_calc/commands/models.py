@@ -59,7 +59,7 @@ def run_heads(args: argparse.Namespace) -> None:
         print(json.dumps(list(cards.values()), indent=2, ensure_ascii=False))
         return
     if args.head is not None:
-        print(_details(cards[args.head]))
+        print(_details(cards[args.head], next((e for e in about["uncertainty"] if e["head"] == args.head), None)))
         return
     header = (
         "head",
@@ -83,7 +83,7 @@ def _row(head: Mapping[str, Any]) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def _details(head: Mapping[str, Any]) -> str:
+def _details(head: Mapping[str, Any], errors: Mapping[str, Any] | None) -> str:
     fields = [
         ("predicts", f"{head['quantity']} in {head['unit']}"),
         ("level of theory", _level(head)),
@@ -95,6 +95,7 @@ def _details(head: Mapping[str, Any]) -> str:
         ("periodicity", ", ".join(head["periodicity"])),
         ("references", head["reference_kind"]),
         ("reference energies", " ".join(f"{s} {e:.4f}" for s, e in head["reference_energies"].items())),
+        ("uncertainty", f"learnt from {errors['structures']} structures" if errors else "none"),
         *((f"test {name.replace('_', ' ')}", _figure(value)) for name, value in head["test_errors"].items()),
         *(("data", _source(source)) for source in head["training_data"]),
     ]

