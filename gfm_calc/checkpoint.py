@@ -209,7 +209,7 @@ def _read_uncertainty(artifact: artifacts.Artifact, built: GFMModel) -> ErrorHea
     heads, inputs = len(figures), 2 * built.config.num_features
     # The only sizes that config and heads do not tell: networks a head, and their width.
     bias = state.get("hidden_bias")
-    members, width = (0, 0) if bias is None or bias.ndim != 3 else bias.shape[1:]
+    members, width = (max(1, size) for size in (bias.shape[1:] if bias is not None and bias.ndim == 3 else (1, 1)))
     shapes = [(heads, members, inputs, width), (heads, members, width), (heads, members, width, 2), (heads, members, 2)]
     empty = {name: torch.empty(shape, device="meta") for name, shape in zip(SHAPES, shapes)}
     _check_weights(state, empty, artifact)

@@ -199,6 +199,7 @@ CRAFTED = {
     "a weight more": edit(lambda s: s.update(more=torch.zeros(1))),
     "a weight NaN": edit(lambda s: s["hidden"].fill_(float("nan"))),
     "another width": edit(lambda s: s.update(hidden_bias=torch.zeros(1, 2, 9))),
+    "no networks": edit(lambda s: s.update({name: t[:, :0].clone() for name, t in s.items()})),
     "a bias of no axes": edit(lambda s: s.update(hidden_bias=torch.zeros(()))),
     "half precision": edit(lambda s: s.update(output=s["output"].half())),
     "no safetensors": ("uncertainty.safetensors", lambda raw: raw[:-4]),
