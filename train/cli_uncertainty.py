@@ -26,7 +26,7 @@ def add_parser(subparsers: Any) -> None:
                         help="with --data: what the model was trained with, a file or a packaged one: it says what "
                         "is held out (default: %(default)s)")  # fmt: skip
     parser.add_argument("--cache", type=Path, metavar="DIR", help="keep here what was prepared, for the next time")
-    parser.add_argument("--structures", type=positive_int, default=1000, metavar="N",
+    parser.add_argument("--structures", type=positive_int, default=1500, metavar="N",
                         help="training structures a head (default: %(default)s)")  # fmt: skip
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="where to save it (default: in its place)")
     parser.add_argument("--threads", type=positive_int, metavar="N", help="CPU threads of this run (default: torch's)")

@@ -27,19 +27,20 @@ from gfm_calc.train.preparation import Head
 from gfm_calc.uncertainty import SHAPES, ErrorHeads, expected_errors, features
 
 _LEAST = (1e-3, 1e-4)  # eV/Å, eV/atom: no error is taken for smaller
-_CHECK_EVERY = 10  # steps
+_CHECK_EVERY = 100  # steps
 
 
 @dataclass(frozen=True, kw_only=True)
 class FitPlan:
-    """Attributes: `structures` of each side of a head, `atoms` at most; `members` M, networks a head, and their `width` K;
-    `steps` of AdamW; `rate`, its highest."""
+    """Attributes: `structures` of each side of a head, and `atoms` in all, at most; `members` M, networks a head, and their
+    `width` K; `steps` of AdamW, each on a `batch` of structures; `rate`, its highest."""
 
-    structures: int = 1000
-    atoms: int = 12000
+    structures: int = 1500
+    atoms: int = 20000
     members: int = 3
     width: int = 32
-    steps: int = 200
+    batch: int = 64
+    steps: int = 2000
     rate: float = 1e-2
 
 
@@ -53,6 +54,16 @@ class Residuals(NamedTuple):
     atoms: Tensor
     forces: Tensor
     energy: Tensor
+
+    def take(self, chosen: Tensor) -> Residuals:
+        """Some structures, [B'] indices."""
+        sizes = self.atoms[chosen]
+        starts = (self.atoms.cumsum(0) - self.atoms)[chosen]
+        owner = torch.repeat_interleave(torch.arange(len(chosen)), sizes)
+        rows = torch.arange(len(owner)) + (starts - (sizes.cumsum(0) - sizes))[owner]
+        return Residuals(
+            self.x[rows], self.gate[rows], owner, sizes, self.forces[rows], self.energy[chosen]
+        )  # fmt: skip
 
     def expected(self, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """([M, N] eV/Å, [M, B] eV an atom) that the networks of a head expect."""
@@ -157,7 +168,9 @@ def fit(train: Residuals, validation: Residuals, plan: FitPlan) -> list[Tensor]:
     judge = validation if len(validation.atoms) else train
     for step in range(1, plan.steps + 1):
         optimizer.zero_grad()
-        _surprise(train, train.expected(weights), drawn).backward()
+        chosen = torch.randint(len(train.atoms), (plan.batch,), generator=generator)
+        part = train.take(chosen)
+        _surprise(part, part.expected(weights), drawn[:, chosen]).backward()
         optimizer.step()
         schedule.step()
         if step % _CHECK_EVERY == 0:
