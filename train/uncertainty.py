@@ -2,7 +2,7 @@
 
 Weights of a network are those that make the errors of its training structures most likely, were they distributed exponentially
 about their expected value u, with a density of exp(-e/u) / u: its logarithm, summed over force errors of atoms and energy
-errors of structures, is least where u is the mean of e.  Both are then scaled so that the mean of e/u is one on the validation
+errors of structures, is least where u is the mean of e.  Both are then scaled so that the means of e and u agree on the validation
 side, which also says when to stop.  Each network draws the training structures anew, with replacement.  The model itself does
 not move.
 """
@@ -234,5 +234,5 @@ def calibrated(weights: Sequence[Tensor], validation: Residuals) -> tuple[list[T
         expected = _averaged(validation, weights)[column][0]
         known = torch.isfinite(errors) & (expected > 0)
         if known.any():
-            scales[name] = float((errors[known] / expected[known]).mean())
+            scales[name] = float(errors[known].mean() / expected[known].mean())
     return [*others, bias + torch.tensor(list(scales.values())).log()], {k: round(v, 4) for k, v in scales.items()}

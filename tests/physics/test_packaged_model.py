@@ -81,6 +81,20 @@ def test_size_and_card(packaged_model):
         assert all(data.get("licence") for data in head["training_data"]), head["name"]
 
 
+def test_every_head_knows_its_errors(packaged_model, exact):
+    """And expects larger ones where atoms are squeezed to where no training data are."""
+    assert set(exact.uncertainty.figures) == set(exact.energy_heads)
+    for head in exact.energy_heads:
+        atoms = molecule("H2O") if {"H", "O"} <= set(exact.specs[head].elements) else molecule("CH4")
+        if exact.specs[head].unseen(atoms.numbers):
+            atoms = bulk("Mo", cubic=True)
+        squeezed = atoms.copy()
+        squeezed.positions *= 0.6
+        squeezed.cell *= 0.6
+        found = [predict(exact, a, head, uncertainty=True) for a in (atoms, squeezed)]
+        assert 0 < found[0].forces_uncertainty.mean() < found[1].forces_uncertainty.mean(), head
+
+
 def relaxed(atoms: Atoms, model: str, head: str, *, cell: bool = False) -> Atoms:
     atoms.calc = GFMCalculator(model, head=head, dtype="float64")
     assert BFGS(FrechetCellFilter(atoms) if cell else atoms, logfile=None).run(fmax=0.03, steps=300)
