@@ -2,9 +2,9 @@
 
 Weights of a network are those that make the errors of its training structures most likely, were they distributed exponentially
 about their expected value u, with a density of exp(-e/u) / u: its logarithm, summed over force errors of atoms and energy
-errors of structures, is least where u is the mean of e.  Both are then scaled so that the means of e and u agree on the validation
-side, which also says when to stop.  Each network draws the training structures anew, with replacement.  The model itself does
-not move.
+errors of structures, is least where u is the mean of e.  Both are then scaled so that the means of e and u agree on the
+validation side, which also says when to stop.  Each network draws the training structures anew, with replacement.  The model
+itself does not move.
 """
 
 from __future__ import annotations
