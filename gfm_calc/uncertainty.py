@@ -20,7 +20,7 @@ from .errors import HeadError
 from .graph import GraphBatch
 
 _FLOOR = 1e-2  # of |v|², in its logarithm
-_LOG_RANGE = (-12.0, 7.0)  # of the outputs: from 6e-6 to 1,100 eV/Å, whatever the structure
+_LOG_RANGE = (-12.0, 4.0)  # of the outputs: from 6e-6 to 55 eV/Å, whatever the structure
 SHAPES = ("hidden", "hidden_bias", "output", "output_bias")
 
 

@@ -65,7 +65,7 @@ def test_whatever_the_features_it_stays_finite():
     for size in (1e-30, 1e6, 1e15):
         found = errors(torch.full((3, 4), size), torch.full((3, 3, 4), size), torch.ones(3), ["a"])
         for tensor in found:
-            assert torch.isfinite(tensor).all() and (tensor > 5e-6).all() and (tensor < 1200).all()
+            assert torch.isfinite(tensor).all() and (tensor > 5e-6).all() and (tensor < 55).all()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
