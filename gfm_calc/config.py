@@ -11,6 +11,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -160,8 +161,11 @@ class HeadSpec:
 
     def unseen(self, atomic_numbers) -> list[str]:
         """Symbols among `atomic_numbers` that this head was not trained on, by atomic number."""
-        seen = {_NUMBER_OF[symbol] for symbol in self.elements}
-        return [_SYMBOLS[z] for z in sorted({int(z) for z in atomic_numbers} - seen)]
+        return [_SYMBOLS[z] for z in sorted(set(map(int, atomic_numbers)) - self._seen)]
+
+    @cached_property
+    def _seen(self) -> frozenset[int]:
+        return frozenset(_NUMBER_OF[symbol] for symbol in self.elements)
 
     def reference_energy(self, atomic_numbers) -> float:
         """Sum of the reference energies of `atomic_numbers`, eV; elements without one count as zero."""

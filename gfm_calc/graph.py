@@ -7,7 +7,7 @@ so they see the same structures, the same errors and the same edges.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -75,6 +75,11 @@ def _validate_cell(cell: np.ndarray, pbc: np.ndarray, refuse) -> None:
     given = lengths > 0
     if not pbc.any():
         return
+    if pbc.all():
+        # The product of the other two singular values of three unit vectors is 1.5 at most: a cheap bound that most meet.
+        bound = abs(np.linalg.det(cell)) / lengths.prod() / 1.5
+        if bound > 1e-6 and bound * lengths.min() > MIN_CELL_LENGTH:
+            return
     flatness = np.linalg.svd(cell[given] / lengths[given, None], compute_uv=False)[-1]
     if flatness < 1e-6:
         refuse("cell is singular (its vectors are linearly dependent): set a cell with a volume or pbc=False")
@@ -199,18 +204,45 @@ class AtomicGraph(Data):
         return 1 if key == "edge_index" else 0
 
 
-def refuse_overlap(positions, cell, edges) -> None:
-    """Raise InvalidStructureError where two atoms (or an atom and an image) are closer than `MIN_DISTANCE`."""
+class GraphArrays(NamedTuple):
+    """A structure and its edges as NumPy arrays, sound ones: what `AtomicGraph` holds, with one axis less where that is 1.
+
+    For many small structures, whose tensors would take longer to make than their predictions.
+    """
+
+    atomic_numbers: np.ndarray
+    positions: np.ndarray
+    cell: np.ndarray
+    pbc: np.ndarray
+    charge: int
+    spin: int
+    edge_index: np.ndarray
+    edge_cell_shift: np.ndarray
+
+    @property
+    def num_nodes(self) -> int:
+        """Atoms."""
+        return len(self.positions)
+
+
+def refuse_overlap(positions, cell, edges) -> np.ndarray:
+    """Raise InvalidStructureError where two atoms (or an atom and an image) are closer than `MIN_DISTANCE`.
+
+    Returns:
+        the squares of the lengths of the edges [E], Å².
+    """
     edge_index, shift = edges
     if not edge_index.shape[1]:
-        return
-    squared = np.square(edge_vectors(positions, cell, edge_index, shift)).sum(axis=1)
+        return np.zeros(0)
+    vectors = edge_vectors(positions, cell, edge_index, shift)
+    squared = np.einsum("ei,ei->e", vectors, vectors)
     closest = int(squared.argmin())
     if squared[closest] < MIN_DISTANCE**2:
         j, i = (int(a) for a in edge_index[:, closest])
         other = f"a periodic image of atom {j}" if shift[closest].any() else f"atom {j}"
         reason = f"{squared[closest] ** 0.5:.3g} Å from {other}: two atoms at one place; remove one or check the unit"
         raise InvalidStructureError(reason, atom=i)
+    return squared
 
 
 class GraphBatch(Data):
@@ -222,14 +254,16 @@ class GraphBatch(Data):
 
     @classmethod
     @torch.inference_mode(False)
-    def from_graphs(cls, graphs: Sequence[AtomicGraph]) -> GraphBatch:
-        """Concatenate `graphs`; the order is kept.
+    def from_graphs(cls, graphs: Sequence[AtomicGraph] | Sequence[GraphArrays]) -> GraphBatch:
+        """Concatenate `graphs`, all of one kind; the order is kept.
 
         Raises:
             ValueError: no graphs.
         """
         if not graphs:
             raise ValueError("a batch needs at least one graph")
+        if isinstance(graphs[0], GraphArrays):
+            return cls._from_arrays(graphs)  # type: ignore[arg-type]
         stores = [graph._store for graph in graphs]
         counts = torch.tensor([store["num_nodes"] for store in stores])
         merged = cls()
@@ -248,6 +282,28 @@ class GraphBatch(Data):
         target["batch"] = torch.repeat_interleave(torch.arange(len(graphs)), counts)
         target["ptr"] = ptr
         target["num_nodes"] = int(ptr[-1])
+        return merged
+
+    @classmethod
+    def _from_arrays(cls, graphs: Sequence[GraphArrays]) -> GraphBatch:
+        counts = np.array([graph.num_nodes for graph in graphs])
+        ptr = np.concatenate([[0], np.cumsum(counts)])
+        offsets = np.repeat(ptr[:-1], [graph.edge_index.shape[1] for graph in graphs])
+        arrays = {
+            "atomic_numbers": np.concatenate([graph.atomic_numbers for graph in graphs], dtype=np.int64),
+            "positions": np.concatenate([graph.positions for graph in graphs], dtype=np.float64),
+            "cell": np.stack([graph.cell for graph in graphs], dtype=np.float64),
+            "pbc": np.stack([graph.pbc for graph in graphs], dtype=bool),
+            "charge": np.array([graph.charge for graph in graphs], np.float64),
+            "spin": np.array([graph.spin for graph in graphs], np.int64),
+            "edge_index": np.concatenate([graph.edge_index for graph in graphs], axis=1) + offsets,
+            "edge_cell_shift": np.concatenate([graph.edge_cell_shift for graph in graphs]),
+            "batch": np.repeat(np.arange(len(graphs)), counts), "ptr": ptr,
+        }  # fmt: skip
+        merged = cls()
+        for name, array in arrays.items():
+            merged._store[name] = torch.from_numpy(array)
+        merged._store["num_nodes"] = int(ptr[-1])
         return merged
 
     @property

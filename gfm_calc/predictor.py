@@ -14,7 +14,7 @@ from ase import Atoms
 from .checkpoint import load_model
 from .config import HeadSpec
 from .errors import ConfigError, GFMError, InvalidStructureError, OutsideDomainError, did_you_mean
-from .graph import AtomicGraph, GraphBatch
+from .graph import AtomicGraph, GraphArrays, GraphBatch
 from .model import GFMModel, Prediction
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -53,7 +53,9 @@ def refuse_options_of_loaded(device: object, compile: bool) -> None:
         )
 
 
-def check_domain(spec: HeadSpec, graph: AtomicGraph, *, source: str | None = None, frame: int | None = None) -> None:
+def check_domain(
+    spec: HeadSpec, graph: AtomicGraph | GraphArrays, *, source: str | None = None, frame: int | None = None
+) -> None:
     """Refuse a structure that a head was not trained for.
 
     Raises:
@@ -197,7 +199,9 @@ class Predictor:
                 raise outcome
             yield outcome
 
-    def predict_batch(self, graphs: Sequence[AtomicGraph]) -> tuple[GraphBatch, dict[str, Prediction]]:
+    def predict_batch(
+        self, graphs: Sequence[AtomicGraph] | Sequence[GraphArrays]
+    ) -> tuple[GraphBatch, dict[str, Prediction]]:
         """Graphs as one batch, and what each head says about it; numbers may be infinite (see `finite_graphs`)."""
         batch = GraphBatch.from_graphs(graphs)
         with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.mixed):

@@ -82,7 +82,7 @@ def _add_ranking(parser: argparse.ArgumentParser) -> None:
 def _add_running(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("running")
     group.add_argument("--workers", type=natural, default=0, metavar="N",
-                       help="processes that make candidates and neighbour lists (default: a thread)")  # fmt: skip
+                       help="processes that make candidates and neighbour lists (default: none; beside a GPU, a thread)")  # fmt: skip
     group.add_argument("--patience", type=positive, default=20.0, metavar="SECONDS",
                        help="of silence after which another's chunk is taken over (default: %(default)s)")  # fmt: skip
 

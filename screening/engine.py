@@ -1,6 +1,7 @@
 """Chunk after chunk: candidates in, one Parquet file each out.
 
-A thread (or processes) makes candidates and neighbour lists ahead, this thread predicts, another one writes.  What is in a
+This thread makes candidates and neighbour lists and predicts, another one writes; processes, or beside a GPU a thread, make
+candidates ahead.  What is in a
 chunk depends on the settings and the candidates alone: not on the number of processes, nor on who did what before.
 """
 
@@ -17,11 +18,11 @@ import torch
 
 from gfm_calc.artifacts import write_once
 from gfm_calc.errors import GFMError, OutsideDomainError, one_line
-from gfm_calc.graph import AtomicGraph, GraphBatch
+from gfm_calc.graph import AtomicGraph, GraphArrays, GraphBatch
 from gfm_calc.model import Prediction
 from gfm_calc.predictor import Predictor, check_domain, split_rows
 from gfm_calc.screening.folder import Folder
-from gfm_calc.screening.prepare import closeness, edges_of, prepared
+from gfm_calc.screening.prepare import find_neighbours, prepared
 from gfm_calc.screening.relaxation import relax_all
 from gfm_calc.screening.rows import Rows
 from gfm_calc.screening.settings import Relaxation, Settings
@@ -31,7 +32,8 @@ from gfm_calc.screening.table import sealed
 _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 _WAITING = 2  # chunks that may wait to be written
 _TOO_LARGE = GFMError("does not fit into the memory of this machine, even alone")
-_Wanted = tuple[Candidate, AtomicGraph, np.ndarray]  # with the heads [H] that know it
+_Graph = AtomicGraph | GraphArrays
+_Wanted = tuple[Candidate, GraphArrays, np.ndarray]  # with the heads [H] that know it
 _Outcome = tuple[GraphBatch, dict[str, Prediction]]
 
 
@@ -77,9 +79,7 @@ class Engine:
 
     def _graph(self, candidate: Candidate, rows: Rows) -> _Wanted | None:
         """With the heads [H] that know it; None where none does."""
-        atoms = candidate.atoms
-        assert atoms is not None
-        graph = AtomicGraph.build(atoms, self.predictor.model.config.cutoff, edges=candidate.edges)
+        graph = _arrays(candidate)
         known = np.ones(len(self.predictor.specs), bool)
         for head, spec in enumerate(self.predictor.specs if self.settings.strict else ()):
             try:
@@ -108,9 +108,8 @@ class Engine:
         for (candidate, _, known), (_, relaxed) in zip(wanted, ended):
             rows.describe_relaxed(candidate, relaxed)
             if candidate.error is None:
-                candidate.edges = edges_of(relaxed.atoms, cutoff)
-                candidate.closest = closeness(relaxed.atoms, candidate.edges)
-                yield candidate, AtomicGraph.build(relaxed.atoms, cutoff, edges=candidate.edges), known
+                find_neighbours(candidate, cutoff)
+                yield candidate, _arrays(candidate), known
 
     def _enter(self, several: Sequence[_Wanted], outcome: _Outcome | None, rows: Rows) -> None:
         since = time.perf_counter()
@@ -122,7 +121,7 @@ class Engine:
         rows.fill([candidate for candidate, _, _ in several], *outcome, known)
         self.tally.seconds["rows"] += time.perf_counter() - since
 
-    def _batches(self, graphs: Sequence[AtomicGraph]) -> Iterator[tuple[list[int], _Outcome | None]]:
+    def _batches(self, graphs: Sequence[_Graph]) -> Iterator[tuple[list[int], _Outcome | None]]:
         """(indices, outcome) of batches within the budget, largest graphs first; None: not even one fits the memory."""
         order = by_size(graphs)
         budget = budgeted([graphs[k] for k in order], self.settings.max_atoms, self.settings.max_edges)
@@ -143,7 +142,7 @@ class Engine:
             self.tally.counts += Counter(atoms=sum(graphs[k].num_nodes for k in chosen), edges=edges)
             yield chosen, outcome
 
-    def _batch(self, graphs: Sequence[AtomicGraph]) -> _Outcome | None:
+    def _batch(self, graphs: Sequence[_Graph]) -> _Outcome | None:
         """None where the memory does not hold it."""
         try:
             return self.predictor.predict_batch(graphs)
@@ -157,7 +156,13 @@ class Engine:
         return None
 
 
-def by_size(graphs: Sequence[AtomicGraph]) -> list[int]:
+def _arrays(candidate: Candidate) -> GraphArrays:
+    atoms = candidate.atoms
+    assert atoms is not None and candidate.edges is not None
+    return GraphArrays(atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc, *candidate.totals, *candidate.edges)
+
+
+def by_size(graphs: Sequence[_Graph]) -> list[int]:
     """Indices from the graph with most edges to that with fewest, so that batches are even; equal ones keep their order."""
     edges = [graph.edge_index.shape[1] for graph in graphs]
     return sorted(range(len(graphs)), key=lambda k: (-edges[k], k))
@@ -185,13 +190,14 @@ def screen(
     """Predict and write `chunks`, each claimed by this process; the claims are given back as the files are there.
 
     Args:
-        workers: processes that make candidates and neighbour lists; 0: a thread of this one.
+        workers: processes that make candidates and neighbour lists; 0: this one, in a thread where there is a GPU.
         on_chunk: told of every chunk as it goes to be written.
 
     Raises:
         GFMError: the disk refused, or an input has gone.
     """
     taken: list[int] = []
+    model = engine.predictor.model
 
     def ranges() -> Iterator[tuple[int, int]]:
         for chunk in chunks:
@@ -200,7 +206,7 @@ def screen(
 
     def write(chunk: int, rows: Rows) -> None:
         since = time.perf_counter()
-        about = {"screening": folder.digest, "chunk": str(chunk), "model_id": engine.predictor.model.model_id}
+        about = {"screening": folder.digest, "chunk": str(chunk), "model_id": model.model_id}
         write_once(folder.path_of(chunk), sealed(rows.values, rows.columns, about))
         folder.claims.release(str(chunk))
         engine.tally.seconds["writing"] += time.perf_counter() - since
@@ -208,7 +214,8 @@ def screen(
     writing: list[Future[None]] = []
     with ThreadPoolExecutor(1, thread_name_prefix="gfm-writer") as writer:
         since = time.perf_counter()
-        for candidates in prepared(stream, engine.predictor.model.config.cutoff, ranges(), workers=workers):
+        ahead = model.device.type == "cuda"
+        for candidates in prepared(stream, model.config.cutoff, ranges(), workers=workers, ahead=ahead):
             engine.tally.seconds["waiting"] += time.perf_counter() - since
             chunk = taken.pop(0)
             rows = engine.rows(candidates, *folder.range_of(chunk))

@@ -11,9 +11,10 @@ from ase.data import covalent_radii
 from gfm_calc.data.prefetch import prefetched
 from gfm_calc.data.workers import run_in_processes
 from gfm_calc.errors import GFMError, InvalidStructureError
-from gfm_calc.graph import charge_and_spin, refuse_overlap, validate_atoms
-from gfm_calc.neighbors import edge_vectors, neighbor_list
+from gfm_calc.graph import MIN_DISTANCE, charge_and_spin, refuse_overlap, validate_atoms
+from gfm_calc.neighbors import neighbor_list
 from gfm_calc.screening.streams import Candidate, Stream
+from gfm_calc.screening.templates import Scaled
 
 AHEAD = 2  # chunks made ready before they are needed, by a thread
 
@@ -25,14 +26,20 @@ def prepare(stream: Stream, cutoff: float, first: int, last: int) -> list[Candid
 
 
 def prepared(
-    stream: Stream, cutoff: float, ranges: Iterable[tuple[int, int]], *, workers: int
+    stream: Stream, cutoff: float, ranges: Iterable[tuple[int, int]], *, workers: int, ahead: bool = False
 ) -> Iterator[list[Candidate]]:
-    """`prepare` of every range, in their order, made ahead by a thread, or by `workers` processes.
+    """`prepare` of every range, in their order: made ahead by `workers` processes; or by this one, `ahead` in a thread.
+
+    A thread is for a GPU that would wait.  On a CPU it gains nothing: it shares the interpreter with the model, which gets
+    it back late after every operation, and one process to a core uses all of them (`gfm bench screening`).
 
     Raises:
         GFMError: a range that could not be made at all (a bad candidate does not stop the others).
     """
     here = (prepare(stream, cutoff, *chosen) for chosen in ranges)
+    if not workers and not ahead:
+        yield from here
+        return
     yield from prefetched(_by_processes(stream, cutoff, ranges, workers) if workers else here, depth=AHEAD)
 
 
@@ -57,28 +64,28 @@ def _ready(number: int, source: str, found: Atoms | GFMError, cutoff: float) -> 
     candidate = Candidate(number=number, source=source)
     try:
         validate_atoms(found, source=source)
-        charge_and_spin(found, source=source)
+        candidate.totals = charge_and_spin(found, source=source)
         candidate.atoms = found  # sound enough for a formula
-        candidate.edges = edges_of(found, cutoff)
-        candidate.closest = closeness(found, candidate.edges)
+        find_neighbours(candidate, cutoff)
     except InvalidStructureError as error:
         candidate.error = error.at(source=source)
     return candidate
 
 
-def edges_of(atoms: Atoms, cutoff: float) -> tuple[np.ndarray, np.ndarray]:
-    """Edges of a validated structure; InvalidStructureError where two atoms are at one place."""
-    positions, cell = np.asarray(atoms.positions, np.float64), np.asarray(atoms.cell.array, np.float64)
-    edges = neighbor_list(positions, cell, atoms.pbc, cutoff)
-    refuse_overlap(positions, cell, edges)
-    return edges
-
-
-def closeness(atoms: Atoms, edges: tuple[np.ndarray, np.ndarray]) -> float | None:
-    """The shortest distance over the sum of the covalent radii; None without neighbours."""
-    edge_index, shift = edges
-    if not edge_index.shape[1]:
-        return None
-    lengths = np.linalg.norm(edge_vectors(atoms.positions, atoms.cell.array, edge_index, shift), axis=1)
-    radii = covalent_radii[atoms.numbers]
-    return float((lengths / (radii[edge_index[0]] + radii[edge_index[1]])).min())
+def find_neighbours(candidate: Candidate, cutoff: float) -> None:
+    """Fill in `edges` and `closest` of a candidate with validated atoms; InvalidStructureError where two are at one place."""
+    atoms = candidate.atoms
+    assert atoms is not None
+    if isinstance(atoms, Scaled) and atoms.template is not None:
+        edges, lengths = atoms.template.edges(atoms.scale, cutoff)
+        atoms.template = None
+        if len(lengths) and lengths.min() < MIN_DISTANCE:
+            refuse_overlap(atoms.positions, atoms.cell.array, edges)
+    else:
+        positions, cell = np.asarray(atoms.positions, np.float64), np.asarray(atoms.cell.array, np.float64)
+        edges = neighbor_list(positions, cell, atoms.pbc, cutoff)
+        lengths = np.sqrt(refuse_overlap(positions, cell, edges))
+    candidate.edges, candidate.closest = edges, None
+    if len(lengths):
+        radii = covalent_radii[atoms.numbers]
+        candidate.closest = float((lengths / (radii[edges[0][0]] + radii[edges[0][1]])).min())

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms, units
-from ase.data import atomic_masses
-from ase.formula import Formula
+from ase.data import atomic_masses, chemical_symbols
+from ase.formula import non_metals
+from torch import Tensor
 
 from gfm_calc.config import HeadSpec
 from gfm_calc.errors import GFMError, InvalidStructureError, OutsideDomainError, one_line
@@ -23,7 +24,8 @@ from gfm_calc.screening.table import columns_of
 
 CLOSE = 0.6  # of a bond: closer atoms are flagged
 _VOIGT = ([0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1])
-_TEXT = ("source", "status", "error", "head", "formula", "domain")
+_ALPHABET = sorted(chemical_symbols, key=lambda symbol: (symbol in non_metals, symbol))
+_ORDER = np.array([_ALPHABET.index(symbol) for symbol in chemical_symbols])  # of elements in formulas
 
 
 class Rows:
@@ -60,7 +62,7 @@ class Rows:
 
     def describe_relaxed(self, candidate: Candidate, relaxed: Relaxed) -> None:
         """How a relaxation ended; the candidate is the relaxed structure from now on."""
-        (row,) = self._rows(candidate)
+        row = self._rows(candidate).start
         candidate.atoms = relaxed.atoms
         if isinstance(relaxed.prediction, GFMError):
             candidate.error = relaxed.prediction
@@ -72,9 +74,11 @@ class Rows:
     def fail(self, candidate: Candidate, error: GFMError, head: int | None = None) -> None:
         """No numbers, for one head or all."""
         invalid = "invalid" if isinstance(error, InvalidStructureError) else "failed"
-        for row in self._rows(candidate) if head is None else [self._rows(candidate)[head]]:
-            self.values["status"][row] = "outside" if isinstance(error, OutsideDomainError) else invalid
-            self.values["error"][row] = one_line(error)
+        rows = self._rows(candidate)
+        if head is not None:
+            rows = slice(rows.start + head, rows.start + head + 1)
+        self.values["status"][rows] = "outside" if isinstance(error, OutsideDomainError) else invalid
+        self.values["error"][rows] = one_line(error)
 
     def fill(
         self, candidates: Sequence[Candidate], batch: GraphBatch, found: Mapping[str, Prediction], known: np.ndarray
@@ -146,9 +150,9 @@ class Rows:
             for name, value in _geometry(candidate.atoms).items():
                 self.values[name][row] = value
 
-    def _rows(self, candidate: Candidate) -> range:
+    def _rows(self, candidate: Candidate) -> slice:
         start = (candidate.number - self.first) * len(self.specs)
-        return range(start, start + len(self.specs))
+        return slice(start, start + len(self.specs))
 
 
 def _facts(atoms: Atoms) -> dict[str, Any]:
@@ -162,10 +166,13 @@ def _facts(atoms: Atoms) -> dict[str, Any]:
 
 
 def reduced_formula(atoms: Atoms) -> str:
-    """Such as SrTiO3, in the order of the periodic table's electronegativities as ASE has it."""
+    """Such as SrTiO3: metals first, each part by alphabet, as ASE's format "metal"."""
     if not len(atoms):
         return ""
-    return Formula(atoms.get_chemical_formula()).reduce()[0].format("metal")
+    numbers, counts = np.unique(atoms.numbers, return_counts=True)
+    counts //= np.gcd.reduce(counts)
+    order = sorted(zip(_ORDER[numbers].tolist(), numbers.tolist(), counts.tolist()))
+    return "".join(chemical_symbols[z] + (str(count) if count > 1 else "") for _, z, count in order)
 
 
 def _geometry(atoms: Atoms) -> dict[str, Any]:

@@ -37,6 +37,7 @@ class Candidate:
         source: where it comes from, for people.
         atoms: the structure, None where there is none.
         error: why it cannot be predicted.
+        totals: (charge, spin).
         edges: (edge_index [2, E], edge_cell_shift [E, 3]) within the model's cutoff.
         closest: shortest distance over the sum of the covalent radii.
     """
@@ -45,6 +46,7 @@ class Candidate:
     source: str
     atoms: Atoms | None = None
     error: GFMError | None = None
+    totals: tuple[int, int] = (0, 1)
     edges: tuple[np.ndarray, np.ndarray] | None = None
     closest: float | None = None
 

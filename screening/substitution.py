@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from itertools import product
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,11 @@ from gfm_calc.errors import ConfigError
 from gfm_calc.neighbors import edge_vectors, neighbor_list
 from gfm_calc.screening.prototypes import IONIC_RADII, STATES
 from gfm_calc.screening.streams import Made
+from gfm_calc.screening.templates import Scaled, Template
 
 _MOST = 200_000_000  # combinations of a prototype that are looked through
 _BLOCK = 1 << 20
+_NONE = 1 << 40  # a charge that nothing balances
 _SHELL = 1.1  # bonds of an atom: distances over sums of radii up to this times its smallest
 _REACH = 6.5  # Å, within which bonds are looked for
 
@@ -54,13 +56,14 @@ class Substitutions:
         if volume not in ("ionic", "covalent", "prototype"):
             raise ConfigError(f"volume must be ionic, covalent or prototype, not {volume!r}")
         self.name, self.prototype = name, prototype
+        self._template = Template(prototype)
         self.kinds = kinds
         self.lists = [tuple(replace.get(symbol, (symbol,))) for symbol in kinds]
         self.balance, self.distinct, self.volume = balance, distinct, volume
-        combinations = int(np.prod([len(found) for found in self.lists], dtype=object))
-        if combinations > _MOST:
+        total = int(np.prod([len(found) for found in self.lists], dtype=object))
+        if total > _MOST:
             raise ConfigError(
-                f"prototype {name}: {combinations:,} combinations are more than {_MOST:,}: shorten a list, or give several"
+                f"prototype {name}: {total:,} combinations are more than {_MOST:,}: shorten a list, or give several"
             )
         if not len(self._kept):
             raise ConfigError(f"prototype {name}: no combination is left; try balance = false or distinct = false")
@@ -84,13 +87,14 @@ class Substitutions:
     def made(self, start: int, stop: int) -> Iterator[Made]:
         """See `Stream`."""
         sizes = [len(found) for found in self.lists]
+        positions, cell = self.prototype.positions, self.prototype.cell.array
         own = np.array([self.kinds.index(symbol) for symbol in self.prototype.get_chemical_symbols()])
         for number in self._kept[start:stop].tolist():
             chosen = [found[k] for found, k in zip(self.lists, np.unravel_index(number, sizes))]
             numbers = np.array([atomic_numbers[symbol] for symbol in chosen])[own]
-            atoms = Atoms(numbers, positions=self.prototype.positions, cell=self.prototype.cell, pbc=self.prototype.pbc)
-            if self.volume != "prototype":
-                atoms.set_cell(atoms.cell.array * self._scale(numbers), scale_atoms=True)
+            scale = self._scale(numbers) if self.volume != "prototype" else 1.0
+            atoms = Scaled(numbers, positions=positions * scale, cell=cell * scale, pbc=self.prototype.pbc)
+            atoms.template, atoms.scale = self._template, scale
             changes = " ".join(f"{kind}={symbol}" for kind, symbol in zip(self.kinds, chosen))
             yield f"{self.name} {changes}", atoms
 
@@ -112,25 +116,27 @@ class Substitutions:
         return np.concatenate(kept)
 
     def _all_differ(self, chosen: np.ndarray) -> np.ndarray:
-        elements = np.stack([np.array([atomic_numbers[s] for s in found])[k] for found, k in zip(self.lists, chosen)])
-        return (np.diff(np.sort(elements, axis=0), axis=0) != 0).all(axis=0)
+        elements = [np.array([atomic_numbers[s] for s in found], np.int16)[k] for found, k in zip(self.lists, chosen)]
+        differ = np.ones(chosen.shape[1], bool)
+        for first, second in combinations(elements, 2):
+            differ &= first != second
+        return differ
 
     def _balanced(self, chosen: np.ndarray) -> np.ndarray:
+        """Elements with the same oxidation states are one class: few combinations of classes stand for all."""
         symbols = self.prototype.get_chemical_symbols()
-        counts = [symbols.count(kind) for kind in self.kinds]
-        most = max(len(STATES.get(symbol, ())) for found in self.lists for symbol in found)
-        tables = []
-        for found, count in zip(self.lists, counts):
-            table = np.full((len(found), max(most, 1)), np.nan)
-            for row, symbol in enumerate(found):
-                states = STATES.get(symbol, ())
-                table[row, : len(states)] = [count * state for state in states]
-            tables.append(table)
-        good = np.zeros(chosen.shape[1], bool)
-        for states in product(range(most), repeat=len(tables)):
-            total = sum(table[k, state] for table, k, state in zip(tables, chosen, states))
-            good |= total == 0
-        return good
+        sums = np.zeros((1, 1), np.int64)  # [combinations of classes, combinations of their states]
+        place = np.zeros(chosen.shape[1], np.int64)
+        for found, kind, row in zip(self.lists, self.kinds, chosen):
+            states = [STATES.get(symbol, ()) for symbol in found]
+            classes = sorted(set(states))
+            width = max(1, *(len(several) for several in classes))
+            table = np.array([[*several, *[_NONE] * (width - len(several))] for several in classes])
+            sums = (sums[:, None, :, None] + symbols.count(kind) * table[None, :, None, :]).reshape(
+                len(sums) * len(classes), -1
+            )
+            place = place * len(classes) + np.array([classes.index(several) for several in states])[row]
+        return (sums == 0).any(axis=1)[place]
 
     @cached_property
     def _radii(self) -> np.ndarray:
