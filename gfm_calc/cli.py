@@ -33,6 +33,7 @@ PARTS = {
     ),
     "finetune": ("gfm_calc.finetune.cli", "add a head for your own labelled structures to a model"),
     "screen": ("gfm_calc.screening.cli", "rank any number of candidates, resumable, on any number of processes"),
+    "domain": ("gfm_calc.screening.domain_cli", "what a model's training data cover, for the flags of gfm screen"),
     "bench": ("gfm_calc.benchmarks.cli", "accuracy, physics, speed and reliability figures"),
 }
 

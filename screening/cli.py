@@ -12,6 +12,7 @@ from gfm_calc.errors import ConfigError
 
 if TYPE_CHECKING:
     from gfm_calc.predictor import Predictor
+    from gfm_calc.screening.engine import Engine
     from gfm_calc.screening.folder import Folder
     from gfm_calc.screening.ranking import Ranking
     from gfm_calc.screening.settings import Settings
@@ -59,6 +60,9 @@ def _add_rows(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--length-unit", metavar="UNIT", help="of positions in files that do not say: A, bohr, nm")
     group.add_argument("--elements", type=Path, metavar="FILE",
                        help="relaxed structures of elements, beside ours, for formation energies")  # fmt: skip
+    group.add_argument("--domain", default="auto", metavar="DIR",
+                       help="what `gfm domain` found in the model's training data, or none (default: what came with the "
+                       "package)")  # fmt: skip
     group.add_argument("--relax", action="store_true", help="relax each candidate first")
     group.add_argument("--cell", action="store_true", help="with --relax: the cell too")
     group.add_argument("--fmax", type=positive, default=0.05, help="with --relax, eV/Å (default: %(default)s)")
@@ -73,6 +77,9 @@ def _add_ranking(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--highest", action="store_true", help="the highest is best")
     group.add_argument("--where", action="append", default=[], metavar="FILTER",
                        help="such as 'max_force < 2'; may be given several times")  # fmt: skip
+    group.add_argument("--phases", type=Path, metavar="FILE",
+                       help="structures of competing phases for hull_distance, beside elements and candidates; predicted as "
+                       "they are")  # fmt: skip
     group.add_argument(
         "--top", type=positive_int, default=20, metavar="N", help="best of each head (default: %(default)s)"
     )
@@ -82,7 +89,7 @@ def _add_ranking(parser: argparse.ArgumentParser) -> None:
 def _add_running(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("running")
     group.add_argument("--workers", type=natural, default=0, metavar="N",
-                       help="processes that make candidates and neighbour lists (default: none; beside a GPU, a thread)")  # fmt: skip
+                       help="processes that make candidates and neighbours (default: none; beside a GPU, a thread)")  # fmt: skip
     group.add_argument("--patience", type=positive, default=20.0, metavar="SECONDS",
                        help="of silence after which another's chunk is taken over (default: %(default)s)")  # fmt: skip
 
@@ -93,6 +100,8 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         GFMError: nothing that can be screened, a folder of something else, or a fault of the disk.
     """
+    from gfm_calc.screening.domain import find as find_domain
+    from gfm_calc.screening.engine import Engine
     from gfm_calc.screening.folder import begin, refuse_other_model
     from gfm_calc.screening.plan import open_streams
     from gfm_calc.screening.table import require_pyarrow
@@ -100,21 +109,25 @@ def run(args: argparse.Namespace) -> None:
 
     require_pyarrow()
     ranking = ranking_of(args)
+    _digest_of(args.phases)  # there, before hours of work
     place = discover()
     stream = open_streams(args.input, length_unit=args.length_unit)
     predictor = predictor_of(args, place.local_rank)
     settings = settings_of(args, predictor)
     model = model_of(args.model)
-    about = {"candidates": len(stream), "identity": stream.identity(), "elements_file": _digest_of(args.elements)}
+    domain = find_domain(args.domain, args.model)
+    about = {"candidates": len(stream), "identity": stream.identity(), "elements_file": _digest_of(args.elements),
+             "domain": "" if domain is None else domain.digest}  # fmt: skip
     folder = begin(
         args.output, settings, about, lambda: {"model": model, "elements": _elements(args, predictor)},
         patience=args.patience,
     )  # fmt: skip
     with folder.claims:
         refuse_other_model(folder, model)
-        _work(args, folder, stream, predictor, ranking, (place.rank, place.world))
+        engine = Engine(predictor, settings, folder.meta["elements"], domain)
+        _work(args, folder, stream, engine, ranking, (place.rank, place.world))
     if place.rank == 0:
-        _finish(args, folder, stream, ranking)
+        _finish(args, folder, stream, ranking, predictor)
 
 
 def settings_of(args: argparse.Namespace, predictor: Predictor) -> Settings:
@@ -194,15 +207,14 @@ def _elements(args: argparse.Namespace, predictor: Predictor) -> dict[str, dict[
 
 
 def _work(
-    args: argparse.Namespace, folder: Folder, stream: Joined, predictor: Predictor, ranking: Ranking,
-    place: tuple[int, int],
-) -> None:  # fmt: skip
+    args: argparse.Namespace, folder: Folder, stream: Joined, engine: Engine, ranking: Ranking, place: tuple[int, int]
+) -> None:
     from gfm_calc.screening.claims import shared_out
-    from gfm_calc.screening.engine import Engine, screen
+    from gfm_calc.screening.engine import screen
     from gfm_calc.screening.ranking import Best
     from gfm_calc.screening.rows import Rows
 
-    engine = Engine(predictor, folder.settings, folder.meta["elements"])
+    ranking = ranking.on_line()
     best = Best(ranking, folder.settings.heads)
     waves = shared_out(folder.num_chunks, folder.claims, folder.is_done, rank=place[0], world=place[1])
     head, objective = folder.settings.heads[0], ranking.objective
@@ -220,10 +232,17 @@ def _work(
             screen(engine, stream, folder, chunks, workers=args.workers, on_chunk=show)
 
 
-def _finish(args: argparse.Namespace, folder: Folder, stream: Joined, ranking: Ranking) -> None:
+def _finish(
+    args: argparse.Namespace, folder: Folder, stream: Joined, ranking: Ranking, predictor: Predictor
+) -> None:  # fmt: skip
+    from gfm_calc.screening.hull import phases_of
     from gfm_calc.screening.outcome import finish
+    from gfm_calc.structures import read_structures
 
-    found = finish(folder, stream, ranking, report=args.report)
+    phases = None
+    if args.phases is not None:
+        phases = phases_of(predictor, list(read_structures(args.phases)), folder.meta["elements"])
+    found = finish(folder, stream, ranking, report=args.report, phases=phases)
     for head, counts in found.statuses.items():
         others = "".join(f", {counts[name]:,} {name}" for name in sorted(counts) if name != "ok")
         best = "".join(f"; best: candidate {number}" for number, _ in found.best.of(head)[:1])

@@ -21,6 +21,7 @@ from gfm_calc.errors import GFMError, OutsideDomainError, one_line
 from gfm_calc.graph import AtomicGraph, GraphArrays, GraphBatch
 from gfm_calc.model import Prediction
 from gfm_calc.predictor import Predictor, check_domain, split_rows
+from gfm_calc.screening.domain import Domain, averaged, encoded, features_seen
 from gfm_calc.screening.folder import Folder
 from gfm_calc.screening.prepare import find_neighbours, prepared
 from gfm_calc.screening.relaxation import relax_all
@@ -34,7 +35,7 @@ _WAITING = 2  # chunks that may wait to be written
 _TOO_LARGE = GFMError("does not fit into the memory of this machine, even alone")
 _Graph = AtomicGraph | GraphArrays
 _Wanted = tuple[Candidate, GraphArrays, np.ndarray]  # with the heads [H] that know it
-_Outcome = tuple[GraphBatch, dict[str, Prediction]]
+_Outcome = tuple[GraphBatch, dict[str, Prediction], np.ndarray]  # with the distances [H, B] from training data
 
 
 @dataclass(kw_only=True)
@@ -53,10 +54,14 @@ class Engine:
         predictor: with the heads of the settings.
         settings: see `Settings`.
         elements: {head: {symbol: eV/atom}}.
+        domain: of the model, None where it is not known.
     """
 
-    def __init__(self, predictor: Predictor, settings: Settings, elements: Mapping[str, Mapping[str, float]]):
-        self.predictor, self.settings, self.elements = predictor, settings, elements
+    def __init__(
+        self, predictor: Predictor, settings: Settings, elements: Mapping[str, Mapping[str, float]],
+        domain: Domain | None = None,
+    ):  # fmt: skip
+        self.predictor, self.settings, self.elements, self.domain = predictor, settings, elements, domain
         self.tally = Tally()
         self._ceiling = np.inf  # edges of a batch that the memory does not hold
 
@@ -118,7 +123,8 @@ class Engine:
                 rows.fail(candidate, _TOO_LARGE)
             return
         known = np.stack([heads for _, _, heads in several], axis=1)
-        rows.fill([candidate for candidate, _, _ in several], *outcome, known)
+        batch, found, far = outcome
+        rows.fill([candidate for candidate, _, _ in several], batch, found, known, far)
         self.tally.seconds["rows"] += time.perf_counter() - since
 
     def _batches(self, graphs: Sequence[_Graph]) -> Iterator[tuple[list[int], _Outcome | None]]:
@@ -145,7 +151,7 @@ class Engine:
     def _batch(self, graphs: Sequence[_Graph]) -> _Outcome | None:
         """None where the memory does not hold it."""
         try:
-            return self.predictor.predict_batch(graphs)
+            return self._predict(graphs)
         except (MemoryError, torch.OutOfMemoryError):
             pass
         except RuntimeError as error:  # torch's allocator of the CPU
@@ -154,6 +160,20 @@ class Engine:
         if self.predictor.model.device.type == "cuda":
             torch.cuda.empty_cache()
         return None
+
+    def _predict(self, graphs: Sequence[_Graph]) -> _Outcome:
+        if self.domain is None:
+            batch, found = self.predictor.predict_batch(graphs)
+            return batch, found, np.full((len(found), len(graphs)), np.nan)
+        model = self.predictor.model
+        if self.settings.compile:  # no place to look into it
+            batch, found = self.predictor.predict_batch(graphs)
+            features = encoded(model, batch)
+        else:
+            with features_seen(model) as seen:
+                batch, found = self.predictor.predict_batch(graphs)
+            features = seen[0]
+        return batch, found, self.domain.distances(list(found), averaged(features, batch))
 
 
 def _arrays(candidate: Candidate) -> GraphArrays:

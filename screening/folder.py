@@ -116,7 +116,8 @@ def begin(
     """Begin a screening, or join one that has begun, which must be the same; any number of processes may call this.
 
     Args:
-        stream: {"candidates": how many, "identity": of the stream, "elements_file": digest of what the user gave}.
+        stream: {"candidates": how many, "identity": of the stream, "elements_file": digest of what the user gave,
+            "domain": digest of the statistics}.
         make: the rest of `screening.json`, for the process that begins ("model", "elements"); "model" is compared.
 
     Raises:
@@ -159,6 +160,8 @@ def _refuse_changes(folder: Folder, body: Mapping[str, Any]) -> None:
         )
     if folder.meta["elements_file"] != body["elements_file"]:
         raise ConfigError(f"{folder.directory}: holds a screening with other --elements: choose another folder")
+    if folder.meta.get("domain", "") != body.get("domain", ""):
+        raise ConfigError(f"{folder.directory}: holds a screening with another --domain: choose another folder")
     if folder.meta["identity"] != body["identity"] or folder.candidates != body["candidates"]:
         raise ConfigError(f"{folder.directory}: holds a screening of other candidates: choose another folder")
 

@@ -17,13 +17,16 @@ from gfm_calc.artifacts import canonical_json, write_file
 from gfm_calc.commands.outputs import write_extxyz
 from gfm_calc.errors import GFMError
 from gfm_calc.screening.folder import CHUNKS, CLAIMS, Folder
+from gfm_calc.screening.formulas import composition_of
+from gfm_calc.screening.hull import Hull, hulls
 from gfm_calc.screening.ranking import Best, Ranking, numbers_of
 from gfm_calc.screening.streams import Stream
-from gfm_calc.screening.table import STRUCTURES
+from gfm_calc.screening.table import DERIVED, STRUCTURES
 
+Phases = Mapping[str, Sequence[tuple[str, float]]]
 _SAMPLE = 20_000  # candidates in the distributions
 SHOWN = ("formation_energy_per_atom", "energy_per_atom", "max_force", "volume_per_atom", "pressure", "uncertainty",
-         "force_spread", "closest")  # fmt: skip
+         "force_uncertainty", "force_spread", "domain_distance", "closest", "hull_distance")  # fmt: skip
 
 
 @dataclass(kw_only=True)
@@ -36,6 +39,7 @@ class Overview:
         samples: {head: {column: values}}, of evenly chosen candidates that are ok.
         elements: {head: [119]}, rows that hold an element; lowest: {head: [119]}, their lowest cost, inf where none.
         best: of the ranking.
+        hulls: {head: Hull}, empty where nobody asked.
     """
 
     statuses: dict[str, Counter[str]]
@@ -46,10 +50,14 @@ class Overview:
     elements: dict[str, np.ndarray]
     lowest: dict[str, np.ndarray]
     best: Best
+    hulls: dict[str, Hull] = field(default_factory=dict)
 
 
-def read(folder: Folder, ranking: Ranking) -> Overview:
-    """Read every chunk, checking all of them.
+def read(folder: Folder, ranking: Ranking, phases: Phases | None = None) -> Overview:
+    """Read every chunk, checking all of them; twice where distances from the hull are wanted.
+
+    Args:
+        phases: of the hull, beside the elements and the candidates: {head: [(formula, formation energy)]}; None: no hull.
 
     Raises:
         GFMError: chunks that are missing.  CorruptFileError: damaged or doubled ones.
@@ -61,11 +69,14 @@ def read(folder: Folder, ranking: Ranking) -> Overview:
         elements={head: np.zeros(119, np.int64) for head in heads},
         lowest={head: np.full(119, np.inf) for head in heads}, best=Best(ranking, heads),
     )  # fmt: skip
+    if phases is not None or ranking.derived:
+        found.hulls = hulls_of(folder, phases or {})
     stride = max(1, (folder.last - folder.first) // _SAMPLE)
     names = list(dict.fromkeys([*ranking.columns, *SHOWN, "formula", "error", "domain"]))
-    for table in folder.tables(names):
-        values = numbers_of(table, names)
+    for table in folder.tables([name for name in names if name not in DERIVED]):
+        values = numbers_of(table, [name for name in names if name not in DERIVED])
         candidates, head_of = table.column("candidate").to_numpy(), np.array(table.column("head").to_pylist(), object)
+        values["hull_distance"] = _distances(found.hulls, candidates, head_of, values)
         found.best.add(candidates, head_of, values)
         costs = ranking.costs(values)
         for head in heads:
@@ -77,26 +88,53 @@ def read(folder: Folder, ranking: Ranking) -> Overview:
     return found
 
 
+def hulls_of(folder: Folder, phases: Phases) -> dict[str, Hull]:
+    """The hull of each head: elements, phases, and the candidates that are ok."""
+    found = hulls({head: phases.get(head, ()) for head in folder.settings.heads})
+    names = ["status", "formula", "formation_energy_per_atom"]
+    for table in folder.tables(names):
+        columns = [table.column(name).to_pylist() for name in ("candidate", "head", *names)]
+        for candidate, head, status, formula, energy in zip(*columns):
+            if status == "ok" and energy is not None:
+                found[head].add(formula, energy, candidate)
+    return found
+
+
+def _distances(
+    hulls: Mapping[str, Hull], candidates: np.ndarray, heads: np.ndarray, values: Mapping[str, np.ndarray]
+) -> np.ndarray:
+    found = np.full(len(candidates), np.nan)
+    energies = values["formation_energy_per_atom"]
+    for row in np.flatnonzero((values["status"] == "ok") & np.isfinite(energies)) if hulls else ():
+        found[row] = hulls[heads[row]].distance(values["formula"][row], float(energies[row]), int(candidates[row]))
+    return found
+
+
 def _add(found: Overview, head: str, values: Mapping[str, np.ndarray], costs: np.ndarray) -> None:
     found.statuses[head] += Counter(values["status"].tolist())
     found.errors[head] += Counter(_kind(text) for text in values["error"].tolist() if text)
     found.doubts[head] += int(sum(bool(text) for text in values["domain"].tolist()))
     found.ranked[head] += int(np.count_nonzero(~np.isnan(costs)))
     for formula, cost in zip(values["formula"].tolist(), costs.tolist()):
-        numbers = _elements_of(formula)
+        numbers = list(composition_of(formula or ""))
         found.elements[head][numbers] += 1
         if not np.isnan(cost):
             found.lowest[head][numbers] = np.minimum(found.lowest[head][numbers], cost)
 
 
-def finish(folder: Folder, stream: Stream, ranking: Ranking, *, report: bool) -> Overview:
+def finish(
+    folder: Folder, stream: Stream, ranking: Ranking, *, report: bool, phases: Phases | None = None
+) -> Overview:  # fmt: skip
     """Check all, then write counts.json, ranking.csv, best.extxyz and summary.html; they are replaced where they are there.
+
+    Args:
+        phases: see `read`.
 
     Raises:
         GFMError: see `read`.
     """
-    found = read(folder, ranking)
-    rows = {head: _rows(folder, found.best.of(head), head) for head in folder.settings.heads}
+    found = read(folder, ranking, phases)
+    rows = {head: _rows(folder, found.best.of(head), head, found.hulls.get(head)) for head in folder.settings.heads}
     structures = {head: _structures(folder, stream, several) for head, several in rows.items()}
     counts = {
         "candidates": folder.last - folder.first, "objective": str(ranking.objective),
@@ -116,7 +154,7 @@ def finish(folder: Folder, stream: Stream, ranking: Ranking, *, report: bool) ->
     return found
 
 
-def _rows(folder: Folder, best: Sequence[tuple[int, float]], head: str) -> list[dict[str, Any]]:
+def _rows(folder: Folder, best: Sequence[tuple[int, float]], head: str, hull: Hull | None) -> list[dict[str, Any]]:
     """The rows of the best of a head, best first."""
     place, heads = folder.settings.heads.index(head), len(folder.settings.heads)
     ranks: dict[int, list[tuple[int, int]]] = {}  # of each chunk: (rank, candidate)
@@ -126,7 +164,11 @@ def _rows(folder: Folder, best: Sequence[tuple[int, float]], head: str) -> list[
     for chunk, several in ranks.items():
         table, first = folder.read(chunk), folder.range_of(chunk)[0]
         for rank, candidate in several:
-            found.append({"rank": rank, **table.slice((candidate - first) * heads + place, 1).to_pylist()[0]})
+            row = table.slice((candidate - first) * heads + place, 1).to_pylist()[0]
+            if hull is not None:
+                energy = row["formation_energy_per_atom"]
+                row["hull_distance"] = None if energy is None else hull.distance(row["formula"], energy, candidate)
+            found.append({"rank": rank, **row})
     return sorted(found, key=lambda row: row["rank"])
 
 
@@ -180,18 +222,6 @@ def _sweep(folder: Folder) -> None:
 def _leftovers(directory: Path) -> Iterator[Path]:
     yield from (directory / CHUNKS).glob(".*.tmp")
     yield from (path for path in (directory / CLAIMS).glob("*") if path.name.isdigit() or path.name == "begin")
-
-
-def _elements_of(formula: str | None) -> list[int]:
-    from ase.formula import Formula
-
-    return [] if not formula else _numbers(tuple(Formula(formula).count()))
-
-
-def _numbers(symbols: tuple[str, ...]) -> list[int]:
-    from ase.data import atomic_numbers
-
-    return [atomic_numbers[symbol] for symbol in symbols]
 
 
 def _kind(error: str) -> str:

@@ -11,14 +11,15 @@ from typing import Any
 import numpy as np
 
 from gfm_calc.errors import ConfigError, did_you_mean
-from gfm_calc.screening.table import COLUMNS, RELAXED
+from gfm_calc.screening.table import COLUMNS, DERIVED, RELAXED
 
 _TESTS = {
     "<": np.less, "<=": np.less_equal, ">": np.greater, ">=": np.greater_equal, "==": np.equal, "!=": np.not_equal,
 }  # fmt: skip
 _FILTER = re.compile(r"\s*(\w+)\s*(<=|>=|==|!=|<|>)\s*(\S.*?)\s*")
 _TARGET = re.compile(r"\s*(\w+)\s*~\s*(\S+)\s*")
-_NUMBERS = [name for name, (kind, _) in (COLUMNS | RELAXED).items() if kind in ("float64", "int32", "int64")]
+_NUMBERS = [name for name, (kind, _) in (COLUMNS | RELAXED | DERIVED).items() if kind in ("float64", "int32", "int64")]
+_INSTEAD = "formation_energy_per_atom"
 _WORDS = ["formula", "domain", "source"]
 
 
@@ -110,6 +111,17 @@ class Ranking:
     def columns(self) -> list[str]:
         """What it reads."""
         return list(dict.fromkeys([self.objective.column, "status", *(kept.column for kept in self.filters)]))
+
+    @property
+    def derived(self) -> bool:
+        """Whether it needs columns that are known only when all rows are."""
+        return any(name in DERIVED for name in self.columns)
+
+    def on_line(self) -> Ranking:
+        """What can be said of it before: formation energies instead, and the filters of columns that rows have."""
+        objective = self.objective if self.objective.column not in DERIVED else Objective(column=_INSTEAD)
+        filters = tuple(kept for kept in self.filters if kept.column not in DERIVED)
+        return Ranking(objective=objective, filters=filters, top=self.top)
 
     def costs(self, values: Mapping[str, np.ndarray]) -> np.ndarray:
         """A cost a row, NaN where it does not take part (not ok, filtered, no value).

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms, units
-from ase.data import atomic_masses, chemical_symbols
-from ase.formula import non_metals
+from ase.data import atomic_masses
 from torch import Tensor
 
 from gfm_calc.config import HeadSpec
@@ -17,6 +16,7 @@ from gfm_calc.graph import GraphBatch
 from gfm_calc.model import Prediction
 from gfm_calc.predictor import finite_graphs, not_finite
 from gfm_calc.screening.elements import table_of
+from gfm_calc.screening.formulas import reduced_formula
 from gfm_calc.screening.relaxation import Relaxed
 from gfm_calc.screening.settings import Settings
 from gfm_calc.screening.streams import Candidate
@@ -24,8 +24,6 @@ from gfm_calc.screening.table import columns_of
 
 CLOSE = 0.6  # of a bond: closer atoms are flagged
 _VOIGT = ([0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1])
-_ALPHABET = sorted(chemical_symbols, key=lambda symbol: (symbol in non_metals, symbol))
-_ORDER = np.array([_ALPHABET.index(symbol) for symbol in chemical_symbols])  # of elements in formulas
 
 
 class Rows:
@@ -81,11 +79,13 @@ class Rows:
         self.values["error"][rows] = one_line(error)
 
     def fill(
-        self, candidates: Sequence[Candidate], batch: GraphBatch, found: Mapping[str, Prediction], known: np.ndarray
-    ) -> None:
+        self, candidates: Sequence[Candidate], batch: GraphBatch, found: Mapping[str, Prediction], known: np.ndarray,
+        far: np.ndarray,
+    ) -> None:  # fmt: skip
         """Numbers of a batch.
 
         Args:
+            far: [H, B], see `Domain.distances`.
             known: [H, B], which heads know which structure; the rows of the others stay as they are.
         """
         starts, numbers = batch.ptr[:-1].numpy(), batch.atomic_numbers.cpu().numpy()
@@ -101,8 +101,8 @@ class Rows:
             reference = np.add.reduceat(self._elements[head][numbers], starts)
             values = {
                 "energy": energy, "energy_per_atom": energy / sizes, "closest": closest, "force_spread": spread,
-                "formation_energy_per_atom": (energy - reference) / sizes, "uncertainty": _uncertainty(prediction, sizes),
-                **self._mechanics(prediction, starts),
+                "formation_energy_per_atom": (energy - reference) / sizes, "domain_distance": far[head],
+                **_uncertainties(prediction, sizes, starts), **self._mechanics(prediction, starts),
             }  # fmt: skip
             rows = place + head
             for name, value in values.items():
@@ -111,7 +111,9 @@ class Rows:
             if "converged" in self.columns:
                 self.values["status"][rows[good & (self.values["converged"][rows] == False)]] = "unconverged"  # noqa: E712
             for index in np.flatnonzero(good).tolist():
-                self.values["domain"][rows[index]] = _doubts(self.specs[head], candidates[index], closest[index])
+                self.values["domain"][rows[index]] = _doubts(
+                    self.specs[head], candidates[index], closest[index], far[head, index]
+                )
                 self._keep(
                     rows[index], candidates[index], prediction, slice(starts[index], starts[index] + sizes[index])
                 )
@@ -156,23 +158,13 @@ class Rows:
 
 
 def _facts(atoms: Atoms) -> dict[str, Any]:
-    found: dict[str, Any] = {"formula": reduced_formula(atoms), "num_atoms": len(atoms)}
+    found: dict[str, Any] = {"formula": reduced_formula(atoms.numbers), "num_atoms": len(atoms)}
     if atoms.pbc.all():
         found["volume"] = volume = abs(float(np.linalg.det(atoms.cell.array)))
         found["volume_per_atom"] = volume / max(len(atoms), 1)
         if volume > 0 and len(atoms):
             found["density"] = float(atomic_masses[atoms.numbers].sum()) / volume / (units.kg / units.m**3 * 1000)
     return found
-
-
-def reduced_formula(atoms: Atoms) -> str:
-    """Such as SrTiO3: metals first, each part by alphabet, as ASE's format "metal"."""
-    if not len(atoms):
-        return ""
-    numbers, counts = np.unique(atoms.numbers, return_counts=True)
-    counts //= np.gcd.reduce(counts)
-    order = sorted(zip(_ORDER[numbers].tolist(), numbers.tolist(), counts.tolist()))
-    return "".join(chemical_symbols[z] + (str(count) if count > 1 else "") for _, z, count in order)
 
 
 def _geometry(atoms: Atoms) -> dict[str, Any]:
@@ -186,13 +178,15 @@ def _closest(candidate: Candidate) -> float:
     return np.nan if candidate.closest is None else candidate.closest
 
 
-def _uncertainty(prediction: Prediction, sizes: np.ndarray) -> np.ndarray:
-    """eV/atom; a model that knows no uncertainty gives none."""
-    own = prediction.energy_uncertainty
-    return np.full(len(sizes), np.nan) if own is None else own.numpy() / sizes
+def _uncertainties(prediction: Prediction, sizes: np.ndarray, starts: np.ndarray) -> dict[str, np.ndarray]:
+    """What the model itself says: eV/atom, and eV/Å of the least certain atom; nothing of a model that knows none."""
+    energy: Tensor | None = getattr(prediction, "energy_uncertainty", None)
+    forces: Tensor | None = getattr(prediction, "forces_uncertainty", None)
+    found = {} if energy is None else {"uncertainty": energy.numpy() / sizes}
+    return found if forces is None else {**found, "force_uncertainty": np.maximum.reduceat(forces.numpy(), starts)}
 
 
-def _doubts(spec: HeadSpec, candidate: Candidate, closest: float) -> str:
+def _doubts(spec: HeadSpec, candidate: Candidate, closest: float, far: float) -> str:
     """Why the numbers of a head should not be trusted for a structure, "" where nothing speaks against them."""
     atoms = candidate.atoms
     assert atoms is not None
@@ -202,4 +196,6 @@ def _doubts(spec: HeadSpec, candidate: Candidate, closest: float) -> str:
         reasons.append(f"no {kind} in training")
     if closest < CLOSE:
         reasons.append(f"atoms at {closest:.2f} of a bond")
+    if far > 1.0:
+        reasons.append(f"{far:.1f} times as far as training data")
     return "; ".join(reasons)

@@ -15,17 +15,19 @@ from gfm_calc.commands.pages import drawn, figure, numbers, page, periodic_table
 from gfm_calc.commands.plots import COLOURS, draw_structures
 from gfm_calc.screening.folder import Folder
 from gfm_calc.screening.ranking import Ranking
-from gfm_calc.screening.table import COLUMNS
+from gfm_calc.screening.table import COLUMNS, DERIVED
 
 if TYPE_CHECKING:
     from gfm_calc.screening.outcome import Overview
 
+_COLUMNS = COLUMNS | DERIVED
 _DRAWN = 5  # structures of a head
 _FEW = 12  # atoms; smaller cells are shown repeated
 _MOST = 80  # atoms in a drawing
 _ERRORS = 8  # kinds shown
-_LISTED = ("rank", "candidate", "source", "formula", "num_atoms", "energy_per_atom", "formation_energy_per_atom", "max_force",
-           "volume_per_atom", "uncertainty", "force_spread", "domain")  # fmt: skip
+_LISTED = ("rank", "candidate", "source", "formula", "num_atoms", "energy_per_atom", "formation_energy_per_atom",
+           "hull_distance", "max_force", "volume_per_atom", "uncertainty", "force_uncertainty", "force_spread",
+           "domain_distance", "domain")  # fmt: skip
 
 
 def summary(
@@ -88,7 +90,7 @@ def _distributions(folder: Folder, found: Overview) -> list[str]:
         samples = {head: values[np.isfinite(values)] for head, values in samples.items()}
         samples = {head: values for head, values in samples.items() if len(values)}
         if samples:
-            caption = f"{COLUMNS[name][1]}; the outermost 0.5 % on either side are not shown."
+            caption = f"{_COLUMNS[name][1]}; the outermost 0.5 % on either side are not shown."
             shown.append(figure(name.replace("_", " "), caption, drawn(_histogram, samples, name)))
     return shown
 
@@ -101,7 +103,7 @@ def _histogram(axes: Any, samples: Mapping[str, np.ndarray], name: str) -> None:
     if len(samples) > 1:
         axes.legend(fontsize=6)
     title = name.replace("_", " ")
-    axes.set(xlabel=COLUMNS[name][1].split(",")[0], ylabel="candidates", title=title[0].upper() + title[1:])
+    axes.set(xlabel=_COLUMNS[name][1].split(",")[0], ylabel="candidates", title=title[0].upper() + title[1:])
 
 
 def _maps(ranking: Ranking, found: Overview) -> list[str]:
@@ -159,8 +161,8 @@ def _view(atoms: Atoms) -> Atoms:
 
 
 def _listing(rows: Sequence[Mapping[str, Any]]) -> str:
-    names = [name for name in _LISTED if any(row[name] not in (None, "") for row in rows)]
-    cells = [[_cell(row[name]) for name in names] for row in rows]
+    names = [name for name in _LISTED if any(row.get(name) not in (None, "") for row in rows)]
+    cells = [[_cell(row.get(name)) for name in names] for row in rows]
     return numbers([name.replace("_", " ") for name in names], cells, left=4 if "formula" in names else 3)
 
 

@@ -37,13 +37,22 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "stress": ("list", "eV/Å³, xx yy zz yz xz xy, tension positive"),
     "closest": ("float64", "shortest distance over the sum of covalent radii"),
     "uncertainty": ("float64", "eV/atom, the model's own, where it has one"),
+    "force_uncertainty": ("float64", "eV/Å, largest over atoms of the model's own, where it has one"),
     "force_spread": ("float64", "eV/Å, largest over atoms of the disagreement of the heads"),
+    "domain_distance": ("float64", "from the head's training data; 1 is what 99 % of them are within"),
     "domain": ("string", "reasons to doubt the numbers, empty where there are none"),
 }  # fmt: skip
 RELAXED: dict[str, tuple[str, str]] = {
     "converged": ("bool", "relaxed within the steps"),
     "steps": ("int32", "of the relaxation"),
     "unrelaxed_energy": ("float64", "eV, before"),
+}
+# Not in the chunks: known when all rows are.
+DERIVED: dict[str, tuple[str, str]] = {
+    "hull_distance": (
+        "float64",
+        "eV/atom above the hull of all other phases of the head; below zero: stable by so much",
+    ),
 }
 STRUCTURES: dict[str, tuple[str, str]] = {
     "atomic_numbers": ("list int", "[n]"),
