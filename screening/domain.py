@@ -1,8 +1,10 @@
-"""How far a structure lies from a head's training data, by what the encoder says about it.
+"""How far a structure lies from a head's training data, by what the encoder says about its atoms.
 
-The scalar features of the atoms, averaged over the structure, are compared with those of the training structures: the
-Mahalanobis distance, with a covariance that is shrunk as Ledoit and Wolf do (DOI 10.1016/S0047-259X(03)00096-4).  It is
-given in units of the distance that 99 % of the training structures are within, so 1 is the edge of what is known.
+The scalar features of each atom are compared with those of the atoms of its element in training: the Mahalanobis distance
+from their mean, with a covariance common to the elements that is shrunk as Ledoit and Wolf do
+(DOI 10.1016/S0047-259X(03)00096-4).  A structure's distance is the mean over its atoms, in units of the distance that 99 %
+of the training structures are within, so 1 is the edge of what is known.  (Averaging the features first, and comparing then, tells
+less of the errors.)
 
 The statistics are an artifact of their own (`gfm domain`), made for the weights of one model; those of packaged models come
 with the package.
@@ -10,10 +12,11 @@ with the package.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import safetensors.numpy
@@ -22,6 +25,7 @@ from ase import Atoms
 
 from gfm_calc.artifacts import MANIFEST, commit, open_artifact
 from gfm_calc.checkpoint import open_model
+from gfm_calc.config import MAX_ATOMIC_NUMBER
 from gfm_calc.errors import ConfigError, CorruptFileError, GFMError
 from gfm_calc.graph import AtomicGraph, GraphBatch
 from gfm_calc.model import GFMModel
@@ -33,17 +37,32 @@ _EDGE = 99.0  # per cent of the training structures
 _ATOMS = 2048  # of a batch
 
 
+class Features(NamedTuple):
+    """Features of the atoms of some structures: `scalars` [N, F], `numbers` [N], `ptr` [B+1]."""
+
+    scalars: np.ndarray
+    numbers: np.ndarray
+    ptr: np.ndarray
+
+
 @dataclass(frozen=True, kw_only=True)
 class HeadDomain:
-    """Of one head: `mean` [F] and `whitening` [F, F] of the averaged features, `reach`, the distance that is called 1."""
+    """Of one head: `numbers` [E] of its elements, the `means` [E, F] of their features, a common `whitening` [F, F], and
+    `reach`, the distance that is called 1."""
 
-    mean: np.ndarray
+    numbers: np.ndarray
+    means: np.ndarray
     whitening: np.ndarray
     reach: float
 
-    def distances(self, features: np.ndarray) -> np.ndarray:
-        """[B] of averaged features [B, F]; 1 is the edge of the training data."""
-        return np.linalg.norm((features - self.mean) @ self.whitening, axis=1) / self.reach
+    def distances(self, features: Features) -> np.ndarray:
+        """[B]; 1 is the edge of the training data; NaN where it lacks an element."""
+        place = np.full(MAX_ATOMIC_NUMBER + 1, -1)
+        place[self.numbers] = np.arange(len(self.numbers))
+        own = place[features.numbers]
+        away = np.linalg.norm((features.scalars - self.means[own]) @ self.whitening, axis=1)
+        away[own < 0] = np.nan
+        return np.add.reduceat(away, features.ptr[:-1]) / np.diff(features.ptr) / self.reach
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,29 +73,32 @@ class Domain:
     heads: Mapping[str, HeadDomain]
     digest: str = ""
 
-    def distances(self, heads: Sequence[str], features: np.ndarray) -> np.ndarray:
+    def distances(self, heads: Sequence[str], features: Features) -> np.ndarray:
         """[H, B], NaN for heads without statistics."""
-        found = np.full((len(heads), len(features)), np.nan)
+        found = np.full((len(heads), len(features.ptr) - 1), np.nan)
         for row, head in enumerate(heads):
             if head in self.heads:
                 found[row] = self.heads[head].distances(features)
         return found
 
 
-def fit(features: np.ndarray) -> HeadDomain:
-    """From averaged features [n, F] of training structures.
+def fit(features: Features) -> HeadDomain:
+    """From the features of training structures.
 
     Raises:
         ConfigError: too few.
     """
-    if len(features) < FEWEST:
-        raise ConfigError(f"{len(features)} training structures are too few to know a domain by: give {FEWEST} or more")
-    mean = features.mean(axis=0)
-    covariance = _shrunk(features - mean)
-    whitening = np.linalg.inv(np.linalg.cholesky(covariance)).T
-    one = HeadDomain(mean=mean, whitening=whitening, reach=1.0)
+    count = len(features.ptr) - 1
+    if count < FEWEST:
+        raise ConfigError(f"{count} training structures are too few to know a domain by: give {FEWEST} or more")
+    numbers, own = np.unique(features.numbers, return_inverse=True)
+    sums = np.zeros((len(numbers), features.scalars.shape[1]))
+    np.add.at(sums, own, features.scalars)
+    means = sums / np.bincount(own)[:, None]
+    whitening = np.linalg.inv(np.linalg.cholesky(_shrunk(features.scalars - means[own]))).T
+    one = HeadDomain(numbers=numbers, means=means, whitening=whitening, reach=1.0)
     reach = float(np.percentile(one.distances(features), _EDGE))
-    return HeadDomain(mean=mean, whitening=whitening, reach=max(reach, np.finfo(float).tiny))
+    return replace(one, reach=max(reach, np.finfo(float).tiny))
 
 
 def _shrunk(centred: np.ndarray) -> np.ndarray:
@@ -92,7 +114,7 @@ def _shrunk(centred: np.ndarray) -> np.ndarray:
 
 
 @contextmanager
-def features_seen(model: GFMModel):
+def features_seen(model: GFMModel) -> Iterator[list[torch.Tensor]]:
     """A list to which every batch that the (uncompiled) model predicts in the block adds the features [N, F] of its atoms."""
     seen: list[torch.Tensor] = []
     handle = model.encoder.register_forward_hook(lambda module, given, found: seen.append(found[0].detach()))
@@ -102,27 +124,25 @@ def features_seen(model: GFMModel):
         handle.remove()
 
 
-def averaged(features: torch.Tensor, batch: GraphBatch) -> np.ndarray:
-    """[B, F] float64 from the features [N, F] of a batch's atoms."""
-    ptr = batch.ptr.numpy()
-    return np.add.reduceat(features.to("cpu", torch.float64).numpy(), ptr[:-1]) / np.diff(ptr)[:, None]
+def arranged(scalars: torch.Tensor, batch: GraphBatch) -> Features:
+    """Features [N, F] of a batch's atoms with what says whose they are."""
+    return Features(scalars.to("cpu", torch.float64).numpy(), batch.atomic_numbers.numpy(), batch.ptr.numpy())
 
 
-def encoded(model: GFMModel, batch: GraphBatch) -> torch.Tensor:
-    """Features [N, F] of a batch's atoms, by a pass of their own."""
+def encoded(model: GFMModel, batch: GraphBatch) -> Features:
+    """Of a batch, by a pass of their own."""
     with torch.no_grad():
-        return model.encode(model.inputs(batch)).scalars
+        return arranged(model.encode(model.inputs(batch)).scalars, batch)
 
 
-def features_of(model: GFMModel, structures: Iterable[Atoms]) -> np.ndarray:
-    """Averaged features [n, F] of structures; those that are unsound are left out."""
-    found: list[np.ndarray] = [np.zeros((0, model.config.num_features))]
+def features_of(model: GFMModel, structures: Iterable[Atoms]) -> Features:
+    """Of structures; those that are unsound are left out."""
+    parts: list[Features] = []
     held: list[AtomicGraph] = []
 
     def flush() -> None:
         if held:
-            batch = GraphBatch.from_graphs(held)
-            found.append(averaged(encoded(model, batch), batch))
+            parts.append(encoded(model, GraphBatch.from_graphs(held)))
             held.clear()
 
     for atoms in structures:
@@ -133,15 +153,19 @@ def features_of(model: GFMModel, structures: Iterable[Atoms]) -> np.ndarray:
         if sum(int(graph.num_nodes or 0) for graph in held) > _ATOMS:
             flush()
     flush()
-    return np.concatenate(found)
+    sizes = np.concatenate([[0], *(np.diff(part.ptr) for part in parts)])
+    scalars = np.concatenate([np.zeros((0, model.config.num_features)), *(part.scalars for part in parts)])
+    return Features(scalars, np.concatenate([np.zeros(0, int), *(part.numbers for part in parts)]), np.cumsum(sizes))
 
 
 def save(folder: Path, weights: str, heads: Mapping[str, HeadDomain]) -> None:
     """Write the artifact `folder`; float32, which is more than the statistics are good for."""
     arrays = {}
     for name, head in heads.items():
-        arrays |= {f"{name}/mean": head.mean.astype(np.float32), f"{name}/whitening": head.whitening.astype(np.float32),
-                   f"{name}/reach": np.array([head.reach], np.float32)}  # fmt: skip
+        arrays |= {
+            f"{name}/numbers": head.numbers.astype(np.int32), f"{name}/means": head.means.astype(np.float32),
+            f"{name}/whitening": head.whitening.astype(np.float32), f"{name}/reach": np.array([head.reach], np.float32),
+        }  # fmt: skip
     meta = {"weights": weights, "heads": list(heads)}
     commit(
         folder,
@@ -163,8 +187,12 @@ def load(folder: Path) -> Domain:
         arrays = safetensors.numpy.load(artifact.read("domain.safetensors"))
         heads = {}
         for name in artifact.meta["heads"]:
-            mean, whitening, reach = (arrays[f"{name}/{part}"].astype(float) for part in ("mean", "whitening", "reach"))
-            heads[name] = HeadDomain(mean=mean, whitening=whitening, reach=float(reach[0]))
+            means, whitening, reach = (
+                arrays[f"{name}/{part}"].astype(float) for part in ("means", "whitening", "reach")
+            )
+            heads[name] = HeadDomain(
+                numbers=arrays[f"{name}/numbers"], means=means, whitening=whitening, reach=float(reach[0])
+            )
         return Domain(weights=artifact.meta["weights"], heads=heads, digest=artifact.digest)
     except (KeyError, TypeError, ValueError) as error:
         raise CorruptFileError(f"{folder}: is not what this version writes: damaged") from error

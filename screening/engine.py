@@ -21,7 +21,7 @@ from gfm_calc.errors import GFMError, OutsideDomainError, one_line
 from gfm_calc.graph import AtomicGraph, GraphArrays, GraphBatch
 from gfm_calc.model import Prediction
 from gfm_calc.predictor import Predictor, check_domain, split_rows
-from gfm_calc.screening.domain import Domain, averaged, encoded, features_seen
+from gfm_calc.screening.domain import Domain, arranged, encoded, features_seen
 from gfm_calc.screening.folder import Folder
 from gfm_calc.screening.prepare import find_neighbours, prepared
 from gfm_calc.screening.relaxation import relax_all
@@ -172,8 +172,8 @@ class Engine:
         else:
             with features_seen(model) as seen:
                 batch, found = self.predictor.predict_batch(graphs)
-            features = seen[0]
-        return batch, found, self.domain.distances(list(found), averaged(features, batch))
+            features = arranged(seen[0], batch)
+        return batch, found, self.domain.distances(list(found), features)
 
 
 def _arrays(candidate: Candidate) -> GraphArrays:

@@ -4,6 +4,8 @@
 kind = "substitution"            # also "perturbation", "random", "files"
 prototypes = ["perovskite"]      # packaged, or files of structures
 replace = { Sr = ["alkaline-earth"], Ti = ["transition"], O = ["O", "S"] }
+
+A table [groups] gives names to lists of elements, for use in `replace` and `elements`.
 """
 
 from __future__ import annotations
@@ -38,7 +40,11 @@ def _streams(path: Path, length_unit: str | None) -> list[Stream]:
     if path.suffix.lower() != ".toml":
         return [Files(path, length_unit=length_unit)]
     table = read_toml(path)
-    _refuse_unknown(table, ("candidates",), str(path))
+    _refuse_unknown(table, ("candidates", "groups"), str(path))
+    groups = table.get("groups", {})
+    if not isinstance(groups, dict):
+        raise ConfigError(f"{path}: write groups as [groups] with name = [elements, ...]")
+    named = {name: elements_of(words, f"{path}: groups.{name}") for name, words in groups.items()}
     entries = table.get("candidates")
     if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
         raise ConfigError(f"{path}: says nothing to make: write [[candidates]] with a kind")
@@ -48,6 +54,7 @@ def _streams(path: Path, length_unit: str | None) -> list[Stream]:
         kind = entry.pop("kind", None)
         if kind not in _KINDS:
             raise ConfigError(f"{where}: kind must be one of {', '.join(_KINDS)}{did_you_mean(kind, _KINDS)}")
+        _name_groups(entry, named)
         try:
             found += _KINDS[kind](entry, path.parent, where)
         except ConfigError as error:
@@ -57,6 +64,19 @@ def _streams(path: Path, length_unit: str | None) -> list[Stream]:
                 raise
             raise ConfigError(f"{where}: {one_line(error)}") from error
     return found
+
+
+def _name_groups(entry: dict[str, Any], named: Mapping[str, Sequence[str]]) -> None:
+    """Put the elements of the user's groups in the places of their names."""
+
+    def elements(words: Any) -> Any:
+        several = [words] if isinstance(words, str) else words
+        return [e for word in several for e in named.get(word, (word,))] if isinstance(several, list) else words
+
+    if isinstance(entry.get("replace"), dict):
+        entry["replace"] = {symbol: elements(words) for symbol, words in entry["replace"].items()}
+    if "elements" in entry:
+        entry["elements"] = elements(entry["elements"])
 
 
 def _files(entry: Mapping[str, Any], folder: Path, where: str) -> list[Stream]:

@@ -8,6 +8,7 @@ from typing import Any
 from ase import Atoms
 from ase.build import bulk
 from ase.data import chemical_symbols
+from ase.spacegroup import crystal
 
 from gfm_calc.errors import ConfigError, did_you_mean
 
@@ -81,6 +82,39 @@ def _elpasolite() -> Atoms:
     return _cubic("K2NaAlF6", sites, 8.12, centred=True)
 
 
+def _hexahalide() -> Atoms:
+    """K2PtCl6, a double perovskite without one of its cations: A2 M X6."""
+    x = 0.24
+    anions = [(x, 0, 0), (-x, 0, 0), (0, x, 0), (0, -x, 0), (0, 0, x), (0, 0, -x)]
+    return _cubic("K2PtCl6", [(0.25, 0.25, 0.25), (0.75, 0.75, 0.75), (0, 0, 0), *anions], 9.75, centred=True)
+
+
+def _primitive(
+    symbols: list[str], sites: list[tuple[float, float, float]], group: int, a: float, c: float, setting: int = 1
+):
+    """The primitive cell of a cubic or tetragonal crystal."""
+    atoms = crystal(
+        symbols, sites, spacegroup=group, setting=setting, cellpar=[a, a, c, 90, 90, 90], primitive_cell=True
+    )
+    return Atoms(atoms.symbols, positions=atoms.positions, cell=atoms.cell, pbc=True)
+
+
+def _spinel() -> Atoms:
+    """MgAl2O4."""
+    return _primitive(["Mg", "Al", "O"], [(0.125,) * 3, (0.5,) * 3, (0.2624,) * 3], 227, 8.08, 8.08, setting=2)
+
+
+def _chalcopyrite() -> Atoms:
+    """CuFeS2."""
+    return _primitive(["Cu", "Fe", "S"], [(0, 0, 0), (0, 0, 0.5), (0.257, 0.25, 0.125)], 122, 5.289, 10.423)
+
+
+def _kesterite() -> Atoms:
+    """Cu2ZnSnS4: A2 B M X4."""
+    cations = [(0, 0, 0), (0, 0.5, 0.25), (0, 0.5, 0.75), (0, 0, 0.5)]
+    return _primitive(["Cu", "Cu", "Zn", "Sn", "S"], [*cations, (0.756, 0.7566, 0.8722)], 82, 5.427, 10.871)
+
+
 _PEROVSKITE = [(0, 0, 0), (0.5, 0.5, 0.5), (0.5, 0.5, 0), (0.5, 0, 0.5), (0, 0.5, 0.5)]
 _HEUSLER = [(0, 0, 0), (0.25, 0.25, 0.25), (0.5, 0.5, 0.5), (0.75, 0.75, 0.75)]
 PROTOTYPES: dict[str, Callable[[], Atoms]] = {
@@ -94,6 +128,10 @@ PROTOTYPES: dict[str, Callable[[], Atoms]] = {
     "half-heusler": lambda: _cubic("TiNiSn", _HEUSLER[:3], 5.93, centred=True),
     "heusler": lambda: _cubic("AlCuMnCu", _HEUSLER, 5.95, centred=True),
     "elpasolite": _elpasolite,
+    "hexahalide": _hexahalide,
+    "spinel": _spinel,
+    "chalcopyrite": _chalcopyrite,
+    "kesterite": _kesterite,
 }
 
 

@@ -1,10 +1,12 @@
 """How far from the training data: the statistics, the command that makes them, and the rows that are flagged."""
 
 import json
+from dataclasses import replace
 
 import ase.io
 import numpy as np
 import pytest
+import torch
 from ase.build import bulk
 from screenings import argv, need_pyarrow, rows
 from support import batch_of, random_model, structures
@@ -14,32 +16,45 @@ from training import make_datasets
 from gfm_calc.checkpoint import load_model, save_model
 from gfm_calc.cli import main
 from gfm_calc.errors import ConfigError, CorruptFileError
+from gfm_calc.model import GFMModel
 from gfm_calc.screening import domain
-from gfm_calc.screening.domain import averaged, encoded, features_of, features_seen, find, fit, load, save
+from gfm_calc.screening.domain import Features, arranged, encoded, features_of, features_seen, find, fit, load, save
+
+
+def single(samples, numbers=None) -> Features:
+    """Structures of one atom each."""
+    numbers = np.full(len(samples), 29) if numbers is None else numbers
+    return Features(samples, numbers, np.arange(len(samples) + 1))
 
 
 def test_distances_are_those_of_mahalanobis():
-    """With many samples, shrinking does next to nothing: the textbook's formula."""
+    """With many samples, shrinking does next to nothing: the textbook's formula, about the mean of each element."""
     random = np.random.default_rng(0)
-    mix = random.normal(size=(4, 4))
-    samples = random.normal(size=(20_000, 4)) @ mix + 3.0
-    found = fit(samples)
-    away = samples - samples.mean(axis=0)
-    exact = np.sqrt(np.einsum("ni,ij,nj->n", away, np.linalg.inv(np.cov(samples.T)), away))
-    assert found.distances(samples) == pytest.approx(exact / np.percentile(exact, 99), rel=0.02)
-    assert np.mean(found.distances(samples) > 1) == pytest.approx(0.01, abs=0.001)
+    numbers = random.choice([8, 29], 20_000)
+    samples = random.normal(size=(20_000, 4)) @ random.normal(size=(4, 4)) + np.where(numbers == 8, 3.0, -9.0)[:, None]
+    found = fit(single(samples, numbers))
+    away = samples - np.where(
+        (numbers == 8)[:, None], samples[numbers == 8].mean(axis=0), samples[numbers == 29].mean(axis=0)
+    )
+    exact = np.sqrt(np.einsum("ni,ij,nj->n", away, np.linalg.inv(np.cov(away.T)), away))
+    distances = found.distances(single(samples, numbers))
+    assert distances == pytest.approx(exact / np.percentile(exact, 99), rel=0.02)
+    assert np.mean(distances > 1) == pytest.approx(0.01, abs=0.001)
+    pairs = Features(samples, numbers, np.arange(0, 20_001, 2))
+    assert found.distances(pairs) == pytest.approx(distances.reshape(-1, 2).mean(axis=1))
+    assert np.isnan(found.distances(single(samples[:1], np.array([54]))))
 
 
 def test_few_samples_of_many_features_are_shrunk():
     """The covariance of 30 samples of 60 features is singular; the shrunk one finds what lies outside all the same."""
     random = np.random.default_rng(1)
     scales = np.geomspace(0.1, 3, 60)
-    found = fit(random.normal(size=(30, 60)) * scales)
-    inside, outside = random.normal(size=(50, 60)) * scales, random.normal(size=(50, 60)) * scales * 4
+    found = fit(single(random.normal(size=(30, 60)) * scales))
+    inside, outside = (single(random.normal(size=(50, 60)) * scales * factor) for factor in (1, 4))
     assert found.distances(outside).min() > found.distances(inside).max()
-    assert np.isfinite(fit(np.ones((30, 5))).distances(np.ones((2, 5)))).all()
+    assert np.isfinite(fit(single(np.ones((30, 5)))).distances(single(np.ones((2, 5))))).all()
     with pytest.raises(ConfigError, match="too few"):
-        fit(np.zeros((19, 5)))
+        fit(single(np.zeros((19, 5))))
 
 
 def test_features_of_the_prediction_are_those_of_a_pass_of_their_own():
@@ -49,9 +64,10 @@ def test_features_of_the_prediction_are_those_of_a_pass_of_their_own():
     with features_seen(model) as seen:
         model.predict(batch, ["first", "third"])
     assert len(seen) == 1 and not model.encoder._forward_hooks
-    assert np.array_equal(averaged(seen[0], batch), averaged(encoded(model, batch), batch))
-    alone = features_of(model, several)
-    assert np.abs(alone - averaged(seen[0], batch)).max() < 1e-9
+    own, alone = encoded(model, batch), features_of(model, several)
+    assert all(np.array_equal(a, b) for a, b in zip(arranged(seen[0], batch), own))
+    assert np.abs(alone.scalars - own.scalars).max() < 1e-9
+    assert np.array_equal(alone.ptr, own.ptr) and np.array_equal(alone.numbers, own.numbers)
 
 
 @pytest.fixture(scope="module")
@@ -60,11 +76,7 @@ def crystals(tmp_path_factory):
     need_pyarrow()
     folder = tmp_path_factory.mktemp("domain")
     data = make_datasets(folder / "data")
-    model = random_model(dtype=__import__("torch").float32)
-    from dataclasses import replace
-
-    from gfm_calc.model import GFMModel
-
+    model = random_model(dtype=torch.float32)
     specs = [replace(model.specs["first"], name=name, periodicity=()) for name in ("crystals", "other")]
     save_model(GFMModel(model.config, specs).requires_grad_(False).eval(), folder / "model")
     assert (
@@ -140,7 +152,7 @@ def test_the_training_side_of_a_recipe_alone(crystals, tmp_path, capsys):
     chosen = head.sides["train"]
     assert 0 < len(chosen) < len(head.dataset)
     wanted = fit(features_of(load_model(model), (r.structure() for r in head.dataset.read(chosen).records())))
-    assert load(tmp_path / "part").heads["crystals"].mean == pytest.approx(wanted.mean, rel=1e-5)
+    assert load(tmp_path / "part").heads["crystals"].means == pytest.approx(wanted.means, rel=1e-5)
 
 
 def test_the_packaged_model_has_statistics(packaged_model):
@@ -160,10 +172,10 @@ def test_packaged_statistics_are_small():
 
 def test_save_and_load_are_inverse(tmp_path):
     random = np.random.default_rng(0)
-    given = {"a": fit(random.normal(size=(50, 6))), "b": fit(random.normal(size=(50, 6)))}
+    given = {name: fit(single(random.normal(size=(50, 6)))) for name in "ab"}
     save(tmp_path / "d", "0" * 64, given)
     found = load(tmp_path / "d")
-    points = random.normal(size=(9, 6))
+    points = single(random.normal(size=(9, 6)))
     assert list(found.heads) == ["a", "b"] and found.weights == "0" * 64
     assert found.distances(["b", "c"], points)[0] == pytest.approx(given["b"].distances(points), rel=1e-5)
     assert np.isnan(found.distances(["c"], points)).all()
