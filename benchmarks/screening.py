@@ -4,6 +4,12 @@
     end-to-end  structures a second from a file of structures to Parquet, and the share of every stage
     peer        HydraGNN's fused inference on the same structures and neighbours, model alone and end to end
     processes   one process and two on one folder
+    others      CHGNet and SevenNet by their own batch paths, beside ours
+    roofline    bytes and operations of the model, beside what the machine can do
+    precision   float64, float32 and bfloat16: how fast, and how far from float64
+    million     a plan of a million candidates, from a sample of them
+    flags       do the errors fall when rows are dropped that are doubtful?  (needs labelled data)
+    discovery   withheld crystals ranked by formation energy, beside the order of their labels  (needs labelled data)
 
 The lead model of the papers (PaiNN, width 337, 2 layers, 16 heads of width 776) has random weights: a stopwatch does not mind.
 """
@@ -22,8 +28,14 @@ import numpy as np
 import torch
 from ase import Atoms
 
+from gfm_calc.benchmarks.roofline import roofline
 from gfm_calc.benchmarks.screening_peer import beside_peer
 from gfm_calc.benchmarks.screening_runs import end_to_end, processes
+from gfm_calc.benchmarks.screening_scale import million, precision
+from gfm_calc.benchmarks.screening_worth import worth
+from gfm_calc.benchmarks.speed import SpeedPlan, run_speed
+from gfm_calc.benchmarks.structures import crystals
+from gfm_calc.checkpoint import load_model
 from gfm_calc.commands.progress import Progress
 from gfm_calc.config import HeadSpec, ModelConfig
 from gfm_calc.errors import ConfigError
@@ -32,7 +44,18 @@ from gfm_calc.model import GFMModel, Prediction
 from gfm_calc.screening.engine import budgeted, by_size
 from gfm_calc.screening.generators import RandomAtoms
 
-PARTS = ("ablation", "end-to-end", "peer", "processes")
+PARTS = (
+    "ablation",
+    "end-to-end",
+    "peer",
+    "processes",
+    "others",
+    "roofline",
+    "precision",
+    "million",
+    "flags",
+    "discovery",
+)
 CUTOFF = 5.0  # Å
 _KEPT = 4  # heads that a structure needs, of all
 _ELEMENTS = ("H", "C", "N", "O", "Na", "Al", "Si", "Cl", "Ti", "Cu")
@@ -52,6 +75,11 @@ class ScreeningPlan:
         turns: measurements of each contender, which take turns.
         compile: compiled contenders, too.
         peer: python of an environment with HydraGNN's dependencies.  checkout: of HydraGNN.
+        others: {"chgnet" | "sevennet": python of an environment that has it}.
+        molecule_head: of part precision, beside `head`.
+        candidates_file, sampled: of part million, how many of its candidates are predicted.
+        data, recipe, cache: labelled datasets, what the model was trained with, and a folder that keeps what was prepared.
+        known: heads of parts flags and discovery; none: `head`.  frames: held-out structures of each at most.
     """
 
     parts: Sequence[str] = PARTS
@@ -65,6 +93,15 @@ class ScreeningPlan:
     turns: int = 5
     compile: bool = True
     peer: str | None = None
+    others: Mapping[str, str] = field(default_factory=dict)
+    molecule_head: str | None = None
+    candidates_file: Path | None = None
+    sampled: int = 20_000
+    data: Path | None = None
+    recipe: str = "gfm-small"
+    cache: Path | None = None
+    known: Sequence[str] = ()
+    frames: int | None = None
     checkout: Path | None = field(default_factory=lambda: Path(os.environ.get("HYDRAGNN_CHECKOUT", "")))
 
     def __post_init__(self) -> None:
@@ -92,6 +129,28 @@ def run_screening(plan: ScreeningPlan) -> dict[str, Any]:
         found["end_to_end"] = end_to_end(plan)
     if "processes" in plan.parts:
         found["processes"] = processes(plan)
+    found |= _of_packaged(plan)
+    if {"flags", "discovery"} & set(plan.parts):
+        found |= worth(plan)
+    return found
+
+
+def _of_packaged(plan: ScreeningPlan) -> dict[str, Any]:
+    """Parts others, roofline, precision, million."""
+    found: dict[str, Any] = {}
+    if "others" in plan.parts and plan.others:
+        found["others"] = run_speed(SpeedPlan(
+            model=plan.model, head=plan.head, threads=(1,), compile=plan.compile, peers=plan.others, batches=(256,), systems=(),
+            sets={"crystals": crystals(256)}, repeats=plan.turns,
+        ))  # fmt: skip
+    if "roofline" in plan.parts:
+        graphs = [AtomicGraph.build(atoms, CUTOFF) for atoms in crystals(64)]
+        few = next(iter(budgeted(graphs, 10**9, plan.max_edges)))
+        found["roofline"] = roofline(load_model(plan.model), plan.head, [graphs[k] for k in few], plan.turns)
+    if "precision" in plan.parts:
+        found["precision"] = precision(plan)
+    if "million" in plan.parts:
+        found["million"] = million(plan)
     return found
 
 

@@ -83,6 +83,9 @@ def _add_ranking(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--top", type=positive_int, default=20, metavar="N", help="best of each head (default: %(default)s)"
     )
+    group.add_argument("--export", type=Path, metavar="DIR",
+                       help="ADIOS2 datasets of all that is ok, one a head, for gfm data and gfm train; needs --keep structures "
+                       "--keep forces")  # fmt: skip
     group.add_argument("--no-report", dest="report", action="store_false", help="leave summary.html out")
 
 
@@ -102,6 +105,7 @@ def run(args: argparse.Namespace) -> None:
     """
     from gfm_calc.screening.domain import find as find_domain
     from gfm_calc.screening.engine import Engine
+    from gfm_calc.screening.export import refuse_incomplete
     from gfm_calc.screening.folder import begin, refuse_other_model
     from gfm_calc.screening.plan import open_streams
     from gfm_calc.screening.table import require_pyarrow
@@ -114,6 +118,8 @@ def run(args: argparse.Namespace) -> None:
     stream = open_streams(args.input, length_unit=args.length_unit)
     predictor = predictor_of(args, place.local_rank)
     settings = settings_of(args, predictor)
+    if args.export is not None:
+        refuse_incomplete(settings)
     model = model_of(args.model)
     domain = find_domain(args.domain, args.model)
     about = {"candidates": len(stream), "identity": stream.identity(), "elements_file": _digest_of(args.elements),
@@ -235,6 +241,8 @@ def _work(
 def _finish(
     args: argparse.Namespace, folder: Folder, stream: Joined, ranking: Ranking, predictor: Predictor
 ) -> None:  # fmt: skip
+    from gfm_calc.predictor import Predictor
+    from gfm_calc.screening.export import export
     from gfm_calc.screening.hull import phases_of
     from gfm_calc.screening.outcome import finish
     from gfm_calc.structures import read_structures
@@ -242,7 +250,14 @@ def _finish(
     phases = None
     if args.phases is not None:
         phases = phases_of(predictor, list(read_structures(args.phases)), folder.meta["elements"])
-    found = finish(folder, stream, ranking, report=args.report, phases=phases)
+    exact = None
+    if args.dtype != "float64":
+        exact = Predictor(
+            args.model, predictor.heads, dtype="float64", device="cpu", forces=predictor.forces, strict=False
+        )
+    found = finish(folder, stream, ranking, report=args.report, phases=phases, exact=exact)
+    if args.export is not None:
+        export(folder, predictor.specs, args.model, args.export)
     for head, counts in found.statuses.items():
         others = "".join(f", {counts[name]:,} {name}" for name in sorted(counts) if name != "ok")
         best = "".join(f"; best: candidate {number}" for number, _ in found.best.of(head)[:1])

@@ -3,8 +3,8 @@
 The scalar features of each atom are compared with those of the atoms of its element in training: the Mahalanobis distance
 from their mean, with a covariance common to the elements that is shrunk as Ledoit and Wolf do
 (DOI 10.1016/S0047-259X(03)00096-4).  A structure's distance is the mean over its atoms, in units of the distance that 99 %
-of the training structures are within, so 1 is the edge of what is known.  (Averaging the features first, and comparing then, tells
-less of the errors.)
+of the training structures are within, so 1 is the edge of what is known.  (Features averaged over a structure before they
+are compared tell less of its errors.)
 
 The statistics are an artifact of their own (`gfm domain`), made for the weights of one model; those of packaged models come
 with the package.

@@ -81,7 +81,9 @@ class Hull:
             energies = np.array([self._lowest[place] for place in columns])
             fractions = [_fractions(composition_of(self._formulas[place]), tuple(composition)) for place in columns]
             wanted = np.array(_fractions(composition, tuple(composition)))
-            self._others[formula] = lowest_mixture(np.array(fractions).reshape(len(columns), -1), energies, wanted)
+            self._others[formula] = lowest_mixture(
+                np.array(fractions).reshape(len(columns), len(composition)), energies, wanted
+            )
         return self._others[formula]
 
     def _within(self, composition: Mapping[int, int]) -> list[int]:

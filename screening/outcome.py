@@ -16,9 +16,11 @@ from ase import Atoms
 from gfm_calc.artifacts import canonical_json, write_file
 from gfm_calc.commands.outputs import write_extxyz
 from gfm_calc.errors import GFMError
+from gfm_calc.predictor import Predictor
 from gfm_calc.screening.folder import CHUNKS, CLAIMS, Folder
 from gfm_calc.screening.formulas import composition_of
 from gfm_calc.screening.hull import Hull, hulls
+from gfm_calc.screening.precision import SAMPLE, against_float64
 from gfm_calc.screening.ranking import Best, Ranking, numbers_of
 from gfm_calc.screening.streams import Stream
 from gfm_calc.screening.table import DERIVED, STRUCTURES
@@ -40,6 +42,8 @@ class Overview:
         elements: {head: [119]}, rows that hold an element; lowest: {head: [119]}, their lowest cost, inf where none.
         best: of the ranking.
         hulls: {head: Hull}, empty where nobody asked.
+        some: {head: [(candidate, nothing)]}, evenly chosen among those that are ok.
+        precision: of them, see `against_float64`.
     """
 
     statuses: dict[str, Counter[str]]
@@ -51,6 +55,8 @@ class Overview:
     lowest: dict[str, np.ndarray]
     best: Best
     hulls: dict[str, Hull] = field(default_factory=dict)
+    some: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+    precision: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 def read(folder: Folder, ranking: Ranking, phases: Phases | None = None) -> Overview:
@@ -71,7 +77,7 @@ def read(folder: Folder, ranking: Ranking, phases: Phases | None = None) -> Over
     )  # fmt: skip
     if phases is not None or ranking.derived:
         found.hulls = hulls_of(folder, phases or {})
-    stride = max(1, (folder.last - folder.first) // _SAMPLE)
+    stride, apart = (max(1, (folder.last - folder.first) // count) for count in (_SAMPLE, SAMPLE))
     names = list(dict.fromkeys([*ranking.columns, *SHOWN, "formula", "error", "domain"]))
     for table in folder.tables([name for name in names if name not in DERIVED]):
         values = numbers_of(table, [name for name in names if name not in DERIVED])
@@ -85,6 +91,8 @@ def read(folder: Folder, ranking: Ranking, phases: Phases | None = None) -> Over
             sampled = own & (candidates % stride == 0) & (values["status"] == "ok")
             for name in SHOWN:
                 found.samples[head][name].append(values[name][sampled])
+            few = own & (candidates % apart == 0) & (values["status"] == "ok")
+            found.some.setdefault(head, []).extend((number, 0.0) for number in candidates[few].tolist())
     return found
 
 
@@ -123,12 +131,14 @@ def _add(found: Overview, head: str, values: Mapping[str, np.ndarray], costs: np
 
 
 def finish(
-    folder: Folder, stream: Stream, ranking: Ranking, *, report: bool, phases: Phases | None = None
+    folder: Folder, stream: Stream, ranking: Ranking, *, report: bool, phases: Phases | None = None,
+    exact: Predictor | None = None,
 ) -> Overview:  # fmt: skip
     """Check all, then write counts.json, ranking.csv, best.extxyz and summary.html; they are replaced where they are there.
 
     Args:
         phases: see `read`.
+        exact: the model in float64, to say how far from it the rows are; None says nothing.
 
     Raises:
         GFMError: see `read`.
@@ -136,10 +146,15 @@ def finish(
     found = read(folder, ranking, phases)
     rows = {head: _rows(folder, found.best.of(head), head, found.hulls.get(head)) for head in folder.settings.heads}
     structures = {head: _structures(folder, stream, several) for head, several in rows.items()}
+    if exact is not None:
+        some = {head: _rows(folder, sample, head, None) for head, sample in found.some.items()}
+        theirs = {head: _structures(folder, stream, several) for head, several in some.items()}
+        found.precision = against_float64(exact, some, theirs)
     counts = {
         "candidates": folder.last - folder.first, "objective": str(ranking.objective),
         "filters": [str(kept) for kept in ranking.filters],
-        "heads": {head: {"rows": dict(found.statuses[head]), "doubtful": found.doubts[head], "ranked": found.ranked[head]}
+        "heads": {head: {"rows": dict(found.statuses[head]), "doubtful": found.doubts[head], "ranked": found.ranked[head],
+                         "from_float64": found.precision.get(head, {})}
                   for head in rows},
     }  # fmt: skip
     write_file(folder.directory / "counts.json", canonical_json(counts))

@@ -39,7 +39,7 @@ def summary(
     Args:
         rows: {head: the best rows}.  structures: {head: theirs}.
     """
-    parts = [_facts(folder, ranking), "<h2>What became of the candidates</h2>", _statuses(found)]
+    parts = [_facts(folder, ranking, found), "<h2>What became of the candidates</h2>", _statuses(found)]
     parts += ["<h2>Distributions</h2>", '<div class="pictures">', *_distributions(folder, found), "</div>"]
     parts += ["<h2>Elements</h2>", '<div class="pictures">', *_maps(ranking, found), "</div>"]
     for head, several in rows.items():
@@ -51,7 +51,7 @@ def summary(
     return page(f"Screening of {folder.last - folder.first:,} candidates", "\n".join(parts))
 
 
-def _facts(folder: Folder, ranking: Ranking) -> str:
+def _facts(folder: Folder, ranking: Ranking, found: Overview) -> str:
     settings, model = folder.settings, folder.meta["model"]
     relaxed = (
         "" if settings.relax is None else f", relaxed by {settings.relax.optimizer} to {settings.relax.fmax:g} eV/Å"
@@ -61,11 +61,23 @@ def _facts(folder: Folder, ranking: Ranking) -> str:
         ("heads", ", ".join(settings.heads)),
         ("candidates", f"{folder.first:,} to {folder.last - 1:,} of {folder.candidates:,}"),
         ("predicted", f"{settings.quantity} in {settings.dtype}{relaxed}"),
+        *[("off float64", text) for text in _off(found)],
         ("best is", str(ranking.objective)),
         ("where", "; ".join(str(kept) for kept in ranking.filters) or "the prediction is sound"),
     ]
     rows = "".join(f"<tr><th>{html.escape(what)}</th><td>{html.escape(value)}</td></tr>" for what, value in lines)
     return f"<table>{rows}</table>"
+
+
+def _off(found: Overview) -> list[str]:
+    """How far the rows of each head are from float64."""
+    lines = []
+    for head, about in found.precision.items():
+        forces = f", {about['max_force_mev_per_a']:g} meV/Å" if "max_force_mev_per_a" in about else ""
+        lines.append(
+            f"{head}: at most {about['energy_mev_per_atom']:g} meV/atom{forces}, of {about['structures']:g} candidates"
+        )
+    return lines
 
 
 def _statuses(found: Overview) -> str:

@@ -69,8 +69,9 @@ def test_killed_and_started_again(whole, saved_model, tmp_path, tally, world):
 
 @pytest.mark.slow
 @pytest.mark.promise("R2")
-def test_killed_and_started_again_often(whole, saved_model, tmp_path, tally):
-    kill_at_random(whole, saved_model, tmp_path, 200, tally, 2)
+@pytest.mark.parametrize("kills", [20, 200])
+def test_killed_and_started_again_often(whole, saved_model, tmp_path, tally, kills):
+    kill_at_random(whole, saved_model, tmp_path, kills, tally, 2)
     tally.verdict()
 
 

@@ -1,22 +1,36 @@
 """`gfm bench screening` on tiny models; no test looks at how fast anything is."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import ase.io
 import numpy as np
 import pytest
+import torch
+from ase.build import bulk
 from screenings import need_pyarrow
-from support import ROOT
+from support import ROOT, random_model
+from training import make_datasets
 
-from gfm_calc.benchmarks import screening
+from gfm_calc.benchmarks import screening, screening_worth
+from gfm_calc.benchmarks.accuracy import load_heads
 from gfm_calc.benchmarks.contenders import Process
 from gfm_calc.benchmarks.peers.steps import read_batches
 from gfm_calc.benchmarks.report import markdown
+from gfm_calc.benchmarks.roofline import Counted, roofline
 from gfm_calc.benchmarks.screening import ScreeningPlan, batches_of, lead_model, lead_structures, run_screening
 from gfm_calc.benchmarks.screening_peer import write_batches
 from gfm_calc.benchmarks.screening_runs import end_to_end, processes
+from gfm_calc.benchmarks.screening_scale import Every, precision
+from gfm_calc.checkpoint import save_model
 from gfm_calc.config import ModelConfig
 from gfm_calc.errors import ConfigError, GFMError
+from gfm_calc.graph import AtomicGraph
+from gfm_calc.model import GFMModel
+from gfm_calc.predictor import Predictor
+from gfm_calc.screening.plan import open_streams
+from gfm_calc.train.cli import find_recipe
 
 # A peer that answers without a model.
 PEER = f"""
@@ -123,3 +137,126 @@ def test_plans_that_make_no_sense():
 def test_a_contender_that_is_not_there(tmp_path):
     with pytest.raises(GFMError, match="cannot be run"):
         Process("HydraGNN", [str(tmp_path / "python")], 1)
+
+
+# ---- what it is worth, how far it goes ----
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory):
+    """(datasets, recipe, a random model with heads of them)."""
+    need_pyarrow()
+    folder = tmp_path_factory.mktemp("labelled")
+    data = make_datasets(folder / "data", (120, 30, 25))
+    model = random_model(dtype=torch.float32)
+    specs = [replace(model.specs["first"], name=name, periodicity=("bulk",)) for name in ("crystals", "second")]
+    save_model(GFMModel(model.config, specs).requires_grad_(False).eval(), folder / "model")
+    recipe = folder / "recipe.toml"
+    recipe.write_text("[data]\ntest = 0.3\nvalidation = 0.1\n")
+    return data, recipe, folder / "model"
+
+
+def test_errors_fall_where_flagged_rows_are_dropped(labelled, small, monkeypatch, tmp_path):
+    """The figures are those of numpy on the same predictions; a signal that is the error itself is the best there is."""
+    data, recipe, model = labelled
+    monkeypatch.setattr("gfm_calc.benchmarks.screening_worth._TOPS", (3, 5))
+    plan = ScreeningPlan(
+        parts=("flags", "discovery"), data=data, recipe=str(recipe), model=str(model), head="crystals", **small
+    )
+    found = run_screening(plan)
+    spread = next(row for row in found["flags"] if row["signal"] == "force_spread")
+    assert spread["beside"] == ["second"] and spread["structures"] >= 20
+    assert [part["dropped"] for part in spread["kept"]] == [0.1, 0.2, 0.5]
+    for part in spread["kept"]:
+        assert part["energy_least"] <= part["energy_mae"] and part["forces_least"] <= part["forces_mae"]
+        assert part["energy_least"] < spread["energy_mae"]
+    assert {row["signal"] for row in found["flags"] if "flagged" in row} == {
+        "remark: elements", "remark: boundaries", "remark: close atoms", "remark: distance"
+    }  # fmt: skip
+    assert next(row for row in found["flags"] if row["signal"] == "uncertainty")["rows"] == 0
+    heads = {head.spec.name: head for head in load_heads(find_recipe(str(recipe), [f'data.path="{data}"']), None)}
+    records = list(heads["crystals"].dataset.read(heads["crystals"].sides["test"]).records())
+    predicted = Predictor(str(model), ["crystals"]).predict([record.structure() for record in records])
+    errors = [abs(p["crystals"].energy.item() - r.energy) / len(r) for p, r in zip(predicted, records)]
+    assert spread["energy_mae"] == pytest.approx(1e3 * np.mean(errors), rel=5e-3)
+    whole = [row for row in found["discovery"] if row["scope"] == "structures" and not row["filter"]]
+    assert len(whole) == 1 and whole[0]["kept"] == whole[0]["structures"] == len(records)
+    filtered = [row for row in found["discovery"] if row["filter"].startswith("force_spread <")]
+    assert filtered and all(row["kept"] < row["structures"] for row in filtered)
+    text = markdown({"benchmark": "screening", "settings": {"heads": 6}, "provenance": ABOUT, **found})
+    assert "Withheld crystals ranked" in text and "when the most doubtful are dropped" in text
+
+
+def test_a_perfect_ranking_is_recalled(labelled):
+    """Recall and correlation against orders that are known."""
+    reference = np.array([0.3, -1.0, 0.5, -2.0, 0.1, 0.9])
+    several = np.arange(6)
+    order = np.argsort(reference)
+    assert screening_worth._recall(several, order.tolist(), reference, 3) == 1.0
+    assert screening_worth._recall(several, order[::-1].tolist(), reference, 3) == 0.0
+    assert screening_worth._recall(several, [1, 5, 2], reference, 3) == pytest.approx(1 / 3, abs=1e-3)
+    assert (
+        screening_worth._rank(reference, 3 * reference) == 1.0 and screening_worth._rank(reference, -reference) == -1.0
+    )
+    assert screening_worth._left(np.array([1.0, 2.0, 9.0, 4.0]), np.array([0.0, 1.0, 3.0, 2.0]), 0.25) == 2330.0
+
+
+def test_elements_of_the_labels(labelled):
+    data, recipe, _ = labelled
+    heads = {head.spec.name: head for head in load_heads(find_recipe(str(recipe), [f'data.path="{data}"']), None)}
+    lowest = screening_worth.labelled_elements(heads["crystals"])
+    frames = list(ase.io.iread(data.parent / "crystals.extxyz"))
+    copper = [atoms.get_potential_energy() / len(atoms) for atoms in frames if set(atoms.symbols) == {"Cu"}]
+    assert lowest["Cu"] == pytest.approx(min(copper), abs=1e-9) and set(lowest) == {"Cu", "Al", "Ni"}
+
+
+def test_parts_that_lack_what_they_need(small):
+    with pytest.raises(ConfigError, match="--data"):
+        run_screening(ScreeningPlan(parts=("flags",), **small))
+    with pytest.raises(ConfigError, match="--candidates-file"):
+        run_screening(ScreeningPlan(parts=("million",), **small))
+
+
+def test_a_million_from_a_sample(small, packaged_model, tmp_path):
+    plan_file = tmp_path / "few.toml"
+    plan_file.write_text(
+        '[[candidates]]\nkind = "substitution"\nprototypes = ["rocksalt"]\nreplace = { Na = ["cations"], Cl = ["anions"] }\n'
+    )
+    plan = ScreeningPlan(parts=("million",), candidates_file=plan_file, sampled=40, model=packaged_model, **small)
+    found = run_screening(plan)["million"]
+    assert found["candidates"] > 200 and 40 <= found["sampled"] <= 45 and found["ok"] > 30
+    assert found["minutes"]["2 processes"] < found["minutes"]["1 process"] and found["billion"]["hours"] > 0
+    text = markdown({"benchmark": "screening", "settings": {"heads": 6}, "provenance": ABOUT, "million": found})
+    assert "few.toml" in text and "(projected)" in text
+
+
+def test_every_nth_candidate_is_one_of_the_stream():
+    everything = open_streams([ROOT / "examples" / "million.toml"])
+    assert len(everything) >= 1_000_000
+    few = Every(everything, len(everything) // 7)
+    sources = [source for source, _ in few.made(0, 7)]
+    assert sources[3] == next(everything.made(3 * few.step, 3 * few.step + 1))[0]
+    assert len({source.split()[0] for source in sources}) >= 3
+
+
+def test_precision_is_measured_against_float64(small, packaged_model):
+    rows = precision(ScreeningPlan(**{**small, "count": 2}, model=packaged_model, molecule_head="gfn2-xtb"))
+    assert [row["dtype"] for row in rows] == ["float64", "float32", "bfloat16"]
+    assert rows[0]["energy_largest"] == 0.0 and 0 < rows[1]["energy_largest"] < 0.1 < rows[2]["energy_largest"]
+    assert 0 < rows[1]["forces_largest"] < rows[2]["forces_largest"]
+
+
+def test_operations_are_counted():
+    a, b, c = torch.ones(3, 4), torch.ones(4, 5), torch.ones(5)
+    with Counted() as count:
+        torch.addmm(c, a, b)
+    assert count.flops == 2 * 3 * 4 * 5 and count.bytes == 4 * (12 + 20 + 5 + 15)
+    with Counted() as count:
+        (a + a).view(-1).t()
+    assert count.flops == 12 and count.bytes == 4 * 36
+    graphs = [AtomicGraph.build(bulk("Cu", cubic=True), 4.0)]
+    found = roofline(random_model(dtype=torch.float32), "first", graphs, turns=1)
+    energies, forces = found["rows"]
+    assert 0 < energies["gflop"] < forces["gflop"] and 0 < energies["share"] < 1 and set(found["ceilings"]) == {
+        "memory_gb_per_s", "cache_gb_per_s", "gemm_gflop_per_s"
+    }  # fmt: skip

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
+from labelled import need_adios
 from screenings import argv, chunks, column, need_pyarrow, random_candidates, rows
 
 from gfm_calc import GFMCalculator
 from gfm_calc.cli import main
+from gfm_calc.data.store import open_dataset
 from gfm_calc.screening.folder import Folder
 
 
@@ -104,7 +106,7 @@ def test_the_same_command_again_goes_on_and_ranks_anew(candidates, saved_model, 
     def nothing_to_do(*given):
         raise AssertionError("a chunk that is there was computed again")
 
-    monkeypatch.setattr("gfm_calc.predictor.Predictor.predict_batch", nothing_to_do)
+    monkeypatch.setattr("gfm_calc.screening.engine.Engine.rows", nothing_to_do)
     assert main(argv([candidates], run, saved_model)) == 0
 
 
@@ -148,7 +150,9 @@ def test_other_settings_candidates_models_and_folders_are_refused(candidates, sa
     (("--keep", "forces", "--quantity", "energies"), "no forces to keep"), (("--keep", "everything"), "structures, forces"),
     (("--head", "gap"), "predicts gap"), (("--head", "fist"), "did you mean 'first'?"),
     (("--relax", "--optimizer", "CG"), "FIRE, LBFGS"), (("--relax", "--head", "second"), "relax with one head"),
-    (("--elements", "none.xyz"), "no such file"),
+    (("--elements", "none.xyz"), "no such file"), (("--phases", "none.xyz"), "no such file"),
+    (("--domain", "nowhere"), "nowhere: no such directory"), (("--export", "data"), "add --keep forces --keep structures"),
+    (("--export", "data", "--keep", "forces"), "add --keep structures"), (("--rank-by", "hull"), "no column 'hull'"),
 ])  # fmt: skip
 def test_wrong_options(candidates, saved_model, tmp_path, capsys, more, said):
     refused(argv([candidates], tmp_path / "run", saved_model, *more), capsys, said)
@@ -229,3 +233,45 @@ def test_the_manifest_says_what_there_is(candidates, saved_model, tmp_path):
     assert folder.meta["model"]["weights"] and folder.meta["identity"]["parts"][0]["name"] == "in.extxyz"
     assert str(tmp_path) not in (tmp_path / "run" / "screening.json").read_text()
     assert set(folder.meta["elements"]) == {"first"}
+
+
+def test_how_far_the_rows_are_from_float64(candidates, saved_model, tmp_path):
+    """Measured on the run's own candidates: not nothing in float32, and not asked in float64."""
+    run = tmp_path / "run"
+    words = argv([candidates], run, saved_model, heads=("first", "second"))
+    words.remove("--no-report")
+    assert main(words) == 0
+    about = json.loads((run / "counts.json").read_text())["heads"]["second"]["from_float64"]
+    exact = {row["candidate"]: row for row in rows_in_float64(candidates, saved_model, tmp_path)}
+    own = [row for row in rows(run) if row["head"] == "second" and row["status"] == "ok"]
+    energies = [abs(row["energy"] - exact[row["candidate"]]["energy"]) / row["num_atoms"] for row in own]
+    forces = [abs(row["max_force"] - exact[row["candidate"]]["max_force"]) for row in own]
+    assert about["structures"] == 19
+    assert about["energy_mev_per_atom"] == pytest.approx(1e3 * max(energies), rel=0.06)
+    assert about["max_force_mev_per_a"] == pytest.approx(1e3 * max(forces), rel=0.06)
+    assert f"second: at most {about['energy_mev_per_atom']:g} meV/atom" in (run / "summary.html").read_text()
+    counts = json.loads((tmp_path / "exact" / "counts.json").read_text())
+    assert counts["heads"]["second"]["from_float64"] == {}
+
+
+def rows_in_float64(candidates, model, folder) -> list[dict]:
+    assert main(argv([candidates], folder / "exact", model, "--dtype", "float64", heads=("second",))) == 0
+    return rows(folder / "exact")
+
+
+def test_rows_as_datasets(candidates, saved_model, tmp_path):
+    """Whole forces in ADIOS2, bit for bit those of the rows; the same command again writes them anew."""
+    need_adios()
+    words = argv([candidates], tmp_path / "run", saved_model, "--quantity", "stress", "--keep", "structures", "--keep", "forces",
+                 "--export", str(tmp_path / "data"), heads=("first", "second"))  # fmt: skip
+    for _ in range(2):
+        assert main(words) == 0
+        for head in ("first", "second"):
+            dataset = open_dataset(tmp_path / "data" / head)
+            own = [row for row in rows(tmp_path / "run") if row["head"] == head and row["status"] == "ok"]
+            assert len(dataset) == len(own) == 19 and dataset.head.labels == "distilled"
+            for record, row in zip(dataset.records(), own, strict=True):
+                assert record.energy == row["energy"]
+                assert np.array_equal(record.forces.ravel(), row["forces"])
+                assert np.array_equal(record.positions.ravel(), row["positions"])
+                assert (record.stress is None) == (row["stress"] is None)
