@@ -19,8 +19,8 @@ def add_screening(benches: Any) -> None:
     parser.add_argument("--model", default=DEFAULT_MODEL, help="of whole screenings (default: %(default)s)")
     parser.add_argument("--head", default="distilled-7net-l3i5", help="of whole screenings (default: %(default)s)")
     parser.add_argument("--parts", type=words, metavar="NAME,NAME", default=(),
-                        help="of ablation, end-to-end, peer, processes, others, roofline, precision, million, flags, "
-                        "discovery; default: all that have what they need")  # fmt: skip
+                        help="of ablation, end-to-end, peer, processes, others, roofline, precision, workload, million, "
+                        "flags, discovery; default: all that have what they need")  # fmt: skip
     parser.add_argument("--heads", type=positive_int, default=16, help="of the lead model; default: %(default)s")
     parser.add_argument("--count", type=positive_int, default=24, help="random structures; default: %(default)s")
     parser.add_argument(
@@ -41,6 +41,8 @@ def add_screening(benches: Any) -> None:
 def _add_more(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--other", type=peer, action="append", default=[], metavar="NAME=PYTHON",
                         help="chgnet or sevennet, and the python of an environment that has it")  # fmt: skip
+    parser.add_argument("--max-edges", type=positive_int, default=8192, help="of a batch; default: %(default)s")
+    parser.add_argument("--device", default="cpu", help="of part workload: cpu, cuda, ...; default: %(default)s")
     parser.add_argument("--molecule-head", default="gfn2-xtb", help="of part precision, too; default: %(default)s")
     parser.add_argument("--candidates-file", type=Path, metavar="FILE", help="of part million: examples/million.toml")
     parser.add_argument(
@@ -70,6 +72,7 @@ def run_screening(args: argparse.Namespace) -> None:
         parts=parts, model=args.model, head=args.head, heads=args.heads, count=args.count,
         max_atoms=args.max_atoms, candidates=args.candidates, turns=args.turns, compile=args.compile,
         peer=dict(args.peer).get("hydragnn"), others=dict(args.other), molecule_head=args.molecule_head,
+        max_edges=args.max_edges, device=args.device,
         candidates_file=args.candidates_file, sampled=args.sampled, data=args.data, recipe=args.recipe, cache=args.cache,
         known=args.known, frames=args.frames, **given,
     )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from gfm_calc.benchmarks.tables import Table, figure
@@ -16,6 +16,8 @@ def screening(result: Mapping[str, Any]) -> Iterator[Table]:
         yield _roofline(result["roofline"])
     if result.get("precision"):
         yield _precision(result["precision"])
+    if result.get("workload"):
+        yield _workload(result["workload"])
     if result.get("million"):
         yield _million(result["million"])
     if result.get("discovery"):
@@ -102,6 +104,18 @@ def _precision(found: Iterable[Mapping[str, Any]]) -> Table:
     rows = [[row["dtype"], figure(row["structures_per_s"]), *(f"{row[name]:.1e}" for name in names)] for row in found]
     header = ["", "structures/s", "energy, mean", "largest", "forces, mean", "largest"]
     return Table("Precision: distance from float64, meV/atom and meV/Å", header, rows)
+
+
+def _workload(found: Sequence[Mapping[str, Any]]) -> Table:
+    names = ("waiting", "graphs", "model", "rows", "writing")
+    rows = [
+        [row["device"], row["dtype"], str(row["heads"]), figure(row["structures_per_s"]), figure(row["atoms_per_s"]),
+         *(f"{100 * row['shares'].get(name, 0.0):.0f}" for name in names)]
+        for row in found
+    ]  # fmt: skip
+    most = found[0]["max_atoms"]
+    header = ["device", "", "heads", "structures/s", "atoms/s", *(f"{name}, %" for name in names)]
+    return Table(f"2 to {most} random atoms in a box of 10 Å, the lead model, from numbers to Parquet", header, rows)
 
 
 def _million(found: Mapping[str, Any]) -> Table:

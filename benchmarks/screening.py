@@ -7,6 +7,7 @@
     others      CHGNet and SevenNet by their own batch paths, beside ours
     roofline    bytes and operations of the model, beside what the machine can do
     precision   float64, float32 and bfloat16: how fast, and how far from float64
+    workload    the papers' own, random atoms and the lead model, as a screening on any device
     million     a plan of a million candidates, from a sample of them
     flags       do the errors fall when rows are dropped that are doubtful?  (needs labelled data)
     discovery   withheld crystals ranked by formation energy, beside the order of their labels  (needs labelled data)
@@ -31,7 +32,7 @@ from ase import Atoms
 from gfm_calc.benchmarks.roofline import roofline
 from gfm_calc.benchmarks.screening_peer import beside_peer
 from gfm_calc.benchmarks.screening_runs import end_to_end, processes
-from gfm_calc.benchmarks.screening_scale import million, precision
+from gfm_calc.benchmarks.screening_scale import million, precision, workload
 from gfm_calc.benchmarks.screening_worth import worth
 from gfm_calc.benchmarks.speed import SpeedPlan, run_speed
 from gfm_calc.benchmarks.structures import crystals
@@ -69,7 +70,8 @@ class ScreeningPlan:
         parts: of PARTS.
         model, head: of the parts end-to-end and processes.
         heads: of the lead model.
-        count, max_atoms: random structures in a box of 10 Å, for ablation and peer; from 2 atoms on.
+        count, max_atoms: random structures in a box of 10 Å, for ablation, peer and workload; from 2 atoms on.
+        device: of part workload.
         max_edges: of a batch.
         candidates: for end-to-end and processes.
         turns: measurements of each contender, which take turns.
@@ -94,6 +96,7 @@ class ScreeningPlan:
     compile: bool = True
     peer: str | None = None
     others: Mapping[str, str] = field(default_factory=dict)
+    device: str = "cpu"
     molecule_head: str | None = None
     candidates_file: Path | None = None
     sampled: int = 20_000
@@ -116,13 +119,15 @@ def run_screening(plan: ScreeningPlan) -> dict[str, Any]:
     """Measure; a table for each part of the plan (see the functions), and "structures" of ablation and peer."""
     found: dict[str, Any] = {}
     structures = lead_structures(plan)
-    if {"ablation", "peer"} & set(plan.parts):
+    if {"ablation", "peer", "workload"} & set(plan.parts):
         model = lead_model(plan.heads)
         batches = batches_of(structures, plan.max_edges)
         atoms, edges = sum(int(b.num_nodes) for b in batches), sum(b.edge_index.shape[1] for b in batches)
         found["structures"] = {"count": len(structures), "atoms": atoms, "edges": edges, "batches": len(batches)}
         if "ablation" in plan.parts:
             found["ablation"] = ablation(model, batches, plan)
+        if "workload" in plan.parts:
+            found["workload"] = workload(model, plan)
         if "peer" in plan.parts and plan.peer is not None:
             found["peer"] = beside_peer(model, structures, batches, plan)
     if "end-to-end" in plan.parts:

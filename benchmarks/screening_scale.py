@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import resource
 import statistics
 import tempfile
@@ -17,12 +18,14 @@ from gfm_calc.benchmarks.structures import crystals, molecules
 from gfm_calc.commands.progress import Progress
 from gfm_calc.errors import ConfigError
 from gfm_calc.graph import AtomicGraph
-from gfm_calc.predictor import DTYPES, MIXED, Predictor
+from gfm_calc.model import GFMModel
+from gfm_calc.predictor import DTYPES, MIXED, Predictor, parse_device
 from gfm_calc.screening.cli import model_of
 from gfm_calc.screening.domain import find as find_domain
 from gfm_calc.screening.elements import element_energies
-from gfm_calc.screening.engine import Engine, screen
+from gfm_calc.screening.engine import Engine, Tally, screen
 from gfm_calc.screening.folder import begin
+from gfm_calc.screening.generators import RandomAtoms
 from gfm_calc.screening.outcome import finish
 from gfm_calc.screening.plan import open_streams
 from gfm_calc.screening.ranking import Objective, Ranking
@@ -108,6 +111,38 @@ def million(plan: ScreeningPlan) -> dict[str, Any]:
         "billion": {"candidates": _BILLION, "cores": _CORES, "hours": _figure(
             _BILLION / counts["candidates"] * seconds / _CORES / 3600)},
     }  # fmt: skip
+
+
+def workload(model: GFMModel, plan: ScreeningPlan) -> list[dict[str, Any]]:
+    """Rows {dtype, heads, device, structures_per_s, atoms_per_s, shares}: the papers' workload as a screening, from the numbers
+    of the candidates to Parquet: 2 to `max_atoms` random atoms in a box of 10 Å, energies and forces of every head."""
+    stream = RandomAtoms(
+        count=plan.count, max_atoms=plan.max_atoms, elements=model.spec(model.energy_heads[0]).elements
+    )
+    rows = []
+    for dtype in DTYPES:
+        own = copy.deepcopy(model).to(parse_device(plan.device), DTYPES[dtype])
+        for heads in (model.energy_heads[:1], model.energy_heads):
+            settings = Settings(heads=heads, dtype=dtype, chunk=max(1, plan.count // 8), max_atoms=1 << 20,
+                                max_edges=plan.max_edges)  # fmt: skip
+            engine = Engine(Predictor(own, heads), settings, {})
+            about = {"candidates": len(stream), "identity": stream.identity(), "elements_file": "", "domain": ""}
+            with tempfile.TemporaryDirectory() as name:
+                made = {"model": {}, "elements": {}}
+                folder = begin(Path(name) / "run", settings, about, lambda made=made: made, patience=20.0)
+                with folder.claims:
+                    screen(engine, stream, folder, range(1))  # warms up
+                    engine.tally = Tally()
+                    since = time.perf_counter()
+                    screen(engine, stream, folder, range(1, folder.num_chunks))
+                    seconds = time.perf_counter() - since
+            counts = engine.tally.counts
+            rows.append({
+                "dtype": dtype, "heads": len(heads), "device": str(own.device), "max_atoms": plan.max_atoms,
+                "structures_per_s": _figure(counts["candidates"] / seconds), "atoms_per_s": _figure(counts["atoms"] / seconds),
+                "shares": {part: _figure(spent / seconds, 3) for part, spent in sorted(engine.tally.seconds.items())},
+            })  # fmt: skip
+    return rows
 
 
 def precision(plan: ScreeningPlan) -> list[dict[str, Any]]:

@@ -39,7 +39,8 @@ class Overview:
         statuses: {head: {status: rows}}.  errors: {head: {error without its place: rows}}.
         doubts: rows with a remark in `domain`.  ranked: rows that pass the filters and have a value to rank by.
         samples: {head: {column: values}}, of evenly chosen candidates that are ok.
-        elements: {head: [119]}, rows that hold an element; lowest: {head: [119]}, their lowest cost, inf where none.
+        elements: {head: [119]}, rows that hold an element; flagged: those of them with a remark in `domain`; lowest:
+            {head: [119]}, their lowest cost, inf where none.
         best: of the ranking.
         hulls: {head: Hull}, empty where nobody asked.
         some: {head: [(candidate, nothing)]}, evenly chosen among those that are ok.
@@ -52,6 +53,7 @@ class Overview:
     ranked: Counter[str] = field(default_factory=Counter)
     samples: dict[str, dict[str, list[np.ndarray]]]
     elements: dict[str, np.ndarray]
+    flagged: dict[str, np.ndarray]
     lowest: dict[str, np.ndarray]
     best: Best
     hulls: dict[str, Hull] = field(default_factory=dict)
@@ -73,6 +75,7 @@ def read(folder: Folder, ranking: Ranking, phases: Phases | None = None) -> Over
         statuses={head: Counter() for head in heads}, errors={head: Counter() for head in heads},
         samples={head: {name: [] for name in SHOWN} for head in heads},
         elements={head: np.zeros(119, np.int64) for head in heads},
+        flagged={head: np.zeros(119, np.int64) for head in heads},
         lowest={head: np.full(119, np.inf) for head in heads}, best=Best(ranking, heads),
     )  # fmt: skip
     if phases is not None or ranking.derived:
@@ -123,9 +126,11 @@ def _add(found: Overview, head: str, values: Mapping[str, np.ndarray], costs: np
     found.errors[head] += Counter(_kind(text) for text in values["error"].tolist() if text)
     found.doubts[head] += int(sum(bool(text) for text in values["domain"].tolist()))
     found.ranked[head] += int(np.count_nonzero(~np.isnan(costs)))
-    for formula, cost in zip(values["formula"].tolist(), costs.tolist()):
+    for formula, cost, doubt in zip(values["formula"].tolist(), costs.tolist(), values["domain"].tolist()):
         numbers = list(composition_of(formula or ""))
         found.elements[head][numbers] += 1
+        if doubt:
+            found.flagged[head][numbers] += 1
         if not np.isnan(cost):
             found.lowest[head][numbers] = np.minimum(found.lowest[head][numbers], cost)
 

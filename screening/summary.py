@@ -128,6 +128,10 @@ def _maps(ranking: Ranking, found: Overview) -> list[str]:
         if np.isfinite(best).any():
             caption = f"{head}: the best candidate that holds an element ({ranking.objective}); dark is better."
             shown.append(figure("Best", caption, drawn(_lowest, best, ranking, head, width=6.4, height=3.5)))
+        flagged = found.flagged[head]
+        if flagged.any():
+            caption = f"{head}: of the candidates that hold an element, those with a remark in domain, per cent."
+            shown.append(figure("Flagged", caption, drawn(_flagged, flagged, counts, head, width=6.4, height=3.5)))
     return shown
 
 
@@ -144,6 +148,12 @@ def _lowest(axes: Any, best: np.ndarray, ranking: Ranking, head: str) -> None:
     shades = {int(z): float((rank + 1) / len(there)) for z, rank in zip(there, order)}
     texts = {int(z): f"{ranking.objective.shown(float(best[z])):.2g}" for z in there}
     periodic_table(axes, shades, texts, f"Best with an element ({head})", "Greens")
+
+
+def _flagged(axes: Any, flagged: np.ndarray, counts: np.ndarray, head: str) -> None:
+    shares = {int(z): float(flagged[z] / counts[z]) for z in np.flatnonzero(counts)}
+    texts = {z: f"{100 * share:.0f}" for z, share in shares.items()}
+    periodic_table(axes, shares, texts, f"Flagged, % of those with an element ({head})", "Oranges")
 
 
 def _short(count: int) -> str:

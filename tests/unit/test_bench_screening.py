@@ -260,3 +260,12 @@ def test_operations_are_counted():
     assert 0 < energies["gflop"] < forces["gflop"] and 0 < energies["share"] < 1 and set(found["ceilings"]) == {
         "memory_gb_per_s", "cache_gb_per_s", "gemm_gflop_per_s"
     }  # fmt: skip
+
+
+def test_the_papers_workload_as_a_screening(small):
+    plan = ScreeningPlan(parts=("workload",), **{**small, "count": 16})
+    rows = run_screening(plan)["workload"]
+    assert [(row["dtype"], row["heads"]) for row in rows] == [(d, h) for d in ("float32", "float64") for h in (1, 6)]
+    assert all(row["structures_per_s"] > 0 and row["device"] == "cpu" for row in rows)
+    text = markdown({"benchmark": "screening", "settings": {"heads": 6}, "provenance": ABOUT, "workload": rows})
+    assert "2 to 8 random atoms" in text

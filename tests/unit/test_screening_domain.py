@@ -88,7 +88,7 @@ def crystals(tmp_path_factory):
 
 def test_far_candidates_are_flagged(crystals, tmp_path):
     data, model, statistics = crystals
-    frames = list(ase.io.iread(data.parent / "crystals.extxyz"))[:6] + [
+    frames = list(ase.io.iread(data.parent / "crystals.extxyz")) + [
         bulk("Pt", cubic=True, a=8.0),
         bulk("NaCl", "rocksalt", a=4.2),
     ]
@@ -101,8 +101,8 @@ def test_far_candidates_are_flagged(crystals, tmp_path):
     assert main(words) == 0
     found = rows(tmp_path / "run")
     own, other = found[::2], found[1::2]
-    assert all(row["domain_distance"] < 1.3 for row in own[:6])
-    for row in own[6:]:
+    assert sum(row["domain_distance"] > 1 for row in own[:40]) == 1  # of 40 in training, 99 % are within
+    for row in own[40:]:
         assert row["domain_distance"] > 1 and "times as far as training data" in row["domain"]
     assert all(row["domain_distance"] is None and row["domain"] == "" for row in other)
     exact = load(statistics).distances(["crystals"], features_of(load_model(model), frames))[0]

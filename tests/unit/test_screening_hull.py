@@ -55,7 +55,7 @@ def test_a_hull_known_by_hand():
     assert hull.distance("LiAl", -1.0, 0) == pytest.approx(-0.1)  # the next best is the other of its composition
     assert hull.distance("Li3Al", -0.6, 1) == pytest.approx(-0.1)  # Li + LiAl give -0.5
     assert hull.distance("LiMg", 0.05) == pytest.approx(0.05)  # nothing but elements
-    assert hull.distance("Li2AlMg", -0.3) == pytest.approx(0.2)  # LiAl + Li + Mg
+    assert hull.distance("Li2AlMg", -0.3) == pytest.approx(0.25)  # a quarter LiAl, half Li3Al, a quarter Mg
     hull.add("NaCl", np.nan)
     assert hull.distance("NaCl", -1.0) == pytest.approx(-1.0)
 
