@@ -24,8 +24,10 @@ from gfm_calc.model import GFMModel
 _LARGE = 1 << 26  # float32, 256 MB
 _SMALL = 1 << 18  # float32, 1 MB
 _MATRIX = 1024
-_FREE = ("view", "detach", "alias", "t.", "transpose", "expand", "slice", "select", "unsqueeze", "squeeze", "permute", "split",
-         "unbind", "as_strided", "_unsafe_view", "reshape", "empty", "chunk")  # fmt: skip
+_FREE = frozenset(
+    "view detach alias t transpose expand slice select unsqueeze squeeze permute split split_with_sizes unbind as_strided "
+    "_unsafe_view _reshape_alias empty empty_like new_empty empty_strided".split()
+)  # views, and memory that nobody has written to
 
 
 class Counted(TorchDispatchMode):
@@ -39,7 +41,7 @@ class Counted(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         found = function(*args, **(kwargs or {}))
         name = str(function).removeprefix("aten.")
-        if not name.startswith(_FREE):
+        if name.partition(".")[0] not in _FREE:
             tensors = list(_tensors((args, kwargs, found)))
             moved = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
             self.bytes += moved
