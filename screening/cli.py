@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,7 +114,7 @@ def run(args: argparse.Namespace) -> None:
 
     require_pyarrow()
     ranking = ranking_of(args)
-    _digest_of(args.phases)  # there, before hours of work
+    _digest_of(args.phases)
     place = discover()
     stream = open_streams(args.input, length_unit=args.length_unit)
     predictor = predictor_of(args, place.local_rank)
@@ -130,10 +131,11 @@ def run(args: argparse.Namespace) -> None:
     )  # fmt: skip
     with folder.claims:
         refuse_other_model(folder, model)
+        phases = _phases(args, folder, predictor) if place.rank == 0 else None
         engine = Engine(predictor, settings, folder.meta["elements"], domain)
         _work(args, folder, stream, engine, ranking, (place.rank, place.world))
     if place.rank == 0:
-        _finish(args, folder, stream, ranking, predictor)
+        _finish(args, folder, stream, ranking, predictor, phases)
 
 
 def settings_of(args: argparse.Namespace, predictor: Predictor) -> Settings:
@@ -238,18 +240,26 @@ def _work(
             screen(engine, stream, folder, chunks, workers=args.workers, on_chunk=show)
 
 
+def _phases(
+    args: argparse.Namespace, folder: Folder, predictor: Predictor
+) -> dict[str, list[tuple[str, float]]] | None:  # fmt: skip
+    """Of --phases, before hours of work: a structure that cannot be predicted is told now."""
+    from gfm_calc.screening.hull import phases_of
+    from gfm_calc.structures import read_structures
+
+    if args.phases is None:
+        return None
+    return phases_of(predictor, list(read_structures(args.phases)), folder.meta["elements"])
+
+
 def _finish(
-    args: argparse.Namespace, folder: Folder, stream: Joined, ranking: Ranking, predictor: Predictor
+    args: argparse.Namespace, folder: Folder, stream: Joined, ranking: Ranking, predictor: Predictor,
+    phases: Mapping[str, Sequence[tuple[str, float]]] | None,
 ) -> None:  # fmt: skip
     from gfm_calc.predictor import Predictor
     from gfm_calc.screening.export import export
-    from gfm_calc.screening.hull import phases_of
     from gfm_calc.screening.outcome import finish
-    from gfm_calc.structures import read_structures
 
-    phases = None
-    if args.phases is not None:
-        phases = phases_of(predictor, list(read_structures(args.phases)), folder.meta["elements"])
     exact = None
     if args.dtype != "float64":
         exact = Predictor(

@@ -35,6 +35,7 @@ PACKAGED = Path(__file__).resolve().parent / "domains"
 FEWEST = 20  # structures of a head, below which there is nothing to compare with
 _EDGE = 99.0  # per cent of the training structures
 _ATOMS = 2048  # of a batch
+_SEEN = 1e-4  # of the size of the features; smaller differences are not looked at
 
 
 class Features(NamedTuple):
@@ -95,7 +96,8 @@ def fit(features: Features) -> HeadDomain:
     sums = np.zeros((len(numbers), features.scalars.shape[1]))
     np.add.at(sums, own, features.scalars)
     means = sums / np.bincount(own)[:, None]
-    whitening = np.linalg.inv(np.linalg.cholesky(_shrunk(features.scalars - means[own]))).T
+    covariance = _shrunk(features.scalars - means[own]) + _floor(features.scalars) * np.eye(features.scalars.shape[1])
+    whitening = np.linalg.inv(np.linalg.cholesky(covariance)).T
     one = HeadDomain(numbers=numbers, means=means, whitening=whitening, reach=1.0)
     reach = float(np.percentile(one.distances(features), _EDGE))
     return replace(one, reach=max(reach, np.finfo(float).tiny))
@@ -109,8 +111,12 @@ def _shrunk(centred: np.ndarray) -> np.ndarray:
     away = np.square(covariance - level * np.eye(size)).sum()
     noise = (np.square(np.square(centred).sum(axis=1)).sum() / count - np.square(covariance).sum()) / count
     share = 1.0 if away <= 0 else float(np.clip(noise / away, 0.0, 1.0))
-    tiny = 1e-10 * level + np.finfo(float).tiny
-    return (1 - share) * covariance + (share * level + tiny) * np.eye(size)
+    return (1 - share) * covariance + share * level * np.eye(size)
+
+
+def _floor(scalars: np.ndarray) -> float:
+    """A variance below which nothing is known: predictions in float32 must not look far for their rounding."""
+    return float(_SEEN**2 * np.square(scalars).mean()) + np.finfo(float).tiny
 
 
 @contextmanager

@@ -39,7 +39,7 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "uncertainty": ("float64", "eV/atom, the model's own, where it has one"),
     "force_uncertainty": ("float64", "eV/Å, largest over atoms of the model's own, where it has one"),
     "force_spread": ("float64", "eV/Å, largest over atoms of the disagreement of the heads"),
-    "domain_distance": ("float64", "from the head's training data; 1 is what 99 % of them are within"),
+    "domain_distance": ("float64", "1 = edge of the training data, what 99 % of the head's are within"),
     "domain": ("string", "reasons to doubt the numbers, empty where there are none"),
 }  # fmt: skip
 RELAXED: dict[str, tuple[str, str]] = {
@@ -51,7 +51,7 @@ RELAXED: dict[str, tuple[str, str]] = {
 DERIVED: dict[str, tuple[str, str]] = {
     "hull_distance": (
         "float64",
-        "eV/atom above the hull of all other phases of the head; below zero: stable by so much",
+        "eV/atom, above the hull of all other phases of the head; below zero: stable by so much",
     ),
 }
 STRUCTURES: dict[str, tuple[str, str]] = {

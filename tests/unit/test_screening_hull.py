@@ -106,7 +106,7 @@ def test_a_screening_ranked_by_its_own_hull(alloys, saved_model, capsys):
 
 def test_phases_of_the_user_and_filters(alloys, saved_model, capsys):
     """A candidate that is also a phase is at zero; filters by distance leave what is near the hull."""
-    run, before = alloys / "run", None
+    run = alloys / "run"
     phase = bulk("CuPt", "cesiumchloride", a=3.0)
     ase.io.write(alloys / "phases.extxyz", [phase])
     more = ("--rank-by", "hull_distance", "--phases", str(alloys / "phases.extxyz"), "--dtype", "float64")
@@ -123,6 +123,6 @@ def test_phases_of_the_user_and_filters(alloys, saved_model, capsys):
         "no.xyz: no such file",
     )
     ase.io.write(alloys / "xenon.extxyz", [bulk("Xe", "fcc", a=6.2)])
-    refused(
-        argv([alloys / "in.extxyz"], run, saved_model, "--phases", str(alloys / "xenon.extxyz")), capsys, "phases", "Xe"
-    )
+    words = argv([alloys / "in.extxyz"], alloys / "other", saved_model, "--phases", str(alloys / "xenon.extxyz"))
+    refused(words, capsys, "phases", "has not seen Xe")
+    assert not list((alloys / "other" / "chunks").iterdir())  # told before the work, not after

@@ -227,3 +227,38 @@ def test_atoms_at_one_place_are_told_by_the_seed(tmp_path):
     ase.io.write(tmp_path / "a.xyz", Atoms("H2", positions=[[0, 0, 0], [0, 0, 0.01]]))
     (_, found) = next(Perturbations(Files(tmp_path / "a.xyz"), rattle=1e-6).made(0, 1))
     assert isinstance(found, Atoms | InvalidStructureError)
+
+
+def test_groups_of_the_user(tmp_path):
+    """Names for lists of elements, of groups and of symbols; what is none is told."""
+    text = '[groups]\nmine = ["alkali", "Ag"]\n[[candidates]]\nkind = "substitution"\nprototypes = ["rocksalt"]\n'
+    (tmp_path / "a.toml").write_text(text + 'replace = { Na = ["mine", "Tl"], Cl = "halogens" }\n')
+    (tmp_path / "b.toml").write_text(
+        '[[candidates]]\nkind = "substitution"\nprototypes = ["rocksalt"]\n'
+        'replace = { Na = ["alkali", "Ag", "Tl"], Cl = ["halogens"] }\n'
+    )
+    first, second = (open_streams([tmp_path / name]) for name in ("a.toml", "b.toml"))
+    assert len(first) == len(second) > 20 and first.identity() == second.identity()
+    (tmp_path / "c.toml").write_text(text.replace("Ag", "Agg") + "replace = { Na = ['mine'] }\n")
+    with pytest.raises(ConfigError, match="groups.mine: 'Agg' is no element"):
+        open_streams([tmp_path / "c.toml"])
+    (tmp_path / "d.toml").write_text("groups = 3\n" + '[[candidates]]\nkind = "random"\ncount = 3\n')
+    with pytest.raises(ConfigError, match=r"write groups as \[groups\]"):
+        open_streams([tmp_path / "d.toml"])
+
+
+def test_charges_balance_as_by_trying_all_states():
+    """Against every combination of states of every combination of elements."""
+    from itertools import product
+
+    from ase.data import atomic_numbers
+
+    lists = {"Sr": ["Na", "Ca", "La", "Eu", "W"], "Ti": ["Ti", "Mn", "Nb", "Xe"], "O": ["O", "F", "P", "Te"]}
+    stream = Substitutions("perovskite", prototype("perovskite"), lists)
+    found = {tuple(sorted(atoms.numbers.tolist())) for _, atoms in stream.made(0, len(stream))}
+    wanted = set()
+    for a, b, x in product(*lists.values()):
+        states = product(STATES.get(a, ()), STATES.get(b, ()), STATES.get(x, ()))
+        if len({a, b, x}) == 3 and any(p + q + 3 * r == 0 for p, q, r in states):
+            wanted.add(tuple(sorted(atomic_numbers[s] for s in (a, b, x, x, x))))
+    assert found == wanted and len(wanted) > 5
