@@ -172,6 +172,7 @@ def save(folder: Path, weights: str, heads: Mapping[str, HeadDomain]) -> None:
             f"{name}/numbers": head.numbers.astype(np.int32), f"{name}/means": head.means.astype(np.float32),
             f"{name}/whitening": head.whitening.astype(np.float32), f"{name}/reach": np.array([head.reach], np.float32),
         }  # fmt: skip
+    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}  # bytes are written as they lie
     meta = {"weights": weights, "heads": list(heads)}
     commit(
         folder,

@@ -172,7 +172,7 @@ def test_packaged_statistics_are_small():
 
 def test_save_and_load_are_inverse(tmp_path):
     random = np.random.default_rng(0)
-    given = {name: fit(single(random.normal(size=(50, 6)))) for name in "ab"}
+    given = {name: fit(single(random.normal(size=(500, 6)) @ random.normal(size=(6, 6)))) for name in "ab"}
     save(tmp_path / "d", "0" * 64, given)
     found = load(tmp_path / "d")
     points = single(random.normal(size=(9, 6)))
