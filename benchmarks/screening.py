@@ -53,6 +53,7 @@ PARTS = (
     "others",
     "roofline",
     "precision",
+    "workload",
     "million",
     "flags",
     "discovery",

@@ -132,8 +132,9 @@ def workload(model: GFMModel, plan: ScreeningPlan) -> list[dict[str, Any]]:
             engine = Engine(Predictor(own, heads), settings, {})
             about = {"candidates": len(stream), "identity": stream.identity(), "elements_file": "", "domain": ""}
             with tempfile.TemporaryDirectory() as name:
-                made = {"model": {}, "elements": {}}
-                folder = begin(Path(name) / "run", settings, about, lambda made=made: made, patience=20.0)
+                folder = begin(
+                    Path(name) / "run", settings, about, lambda: {"model": {}, "elements": {}}, patience=20.0
+                )
                 with folder.claims:
                     screen(engine, stream, folder, range(1))  # warms up
                     engine.tally = Tally()

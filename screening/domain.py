@@ -166,7 +166,7 @@ def features_of(model: GFMModel, structures: Iterable[Atoms]) -> Features:
 
 def save(folder: Path, weights: str, heads: Mapping[str, HeadDomain]) -> None:
     """Write the artifact `folder`; float32, which is more than the statistics are good for."""
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     for name, head in heads.items():
         arrays |= {
             f"{name}/numbers": head.numbers.astype(np.int32), f"{name}/means": head.means.astype(np.float32),
