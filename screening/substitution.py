@@ -127,16 +127,18 @@ class Substitutions:
         symbols = self.prototype.get_chemical_symbols()
         sums = np.zeros((1, 1), np.int64)  # [combinations of classes, combinations of their states]
         place = np.zeros(chosen.shape[1], np.int64)
-        for found, kind, row in zip(self.lists, self.kinds, chosen):
+        for number, (found, kind, row) in enumerate(zip(self.lists, self.kinds, chosen), 1):
             states = [STATES.get(symbol, ()) for symbol in found]
             classes = sorted(set(states))
-            width = max(1, *(len(several) for several in classes))
-            table = np.array([[*several, *[_NONE] * (width - len(several))] for several in classes])
-            sums = (sums[:, None, :, None] + symbols.count(kind) * table[None, :, None, :]).reshape(
-                len(sums) * len(classes), -1
-            )
             place = place * len(classes) + np.array([classes.index(several) for several in states])[row]
-        return (sums == 0).any(axis=1)[place]
+            charges = [[symbols.count(kind) * state for state in several] for several in classes]
+            if number == len(self.kinds):
+                neutral = [np.isin(sums, [-charge for charge in several]).any(axis=1) for several in charges]
+                return np.stack(neutral, axis=1).ravel()[place]
+            width = max(1, *(len(several) for several in charges))
+            table = np.array([[*several, *[_NONE] * (width - len(several))] for several in charges])
+            sums = (sums[:, None, :, None] + table[None, :, None, :]).reshape(len(sums) * len(classes), -1)
+        return np.ones(chosen.shape[1], bool)
 
     @cached_property
     def _radii(self) -> np.ndarray:
