@@ -75,7 +75,7 @@ def million(plan: ScreeningPlan) -> dict[str, Any]:
     opening = time.perf_counter() - since
     step = max(1, len(everything) // plan.sampled)
     stream = Every(everything, step)
-    predictor = Predictor(plan.model, [plan.head], device="cpu", forces=False)
+    predictor = Predictor(plan.model, [plan.head], device="cpu", forces=False, uncertainty=None)
     settings = Settings(
         heads=(plan.head,), quantity="energies", chunk=min(_CHUNK, plan.sampled), last=min(len(stream), plan.sampled)
     )

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from ase import Atoms, units
 from ase.data import atomic_masses
-from torch import Tensor
 
 from gfm_calc.config import HeadSpec
 from gfm_calc.errors import GFMError, InvalidStructureError, OutsideDomainError, one_line
@@ -180,8 +179,7 @@ def _closest(candidate: Candidate) -> float:
 
 def _uncertainties(prediction: Prediction, sizes: np.ndarray, starts: np.ndarray) -> dict[str, np.ndarray]:
     """What the model itself says: eV/atom, and eV/Å of the least certain atom; nothing of a model that knows none."""
-    energy: Tensor | None = getattr(prediction, "energy_uncertainty", None)
-    forces: Tensor | None = getattr(prediction, "forces_uncertainty", None)
+    energy, forces = prediction.energy_uncertainty, prediction.forces_uncertainty
     found = {} if energy is None else {"uncertainty": energy.numpy() / sizes}
     return found if forces is None else {**found, "force_uncertainty": np.maximum.reduceat(forces.numpy(), starts)}
 
