@@ -15,7 +15,12 @@ from gfm_calc.errors import ConfigError
 
 _EXAMPLE = """gfm finetune frames.extxyz --from gfm-small --head my-dft -o my-model
   gfm finetune train.extxyz --test-file test.extxyz --head my-dft --max-minutes 20 -o my-model
-  gfm finetune train.extxyz --test-file test.extxyz --head my-dft --max-minutes 20 -o my-model --resume"""
+  gfm finetune train.extxyz --test-file test.extxyz --head my-dft --max-minutes 20 -o my-model --resume
+  gfm finetune oxides.extxyz --head gap --property band_gap --kind intensive --unit eV -o gaps"""
+_KINDS = {
+    "energy": ("energy", True), "extensive": ("scalar", True), "intensive": ("scalar", False), "vector": ("vector", True),
+    "class": ("class", False), "atom-scalar": ("atom_scalar", True), "atom-vector": ("atom_vector", True),
+}  # fmt: skip
 _CARD = ("code", "functional", "basis", "dispersion", "labels", "description", "licence", "citation")
 
 
@@ -23,7 +28,7 @@ def add_parser(subparsers: Any) -> None:
     """Register `gfm finetune`."""
     parser = new_parser(
         subparsers, "finetune", run, example=_EXAMPLE,
-        summary="add a head for your own labelled structures to a model, from some ten frames on",
+        summary="add a head for your own energies and forces, or with --property for a property, to a model",
     )  # fmt: skip
     parser.add_argument("input", nargs="+", type=Path, metavar="DATA", help="files of labelled structures")
     parser.add_argument("--from", dest="model", default=DEFAULT_MODEL, metavar="MODEL",
@@ -35,6 +40,10 @@ def add_parser(subparsers: Any) -> None:
     _add_data(parser.add_argument_group("data"))
     _add_training(parser.add_argument_group("training"))
     card = parser.add_argument_group("the head's card")
+    card.add_argument("--kind", choices=tuple(_KINDS), default=None,
+                      help="of the property: extensive (a sum over atoms), intensive (a mean), vector (a sum), class (0 or 1, "
+                      "or false and true), atom-scalar, atom-vector")  # fmt: skip
+    card.add_argument("--unit", metavar="TEXT", default="", help="of the property")
     for name in _CARD:
         card.add_argument(f"--{name}", metavar="TEXT")
     add_read_options(parser)
@@ -85,7 +94,7 @@ def run(args: argparse.Namespace) -> None:
     keep = {"all": None, "none": ()}.get(args.keep_heads, tuple(args.keep_heads.split(",")))
     job = Job(
         inputs=tuple(args.input), test_files=tuple(args.test_file), isolated=args.isolated_atoms, model=args.model,
-        output=args.output, card=card(args.head, args.input, {k: getattr(args, k) for k in _CARD}), options=read_options(args),
+        output=args.output, card=card(args.head, args.input, _card_values(args)), options=read_options(args),
         format=args.format, max_train=args.max_train, validation=args.validation, test=args.test, by=args.by,
         seed=args.seed, strategy=args.strategy, steps=args.steps, max_minutes=args.max_minutes, naive=args.naive,
         keep=keep, accepted=tuple(args.accept), device=args.device, dtype=args.dtype, report=args.report,
@@ -93,6 +102,32 @@ def run(args: argparse.Namespace) -> None:
     found = finetune(job, resume=args.resume, say=_say)
     if isinstance(found, str):
         sys.exit(128 + signal.Signals[found])
+
+
+def _card_values(args: argparse.Namespace) -> dict[str, Any]:
+    """What the head's card says, from the command line.
+
+    Raises:
+        ConfigError: --property without --kind, or the other way round.
+    """
+    values = {name: getattr(args, name) for name in _CARD}
+    key, kind = args.read_property_key, args.kind or ("energy" if args.read_property_key is None else None)
+    if kind is None:
+        raise ConfigError(f"--property {key} needs --kind: one of {', '.join(k for k in _KINDS if k != 'energy')}")
+    if (kind == "energy") != (key is None):
+        raise ConfigError(
+            f"--kind {kind} needs --property KEY, the name of the label in the files" if key is None else
+            f"--property {key} is no energy: leave --property out, and give --energy-key {key}"
+        )  # fmt: skip
+    if kind == "energy":
+        return values
+    of_head, extensive = _KINDS[kind]
+    return values | {
+        "kind": of_head,
+        "extensive": extensive,
+        "quantity": key,
+        "unit": args.unit or "unit of the labels",
+    }
 
 
 def _say(line: str) -> None:

@@ -83,6 +83,7 @@ class Job:
             "files": files,
             "test_files": len(self.test_files),
             "head": self.card.name,
+            "kind": [self.card.kind, self.card.extensive],
             "read": repr(self.options),
         }
         return json.loads(canonical_json(asked))

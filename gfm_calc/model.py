@@ -63,7 +63,7 @@ class Prediction:
         stress: [B, 3, 3] eV/Å³, virial / volume, tension positive; with fewer than three periodic axes only along them,
             and NaN where the cell defines none (see `periodic_strains`; use the virial).
         stresses: [N, 3, 3] eV/Å³, each atom's share of `stress`.
-        value: a property head's value, in its unit.
+        value: a property head's value, in its unit: [B], [B, 3], [N] or [N, 3] by its kind; of a class, the probability of yes.
         energy_uncertainty: [B] eV, the expected absolute error of `energy` (see `uncertainty`).
         forces_uncertainty: [N] eV/Å, the expected length of the error of each atom's force.
     """
@@ -195,6 +195,11 @@ class GFMModel(nn.Module):
         energies = self.energy_stack.own(encoded.scalars, encoded.gate, encoded.atomic_numbers, head, slots, slot_of)
         return energies if encoded.repulsion is None else energies + encoded.repulsion
 
+    def decode_property(self, encoded: Encoded, head: str, batch: Tensor, counts: Tensor) -> Tensor:
+        """What a property head makes of the features, see `PropertyHead.forward`."""
+        module = self.properties[self.property_heads.index(head)]
+        return module(encoded.scalars, encoded.vectors, encoded.atomic_numbers, batch, counts)
+
     def atom_energies(self, inputs: ModelInputs, index: Tensor | None = None) -> Tensor:
         """`decode(encode(inputs), index)`: the function whose gradient with respect to edge_vector gives the forces."""
         return self.decode(self.encode(inputs), index)
@@ -285,9 +290,9 @@ class GFMModel(nn.Module):
         counts = batch.ptr.diff().to(self.device)
         with torch.no_grad():
             encoded = self.encode(inputs)
-            heads = {name: self.properties[self.property_heads.index(name)] for name in names}
-            values = {n: h(encoded.scalars, encoded.vectors, inputs.batch, counts).cpu() for n, h in heads.items()}
-        return {n: Prediction(head=n, model_id=self.model_id, value=value) for n, value in values.items()}
+            values = {name: self.decode_property(encoded, name, inputs.batch, counts) for name in names}
+        found = {n: torch.sigmoid(v) if self.specs[n].kind == "class" else v for n, v in values.items()}
+        return {n: Prediction(head=n, model_id=self.model_id, value=value.cpu()) for n, value in found.items()}
 
     def _predict_energies(
         self, inputs: ModelInputs, batch: GraphBatch, names: list[str], forces: bool, stresses: bool,

@@ -18,14 +18,14 @@ from gfm_calc.data.distributed import DistributedStore
 from gfm_calc.data.loader import LabelledBatch, Loader
 from gfm_calc.data.prefetch import prefetched
 from gfm_calc.data.sampling import SamplingPlan
-from gfm_calc.errors import GFMError
+from gfm_calc.errors import ConfigError, GFMError
 from gfm_calc.model import ModelInputs
 from gfm_calc.train.checkpoints import Checkpoints
 from gfm_calc.train.evaluation import score
 from gfm_calc.train.exchange import SharedParameters, share
 from gfm_calc.train.flat import AdamW
 from gfm_calc.train.models import adapt, freeze, rates, starting_model
-from gfm_calc.train.objective import TERMS, Labels, Objective
+from gfm_calc.train.objective import COLUMNS, Labels, Objective
 from gfm_calc.train.parallel import Ranks
 from gfm_calc.train.placement import place
 from gfm_calc.train.preparation import Head, loss_weights
@@ -48,6 +48,15 @@ class BadBatchError(GFMError):
     """A loss, gradient or validation error that is not finite."""
 
 
+def _refuse_unfit(recipe: Recipe, heads: Sequence[Head], groups: int) -> None:
+    """ConfigError for what property heads cannot be trained with: they are no rows of the stack of energy heads."""
+    names = [head.spec.name for head in heads if head.spec.kind != "energy"]
+    if names and groups > 1:
+        raise ConfigError(f"head {names[0]} is of a property: train it with parallel.mode = data")
+    if names and recipe.objective.uncertainty:
+        raise ConfigError(f"head {names[0]} is of a property: objective.uncertainty balances energy heads alone")
+
+
 class Trainer:
     """One process of a run.
 
@@ -64,6 +73,7 @@ class Trainer:
     def __init__(self, recipe: Recipe, heads: Sequence[Head], ranks: Ranks, folder: Path):
         self.recipe, self.heads, self.ranks, self.folder = recipe, heads, ranks, folder
         self.placement = place([head.work for head in heads], ranks.world, recipe.parallel.mode)
+        _refuse_unfit(recipe, heads, len(self.placement.groups))
         self.group = self.placement.group_of(ranks.rank)
         members = self.placement.groups[self.group]
         self.own = [heads[k] for k in self.placement.heads[self.group]]
@@ -90,11 +100,12 @@ class Trainer:
             beta1=recipe.optimizer.beta1, beta2=recipe.optimizer.beta2, weight_decay=recipe.optimizer.weight_decay
         )
         self.checkpoints = Checkpoints(
-            folder / "checkpoints", ranks, self.placement, self.shared, names=self.names, mode=recipe.parallel.mode
-        )
-        self.validator = Validator(
-            recipe, ranks, self.model, self.shared, own=self.own, names=self.names, members=members
+            folder / "checkpoints", ranks, self.placement, self.shared, specs=[head.spec for head in heads],
+            mode=recipe.parallel.mode,
         )  # fmt: skip
+        self.validator = Validator(
+            recipe, ranks, self.model, self.shared, own=self.own, specs=[head.spec for head in heads], members=members
+        )
         self.stop = Stop(recipe.run.max_minutes)
         self.step = 0
         self.errors: dict[str, dict[str, float]] = {}
@@ -147,6 +158,7 @@ class Trainer:
         run = self.recipe.run
         self.step = self.checkpoints.resume(self.schedule)
         if reason := self._already_over():
+            self._use_best()
             self.errors = self.validator.errors("validation", run.max_validation)
             return reason
         log = RunLog(
@@ -168,8 +180,17 @@ class Trainer:
                 log.step({**line, "structures_per_s": round(run.structures / (now - since), 1)})
                 since = now
                 reason = self._after_step(line, log)
+        self._use_best()
         self._describe(reason)
         return reason
+
+    @property
+    def model_step(self) -> int:
+        """The step whose weights the model gets: that of the best validation where they are kept, or the last."""
+        return self.schedule.best_step if self.encoder.flat.best is not None else self.step
+
+    def _use_best(self) -> None:
+        self.validator.best = self.encoder.flat.best is not None
 
     def _already_over(self) -> str:
         """Why there is nothing left to train, or ""."""
@@ -203,7 +224,7 @@ class Trainer:
             BadBatchError: see `RunRecipe.on_bad_batch`.
             LostProcessError: another process is gone.
         """
-        sums = torch.zeros(len(self.heads) + 2, len(TERMS), dtype=torch.float64)  # by head; the last rows are flags
+        sums = torch.zeros(len(self.heads) + 2, len(COLUMNS), dtype=torch.float64)  # by head; the last rows are flags
         suspects: list[str] = []
         for batch, inputs, labels, mechanical in prepared:
             with self.telemetry.phase("forward"):
@@ -297,6 +318,10 @@ class Trainer:
             )
         log.validation(self.step, self.errors, found)
         self.schedule.validated(self.step, found)
+        run = self.recipe.run
+        if run.keep_best and run.validate_every and self.schedule.best_step == self.step:
+            for shared in self.shared.values():
+                shared.flat.keep_best(average=self.recipe.optimizer.ema > 0)
 
     def _agreed_reason(self) -> str:
         said = self.ranks.tell(self.stop.reason)

@@ -17,6 +17,7 @@ FIELDS: dict[str, tuple[type, str]] = {
     "charge_key": (str, "of the total charge"),
     "spin_key": (str, "of the spin"),
     "group_key": (str, "of the group, whose structures stay on one side of a split"),
+    "property_key": (str, "of a property of structures or atoms, instead of energy, forces and stress"),
     "energy_unit": (str, "eV, Ha, kcal/mol, ..."),
     "length_unit": (str, "A, bohr, nm"),
     "forces_unit": (str, "eV/A, Ha/bohr, ... (default: energy unit over length unit)"),
@@ -37,11 +38,12 @@ def add_read_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("how labels are read")
     group.add_argument("--format", metavar="NAME", help="of the files (default: by name and content)")
     for name, (kind, text) in FIELDS.items():
-        flag, dest = "--" + name.replace("_", "-"), f"read_{name}"
+        flags, dest = ["--" + name.replace("_", "-")], f"read_{name}"
+        flags = ["--property", *flags] if name == "property_key" else flags
         if kind is bool:
-            group.add_argument(flag, dest=dest, action="store_true", default=None, help=text)
+            group.add_argument(*flags, dest=dest, action="store_true", default=None, help=text)
         else:
-            group.add_argument(flag, dest=dest, type=kind, metavar="X", help=text)
+            group.add_argument(*flags, dest=dest, type=kind, metavar="X", help=text)
 
 
 def read_options(args: argparse.Namespace, defaults: ReadOptions | None = None) -> ReadOptions:

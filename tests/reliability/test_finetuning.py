@@ -7,7 +7,6 @@ import ase.io
 import numpy as np
 import pytest
 from finetuning import molecules, words, write
-from labelled import need_adios
 from training import Job
 
 from gfm_calc import GFMCalculator
@@ -18,7 +17,6 @@ SHORT = ("--steps", "12", "--strategy", "full", "--keep-heads", "gfn2-xtb")
 
 @pytest.fixture(scope="module")
 def frames(tmp_path_factory):
-    need_adios()
     return write(tmp_path_factory.mktemp("frames") / "frames.extxyz", molecules(30))
 
 

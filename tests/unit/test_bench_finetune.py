@@ -2,7 +2,6 @@
 
 import pytest
 from finetuning import molecules, write
-from labelled import need_adios
 
 from gfm_calc.benchmarks.finetune_tasks import load_task
 from gfm_calc.benchmarks.finetuning import FinetunePlan, about, run_finetune
@@ -39,7 +38,6 @@ def task(tmp_path):
 
 
 def test_a_task_is_run_with_and_without_what_was_learnt_before(task, tmp_path):
-    need_adios()
     rows = run_finetune(FinetunePlan(task=task, data=tmp_path, models=["gfm-small"], steps=4))
     assert [(row["arm"], row["size"], row["test_frames"], row["steps"]) for row in rows] == [
         ("gfm-small", 12, 6, 4), ("scratch", 12, 6, 4)

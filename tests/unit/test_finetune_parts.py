@@ -8,7 +8,6 @@ import torch
 from ase import Atoms
 from ase.build import molecule
 from finetuning import HEAD, molecules, relabelled, words, write
-from labelled import need_adios
 from support import random_model
 
 from gfm_calc import GFMCalculator
@@ -174,7 +173,6 @@ def test_a_recipe_with_a_start_is_read_back():
 
 @pytest.mark.parametrize("name", ["heads", "adapters", "full"])
 def test_every_strategy_gives_a_calculator(name, tmp_path, small):
-    need_adios()
     atom = Atoms("H")
     frames = [*molecules(20), relabelled(molecules(1)[0])[:0] or _free_atom(atom)]
     out = tmp_path / "out"
