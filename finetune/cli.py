@@ -52,6 +52,8 @@ def add_parser(subparsers: Any) -> None:
 def _add_data(group: Any) -> None:
     group.add_argument("--test-file", action="append", default=[], type=Path, metavar="FILE",
                        help="held out whole; may be given several times (default: drawn from DATA)")  # fmt: skip
+    group.add_argument("--drop-shared", action="store_true",
+                       help="structures of test files that are in DATA too are not trained on (default: refuse)")  # fmt: skip
     group.add_argument("--isolated-atoms", type=Path, metavar="JSON",
                        help="energies of free atoms, {symbol: eV} (default: those among DATA, or a fit)")  # fmt: skip
     group.add_argument(
@@ -95,7 +97,8 @@ def run(args: argparse.Namespace) -> None:
     job = Job(
         inputs=tuple(args.input), test_files=tuple(args.test_file), isolated=args.isolated_atoms, model=args.model,
         output=args.output, card=card(args.head, args.input, _card_values(args)), options=read_options(args),
-        format=args.format, max_train=args.max_train, validation=args.validation, test=args.test, by=args.by,
+        format=args.format, max_train=args.max_train, drop_shared=args.drop_shared,
+        validation=args.validation, test=args.test, by=args.by,
         seed=args.seed, strategy=args.strategy, steps=args.steps, max_minutes=args.max_minutes, naive=args.naive,
         keep=keep, accepted=tuple(args.accept), device=args.device, dtype=args.dtype, report=args.report,
     )  # fmt: skip

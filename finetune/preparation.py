@@ -41,22 +41,29 @@ class Sides:
         return {side: getattr(self, side) for side in SIDES}
 
 
-def divide(dataset: Dataset, recipe: DataRecipe, *, test_files: Sequence[str], max_train: int | None) -> Sides:
+def divide(
+    dataset: Dataset, recipe: DataRecipe, *, test_files: Sequence[str], max_train: int | None, drop_shared: bool = False
+) -> Sides:
     """Training, validation and test.
 
     Args:
         test_files: names of files whose structures are the test side; the others are divided between the other two.
         max_train: training structures at most, drawn with the recipe's seed; free atoms do not count.
+        drop_shared: structures of test files are left out of training, where they are in other files as well.
 
     Raises:
         ConfigError: too few structures.
-        LeakError: a structure is in a test file and in another.
+        LeakError: a structure is in a test file and in another (without `drop_shared`).
     """
     frames = gather([dataset], replace(recipe, test=0.0) if test_files else recipe)
     sides = frames.sides(replace(recipe, test=0.0) if test_files else recipe)
     if test_files:
         sources = [name.rpartition(":")[0] for name in frames.table.frame_names()]
         sides = np.where(np.isin(sources, list(test_files)), SIDES.index("test"), sides)
+        if drop_shared:
+            labels = frames.table.duplicates()
+            copies = np.isin(labels, labels[sides == SIDES.index("test")]) & (sides != SIDES.index("test"))
+            sides[copies] = UNUSED
         frames.table.refuse_leaks(sides)
     alone = np.isin(np.arange(len(sides)), frames.isolated)
     train = np.flatnonzero((sides == 0) & ~alone)

@@ -107,13 +107,13 @@ def _train(job: Job, setup: Setup, place: Place, say: Say) -> Outcome | str:
             head = next(head for head in heads if head.spec.name == name)
             side = next(side for side in ("test", "validation", "train") if head.sides[side].size)
             trainer = Trainer(recipe, heads, ranks, folder)
-            before = _errors(trainer, head, side)
+            before = errors_of(trainer, head, side)
             say(f"before: {in_words(before, head.spec)} on {before['frames']} {side} structures")
             reason = trainer.run()
             if reason.startswith("SIG"):
                 say(f"{job.output}: stopped at step {trainer.step} of {recipe.run.steps} ({reason}); --resume goes on")
                 return reason
-            after = _errors(trainer, head, side)
+            after = errors_of(trainer, head, side)
             chosen = (
                 "" if trainer.model_step == trainer.step else f"; the weights are those of step {trainer.model_step}"
             )
@@ -127,7 +127,7 @@ def _train(job: Job, setup: Setup, place: Place, say: Say) -> Outcome | str:
     )  # fmt: skip
 
 
-def _errors(trainer: Trainer, head: Head, side: str) -> dict[str, Any]:
+def errors_of(trainer: Trainer, head: Head, side: str) -> dict[str, Any]:
     """Figures of the head on one side, as `evaluation.figures`; of a class also roc_auc (NaN where all answers are one)."""
     found = trainer.validator.errors(side, 10**9)[head.spec.name]
     if head.spec.kind == "class":

@@ -92,7 +92,10 @@ def set_up(job: Job, start: GFMModel, kept: Sequence[str], say: Say) -> Setup:
     take(job)
     dataset = _dataset(job)
     data = DataRecipe(path=str(dataset.directory), by=job.by, validation=job.validation, test=job.test, seed=job.seed)
-    sides = divide(dataset, data, test_files=[path.name for path in job.test_files], max_train=job.max_train)
+    sides = divide(
+        dataset, data, test_files=[path.name for path in job.test_files], max_train=job.max_train,
+        drop_shared=job.drop_shared,
+    )  # fmt: skip
     if job.isolated is not None:
         sides = replace(sides, isolated={**sides.isolated, **read_reference_energies(job.isolated)})
     is_property = job.card.kind != "energy"
