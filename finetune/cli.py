@@ -10,17 +10,13 @@ from typing import Any
 
 from gfm_calc.commands.data import BY
 from gfm_calc.commands.options import DEFAULT_MODEL, apply_threads, natural, new_parser, positive, positive_int
-from gfm_calc.commands.read_options import add_read_options, read_options
+from gfm_calc.commands.read_options import add_property_kind, add_read_options, property_values, read_options
 from gfm_calc.errors import ConfigError
 
 _EXAMPLE = """gfm finetune frames.extxyz --from gfm-small --head my-dft -o my-model
   gfm finetune train.extxyz --test-file test.extxyz --head my-dft --max-minutes 20 -o my-model
   gfm finetune train.extxyz --test-file test.extxyz --head my-dft --max-minutes 20 -o my-model --resume
   gfm finetune oxides.extxyz --head gap --property band_gap --kind intensive --unit eV -o gaps"""
-_KINDS = {
-    "energy": ("energy", True), "extensive": ("scalar", True), "intensive": ("scalar", False), "vector": ("vector", True),
-    "class": ("class", False), "atom-scalar": ("atom_scalar", True), "atom-vector": ("atom_vector", True),
-}  # fmt: skip
 _CARD = ("code", "functional", "basis", "dispersion", "labels", "description", "licence", "citation")
 
 
@@ -40,12 +36,7 @@ def add_parser(subparsers: Any) -> None:
     _add_data(parser.add_argument_group("data"))
     _add_training(parser.add_argument_group("training"))
     card = parser.add_argument_group("the head's card")
-    card.add_argument("--kind", choices=tuple(_KINDS), default=None,
-                      help="of the property: extensive (a sum over atoms), intensive (a mean), vector (a sum), class (0 or 1, "
-                      "or false and true), atom-scalar, atom-vector")  # fmt: skip
-    card.add_argument("--unit", metavar="TEXT", default="", help="of the property")
-    for name in _CARD:
-        card.add_argument(f"--{name}", metavar="TEXT")
+    add_property_kind(card)
     add_read_options(parser)
 
 
@@ -96,7 +87,7 @@ def run(args: argparse.Namespace) -> None:
     keep = {"all": None, "none": ()}.get(args.keep_heads, tuple(args.keep_heads.split(",")))
     job = Job(
         inputs=tuple(args.input), test_files=tuple(args.test_file), isolated=args.isolated_atoms, model=args.model,
-        output=args.output, card=card(args.head, args.input, _card_values(args)), options=read_options(args),
+        output=args.output, card=card(args.head, args.input, {k: getattr(args, k) for k in _CARD} | property_values(args)), options=read_options(args),
         format=args.format, max_train=args.max_train, drop_shared=args.drop_shared,
         validation=args.validation, test=args.test, by=args.by,
         seed=args.seed, strategy=args.strategy, steps=args.steps, max_minutes=args.max_minutes, naive=args.naive,
@@ -105,32 +96,6 @@ def run(args: argparse.Namespace) -> None:
     found = finetune(job, resume=args.resume, say=_say)
     if isinstance(found, str):
         sys.exit(128 + signal.Signals[found])
-
-
-def _card_values(args: argparse.Namespace) -> dict[str, Any]:
-    """What the head's card says, from the command line.
-
-    Raises:
-        ConfigError: --property without --kind, or the other way round.
-    """
-    values = {name: getattr(args, name) for name in _CARD}
-    key, kind = args.read_property_key, args.kind or ("energy" if args.read_property_key is None else None)
-    if kind is None:
-        raise ConfigError(f"--property {key} needs --kind: one of {', '.join(k for k in _KINDS if k != 'energy')}")
-    if (kind == "energy") != (key is None):
-        raise ConfigError(
-            f"--kind {kind} needs --property KEY, the name of the label in the files" if key is None else
-            f"--property {key} is no energy: leave --property out, and give --energy-key {key}"
-        )  # fmt: skip
-    if kind == "energy":
-        return values
-    of_head, extensive = _KINDS[kind]
-    return values | {
-        "kind": of_head,
-        "extensive": extensive,
-        "quantity": key,
-        "unit": args.unit or "unit of the labels",
-    }
 
 
 def _say(line: str) -> None:

@@ -92,7 +92,7 @@ atoms.calc = GFMCalculator("{model}", head="{head}")
 print(atoms.get_potential_energy(), atoms.get_forces())"""
 
 
-_USE_OF_PROPERTY = """from gfm_calc import Predictor
+_USE_OF_PROPERTY = """from gfm_calc import Predictor  # or GFMCalculator(...).predict_property(atoms, "{head}")
 for row in Predictor("{model}", ["{head}"]).predict(structures):
     print(row["{head}"].value)"""
 

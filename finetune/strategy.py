@@ -25,7 +25,8 @@ from gfm_calc.train.recipe import (
 NAMES = ("heads", "adapters", "full")
 _FEW_LABELS = 300  # numbers: energies, force and stress components
 REPLAY_SHARE = 0.5  # of the draws
-REPLAY_COUNT = 96  # structures a head
+REPLAY_COUNT = 192  # structures a head
+_REPLAY_WEIGHT = 3.0  # of a replayed structure in the loss: the old heads begin without error there and shall stay so
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +122,9 @@ def recipe_of(
     """
     share = REPLAY_SHARE if old_heads else 0.0
     heads = [HeadRecipe(name=head, start=nearest, share=1 - share if old_heads else None)]
-    heads += [HeadRecipe(name=name, start=name, share=share / len(old_heads)) for name in old_heads]
+    heads += [
+        HeadRecipe(name=name, start=name, share=share / len(old_heads), weight=_REPLAY_WEIGHT) for name in old_heads
+    ]
     structures = round(strategy.structures / (1 - share))
     checks = max(1, strategy.steps // 20)
     return Recipe(

@@ -10,7 +10,7 @@ the scale that of the head (times n for a sum over atoms), or the logarithmic lo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from gfm_calc.data.loader import LabelledBatch
 from gfm_calc.encoders.base import scatter_sum
+from gfm_calc.heads import PropertyHead
 from gfm_calc.model import GFMModel, ModelInputs
 from gfm_calc.train.recipe import ObjectiveRecipe
 
@@ -181,7 +182,8 @@ class Objective(nn.Module):
     def _property_part(self, values: Sequence[Tensor], model: GFMModel, inputs: ModelInputs, labels: Labels) -> Tensor:
         """[B] float64: what property heads add to the loss; values: what each says of all structures, or atoms."""
         total = torch.zeros_like(labels.value_weight)
-        for number, (value, module) in enumerate(zip(values, model.properties)):
+        modules = (cast(PropertyHead, module) for module in model.properties)
+        for number, (value, module) in enumerate(zip(values, modules)):
             own = labels.property_head == number
             if module.kind.startswith("atom_"):
                 error = self._rho_of_property(value, labels.atom_values, module.kind, module.scale)
