@@ -74,6 +74,7 @@ class Task:
         name, title; folder: below the user's; metric: one of `METRICS`.
         sizes: usual numbers of training structures, 0 for all.  most_test: test structures that are taken of a table.
         cases, published: see there.  card: of the head (level of theory).  licence, citation: of the data.
+        read: how labels and geometries are to be read, fields of `ReadOptions`.
         overlaps: head -> what a model with that head has seen of this task: it earns no credit there.
         note: what a reader of the results must know.
     """
@@ -88,6 +89,7 @@ class Task:
     card: Mapping[str, str] = field(default_factory=dict)
     licence: str = ""
     citation: str = ""
+    read: Mapping[str, str] = field(default_factory=dict)
     overlaps: Mapping[str, str] = field(default_factory=dict)
     most_test: int = 2000
     note: str = ""

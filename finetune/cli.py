@@ -37,6 +37,8 @@ def add_parser(subparsers: Any) -> None:
     _add_training(parser.add_argument_group("training"))
     card = parser.add_argument_group("the head's card")
     add_property_kind(card)
+    for name in _CARD:
+        card.add_argument(f"--{name}", metavar="TEXT")
     add_read_options(parser)
 
 
@@ -85,9 +87,10 @@ def run(args: argparse.Namespace) -> None:
             raise ConfigError(f"--{name} must be a fraction below 0.9, not {getattr(args, name):g}")
     apply_threads(args)
     keep = {"all": None, "none": ()}.get(args.keep_heads, tuple(args.keep_heads.split(",")))
+    described = {name: getattr(args, name) for name in _CARD} | property_values(args)
     job = Job(
         inputs=tuple(args.input), test_files=tuple(args.test_file), isolated=args.isolated_atoms, model=args.model,
-        output=args.output, card=card(args.head, args.input, {k: getattr(args, k) for k in _CARD} | property_values(args)), options=read_options(args),
+        output=args.output, card=card(args.head, args.input, described), options=read_options(args),
         format=args.format, max_train=args.max_train, drop_shared=args.drop_shared,
         validation=args.validation, test=args.test, by=args.by,
         seed=args.seed, strategy=args.strategy, steps=args.steps, max_minutes=args.max_minutes, naive=args.naive,

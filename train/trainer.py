@@ -18,7 +18,7 @@ from gfm_calc.data.distributed import DistributedStore
 from gfm_calc.data.loader import LabelledBatch, Loader
 from gfm_calc.data.prefetch import prefetched
 from gfm_calc.data.sampling import SamplingPlan
-from gfm_calc.errors import ConfigError, GFMError
+from gfm_calc.errors import GFMError
 from gfm_calc.model import ModelInputs
 from gfm_calc.train.checkpoints import Checkpoints
 from gfm_calc.train.evaluation import score
@@ -27,7 +27,7 @@ from gfm_calc.train.flat import AdamW
 from gfm_calc.train.models import adapt, freeze, rates, starting_model
 from gfm_calc.train.objective import COLUMNS, Labels, Objective
 from gfm_calc.train.parallel import Ranks
-from gfm_calc.train.placement import place
+from gfm_calc.train.placement import place, refuse_properties
 from gfm_calc.train.preparation import Head, loss_weights
 from gfm_calc.train.recipe import Recipe
 from gfm_calc.train.runlog import RunLog
@@ -48,15 +48,6 @@ class BadBatchError(GFMError):
     """A loss, gradient or validation error that is not finite."""
 
 
-def _refuse_unfit(recipe: Recipe, heads: Sequence[Head], groups: int) -> None:
-    """ConfigError for what property heads cannot be trained with: they are no rows of the stack of energy heads."""
-    names = [head.spec.name for head in heads if head.spec.kind != "energy"]
-    if names and groups > 1:
-        raise ConfigError(f"head {names[0]} is of a property: train it with parallel.mode = data")
-    if names and recipe.objective.uncertainty:
-        raise ConfigError(f"head {names[0]} is of a property: objective.uncertainty balances energy heads alone")
-
-
 class Trainer:
     """One process of a run.
 
@@ -73,7 +64,7 @@ class Trainer:
     def __init__(self, recipe: Recipe, heads: Sequence[Head], ranks: Ranks, folder: Path):
         self.recipe, self.heads, self.ranks, self.folder = recipe, heads, ranks, folder
         self.placement = place([head.work for head in heads], ranks.world, recipe.parallel.mode)
-        _refuse_unfit(recipe, heads, len(self.placement.groups))
+        refuse_properties([h.spec for h in heads], len(self.placement.groups), balanced=recipe.objective.uncertainty)
         self.group = self.placement.group_of(ranks.rank)
         members = self.placement.groups[self.group]
         self.own = [heads[k] for k in self.placement.heads[self.group]]
@@ -158,7 +149,7 @@ class Trainer:
         run = self.recipe.run
         self.step = self.checkpoints.resume(self.schedule)
         if reason := self._already_over():
-            self._use_best()
+            self.validator.best = self.encoder.flat.best is not None
             self.errors = self.validator.errors("validation", run.max_validation)
             return reason
         log = RunLog(
@@ -180,7 +171,7 @@ class Trainer:
                 log.step({**line, "structures_per_s": round(run.structures / (now - since), 1)})
                 since = now
                 reason = self._after_step(line, log)
-        self._use_best()
+        self.validator.best = self.encoder.flat.best is not None
         self._describe(reason)
         return reason
 
@@ -188,9 +179,6 @@ class Trainer:
     def model_step(self) -> int:
         """The step whose weights the model gets: that of the best validation where they are kept, or the last."""
         return self.schedule.best_step if self.encoder.flat.best is not None else self.step
-
-    def _use_best(self) -> None:
-        self.validator.best = self.encoder.flat.best is not None
 
     def _already_over(self) -> str:
         """Why there is nothing left to train, or ""."""

@@ -105,7 +105,8 @@ def test_folds_of_a_file_become_training_and_test(tmp_path):
     path.write_bytes(lzma.compress("\n".join(map(json.dumps, rows)).encode()))
     task = a_task(train="rows.jsonl*", fold=2, label="target", kind="intensive")
     files = files_of(tmp_path, task, task.cases[0], size=0, seed=0, place=tmp_path)
-    train, test = (list(read(f, options=ReadOptions(property_key="target"))) for f in (files.train, files.test))
+    how = ReadOptions(property_key="target", length_unit="A")
+    train, test = (list(read(path, options=how)) for path in (files.train, files.test))
     assert [r.value[0] for r in test] == [2 / 3, 6 / 3] and len(train) == 6
     assert test[0].positions[1] == pytest.approx([1.5 + 0.2, 2.0, 1.0]) and test[0].pbc.all()
     wrong = a_task(train="rows.jsonl*", fold=7, label="target", kind="intensive")
