@@ -124,12 +124,10 @@ class Trainer:
         factors = rates(self.model, self.recipe.start)
         freeze(self.model, factors)
         shard = self.recipe.parallel.shard
-        everybody = [tuple(range(self.ranks.world))]
         muon = self.recipe.optimizer.method == "muon"
-        turned = [name for name, p in encoder.items() if muon and p.ndim == 2 and name in decayed]
-        self.encoder = SharedParameters(
-            self.ranks, share(self.ranks, everybody, shard), encoder, decayed, factors, turned
-        )
+        turned = [n for n, p in encoder.items() if muon and p.ndim == 2 and n in decayed and "properties" not in n]
+        everybody = share(self.ranks, [tuple(range(self.ranks.world))], shard)
+        self.encoder = SharedParameters(self.ranks, everybody, encoder, decayed, factors, turned)
         sharing = share(self.ranks, self.placement.groups, shard)
         self.shared = {
             "encoder": self.encoder,
@@ -306,10 +304,8 @@ class Trainer:
             )
         log.validation(self.step, self.errors, found)
         self.schedule.validated(self.step, found)
-        run = self.recipe.run
-        if run.keep_best and run.validate_every and self.schedule.best_step == self.step:
-            for shared in self.shared.values():
-                shared.flat.keep_best(average=self.recipe.optimizer.ema > 0)
+        if self.schedule.best_step == self.step:
+            self.validator.keep_best()
 
     def _agreed_reason(self) -> str:
         said = self.ranks.tell(self.stop.reason)

@@ -53,6 +53,12 @@ class Validator:
         self.ranks.add_up(found.sums)
         return found.table()
 
+    def keep_best(self) -> None:
+        """Keep what was just validated, where the recipe says so; the only validation of a run is that of its end."""
+        if self.recipe.run.keep_best and self.recipe.run.validate_every:
+            for shared in self.shared.values():
+                shared.flat.keep_best(average=self.recipe.optimizer.ema > 0)
+
     @contextmanager
     def averaged(self) -> Iterator[GFMModel]:
         """The model with the running average of its weights (or the best ones, see `best`), while the block lasts; to be
