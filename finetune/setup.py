@@ -16,6 +16,7 @@ from gfm_calc.data.loader import Loader
 from gfm_calc.data.references import read_reference_energies
 from gfm_calc.data.store import Dataset, Selection, open_dataset
 from gfm_calc.data.tasks import file_tasks
+from gfm_calc.errors import ConfigError
 from gfm_calc.finetune import strategy
 from gfm_calc.finetune.nearest import Nearness, rank_heads
 from gfm_calc.finetune.plan import PREFLIGHT, Job, read_decisions, take, write, write_decisions
@@ -99,6 +100,8 @@ def set_up(job: Job, start: GFMModel, kept: Sequence[str], say: Say) -> Setup:
     if job.isolated is not None:
         sides = replace(sides, isolated={**sides.isolated, **read_reference_energies(job.isolated)})
     is_property = job.card.kind != "energy"
+    if not is_property and not start.energy_heads:
+        raise ConfigError(f"--from {job.model}: has no head of energies that a new one could begin as")
     ranking = [] if is_property else rank_heads(start, sample(dataset, sides.train))
     references = None if is_property else find_references(start, ranking[0].head, dataset, sides)
     _say_sides(sides, say)
@@ -176,7 +179,7 @@ def _strategy(job: Job, start: GFMModel, dataset: Dataset, sides: Sides, old: Se
 
 def _seconds_of_step(model: GFMModel, dataset: Dataset, sides: Sides, structures: int) -> float:
     source = Selection(dataset, sides.train[:structures])
-    head = model.energy_heads[0]
+    head = next(iter(model.specs))
     seconds = []
     for _ in range(3):
         since = time.perf_counter()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from ase.build import molecule
-from finetuning import words
+from finetuning import molecules, words, write
 from labelled import difference, need_adios
 from support import batch_of, random_model
 from training import argv
@@ -242,7 +242,7 @@ def test_a_property_is_learnt_and_predicted(kind, path, saved_model, tmp_path, c
     np.testing.assert_allclose(np.ravel(row["value"]), found[0].ravel(), atol=1e-6)
 
 
-def test_a_head_alone_without_old_ones_leaves_the_encoder(path, saved_model, tmp_path):
+def test_a_head_alone_without_old_ones_leaves_the_encoder(path, saved_model, tmp_path, capsys):
     out = tmp_path / "out"
     assert (
         finetune(path, out, "intensive", saved_model, "--steps", "4", "--strategy", "heads", "--keep-heads", "none")
@@ -250,6 +250,11 @@ def test_a_head_alone_without_old_ones_leaves_the_encoder(path, saved_model, tmp
     )
     model, start = load_model(out / "model"), load_model(saved_model)
     assert list(model.specs) == ["mine"]
+    assert finetune(path, tmp_path / "next", "class", out / "model", "--steps", "2", "--max-minutes", "1") == 0
+    frames = tmp_path / "energies.extxyz"
+    write(frames, molecules(12))
+    assert main(words(frames, tmp_path / "third", "--from", str(out / "model"))) == 1
+    assert "has no head of energies" in capsys.readouterr().err
     for name, tensor in start.encoder.state_dict().items():
         assert torch.equal(tensor, model.encoder.state_dict()[name]), name
 
