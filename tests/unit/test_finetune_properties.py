@@ -212,7 +212,8 @@ def finetune(path, out, kind, start, *more):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_property_is_learnt_and_predicted(kind, path, saved_model, tmp_path, capsys):
     out = tmp_path / "out"
-    assert finetune(path, out, kind, saved_model, "--steps", "150", "--strategy", "full", "--keep-heads", "first") == 0
+    steps = "500" if kind in ("intensive", "atom-scalar") else "150"  # the references leave these the least to learn
+    assert finetune(path, out, kind, saved_model, "--steps", steps, "--strategy", "full", "--keep-heads", "first") == 0
     said = capsys.readouterr().out
     told = json.loads((out / "errors.json").read_text())
     lines = [json.loads(line) for line in (out / "run" / "log.jsonl").read_text().splitlines()]
