@@ -128,11 +128,8 @@ class Trainer:
         turned = [n for n, p in encoder.items() if muon and p.ndim == 2 and n in decayed and "properties" not in n]
         everybody = share(self.ranks, [tuple(range(self.ranks.world))], shard)
         self.encoder = SharedParameters(self.ranks, everybody, encoder, decayed, factors, turned)
-        sharing = share(self.ranks, self.placement.groups, shard)
-        self.shared = {
-            "encoder": self.encoder,
-            f"heads{self.group}": SharedParameters(self.ranks, sharing, heads, decayed),
-        }
+        own = SharedParameters(self.ranks, share(self.ranks, self.placement.groups, shard), heads, decayed)
+        self.shared = {"encoder": self.encoder, f"heads{self.group}": own}
         self._norm_is_shared = any(s.sharing.parts > 1 for s in self.shared.values()) or len(self.placement.groups) > 1
 
     # ---- the run ----
@@ -147,18 +144,15 @@ class Trainer:
         run = self.recipe.run
         self.step = self.checkpoints.resume(self.schedule)
         if reason := self._already_over():
-            self.validator.best = self.encoder.flat.best is not None
-            self.errors = self.validator.errors("validation", run.max_validation)
+            self._take_best()
             return reason
-        log = RunLog(
-            self.folder, self.names, self.step, active=self.ranks.rank == 0, tensorboard=run.tensorboard
-        )  # fmt: skip
+        log = RunLog(self.folder, self.names, self.step, active=self.ranks.rank == 0, tensorboard=run.tensorboard)
         with ExitStack() as stack:
             stack.callback(log.close)
             stack.enter_context(self.stop.signals())
             objective = stack.enter_context(self.compiled())
-            steps = self.loader.steps(self.plan, self.step, run.steps)
-            batches = prefetched(map(self.prepared, steps), depth=_LOOK_AHEAD)
+            steps = map(self.prepared, self.loader.steps(self.plan, self.step, run.steps))
+            batches = prefetched(steps, depth=_LOOK_AHEAD)
             stack.callback(batches.close)  # type: ignore[attr-defined]
             since = time.perf_counter()
             while not reason:
@@ -169,7 +163,8 @@ class Trainer:
                 log.step({**line, "structures_per_s": round(run.structures / (now - since), 1)})
                 since = now
                 reason = self._after_step(line, log)
-        self.validator.best = self.encoder.flat.best is not None
+        if not reason.startswith("SIG"):
+            self._take_best()
         self._describe(reason)
         return reason
 
@@ -177,6 +172,12 @@ class Trainer:
     def model_step(self) -> int:
         """The step whose weights the model gets: that of the best validation where they are kept, or the last."""
         return self.schedule.best_step if self.encoder.flat.best is not None else self.step
+
+    def _take_best(self) -> None:
+        """From now on errors are those of the weights that the model gets."""
+        self.validator.best = self.encoder.flat.best is not None
+        if self.model_step != self.step or not self.errors:
+            self.errors = self.validator.errors("validation", self.recipe.run.max_validation)
 
     def _already_over(self) -> str:
         """Why there is nothing left to train, or ""."""

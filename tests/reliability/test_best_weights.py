@@ -54,7 +54,9 @@ def test_without_it_the_weights_are_the_last(whole, data, tmp_path):
 
 
 def test_the_test_errors_are_those_of_the_best_weights(whole):
-    told = json.loads((whole / "errors.json").read_text())["test"]
+    everything = json.loads((whole / "errors.json").read_text())
+    told, found = everything["test"], validations(whole)
+    assert everything["validation"] == min(found.values(), key=lambda line: line["score"])["validation"]
     card = load_model(whole / "model").specs["crystals"]
     assert card.test_errors["forces_mae_mev_per_a"] == pytest.approx(told["crystals"]["forces_mae_mev_per_a"], rel=1e-4)
     from gfm_calc.data.loader import Loader
