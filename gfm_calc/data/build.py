@@ -118,7 +118,7 @@ def _disk_errors(directory: Path) -> Iterator[None]:
 # ---- one task, in a process of its own ----
 
 
-def _run_task(folder: Path, number: int, task: Task, shard_atoms: int, write: _Writer = write_shard) -> int:
+def _run_task(folder: Path, number: int, task: Task, shard_atoms: int, write: _Writer | None = None) -> int:
     """Read a task, write its shards and journal; the number of structures."""
     inputs = {entry["name"]: {**entry, "structures": 0, "left_out": 0, "reasons": []} for entry in task.inputs()}
     parts = _finished_parts(folder, number)
@@ -126,7 +126,7 @@ def _run_task(folder: Path, number: int, task: Task, shard_atoms: int, write: _W
     written = len(parts)
     for block in _blocks(task.records(), done, shard_atoms, inputs):
         path = folder / f"{_part_name(number, written)}.bp"
-        info, digests = write(block, path)
+        info, digests = (write or write_shard)(block, path)
         part = {"shard": info.to_mapping(), "digests": digests.hex(), "summary": summarise(block)}
         write_file(path.with_suffix(".json"), canonical_json(part))
         written += 1
