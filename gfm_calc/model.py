@@ -195,11 +195,6 @@ class GFMModel(nn.Module):
         energies = self.energy_stack.own(encoded.scalars, encoded.gate, encoded.atomic_numbers, head, slots, slot_of)
         return energies if encoded.repulsion is None else energies + encoded.repulsion
 
-    def decode_property(self, encoded: Encoded, head: str, batch: Tensor, counts: Tensor) -> Tensor:
-        """What a property head makes of the features, see `PropertyHead.forward`."""
-        module = self.properties[self.property_heads.index(head)]
-        return module(encoded.scalars, encoded.vectors, encoded.atomic_numbers, batch, counts)
-
     def atom_energies(self, inputs: ModelInputs, index: Tensor | None = None) -> Tensor:
         """`decode(encode(inputs), index)`: the function whose gradient with respect to edge_vector gives the forces."""
         return self.decode(self.encode(inputs), index)
@@ -290,7 +285,8 @@ class GFMModel(nn.Module):
         counts = batch.ptr.diff().to(self.device)
         with torch.no_grad():
             encoded = self.encode(inputs)
-            values = {name: self.decode_property(encoded, name, inputs.batch, counts) for name in names}
+            rest = encoded.scalars, encoded.vectors, encoded.atomic_numbers, inputs.batch, counts
+            values = {name: self.properties[self.property_heads.index(name)](*rest) for name in names}
         found = {n: torch.sigmoid(v) if self.specs[n].kind == "class" else v for n, v in values.items()}
         return {n: Prediction(head=n, model_id=self.model_id, value=value.cpu()) for n, value in found.items()}
 

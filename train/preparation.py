@@ -29,6 +29,7 @@ from gfm_calc.data.splits import SIDES, draw, join
 from gfm_calc.data.store import Dataset, Selection, open_dataset
 from gfm_calc.errors import ConfigError, CorruptFileError, GFMError, InputFileError, one_line
 from gfm_calc.graph import AtomicGraph
+from gfm_calc.train.datasets import find_datasets
 from gfm_calc.train.properties import start_of
 from gfm_calc.train.recipe import DataRecipe, HeadRecipe, Recipe, to_toml
 
@@ -72,34 +73,6 @@ class Head:
     def work(self) -> float:
         """Expected edges in a step that draws one structure."""
         return self.share * self.atoms * (self.neighbors + WORK_OF_ATOM)
-
-
-def find_datasets(path: str) -> list[Dataset]:
-    """The dataset at `path`, or those in its sub-folders, by name of the head.
-
-    Raises:
-        ConfigError: none, or two of one head.
-    """
-    folder = Path(path).expanduser()
-    if not path:
-        raise ConfigError(
-            "the recipe names no data: --set data.path=DIR, a dataset of gfm data build or a folder of them"
-        )
-    if not folder.is_dir():
-        raise ConfigError(f"data.path: {folder}: no such directory")
-    places = [folder] if (folder / MANIFEST).exists() else sorted(p.parent for p in folder.glob(f"*/{MANIFEST}"))
-    if not places:
-        raise ConfigError(f"data.path: {folder}: holds no dataset; make one with gfm data build")
-    found: dict[str, Dataset] = {}
-    for place in places:
-        dataset = open_dataset(place)
-        name = dataset.head.name
-        if name in found:
-            raise ConfigError(
-                f"data.path: {found[name].directory} and {place} both are of head {name}: append one to the other"
-            )
-        found[name] = dataset
-    return [found[name] for name in sorted(found)]
 
 
 def prepare(recipe: Recipe, cutoff: float) -> list[Head]:
