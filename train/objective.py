@@ -148,7 +148,8 @@ class Objective(nn.Module):
                 if model.energy_heads
                 else None
             )
-            values = [model.decode_property(encoded, name, inputs.batch, labels.atoms) for name in model.property_heads]
+            features = encoded.scalars, encoded.vectors, encoded.atomic_numbers
+            values = [module(*features, inputs.batch, labels.atoms) for module in model.properties]
         if own is None:
             found = torch.zeros_like(labels.given)
         else:
