@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gfm_calc.commands.options import DEFAULT_MODEL, positive_int
+from gfm_calc.commands.options import DEFAULT_MODEL, natural, positive_int
 from gfm_calc.commands.outputs import refuse_existing
 from gfm_calc.commands.tables import table
 
@@ -88,6 +88,10 @@ def optional(package: str) -> dict[str, str]:
 
 def integers(text: str) -> tuple[int, ...]:
     return tuple(positive_int(part) for part in text.split(","))
+
+
+def counts(text: str) -> tuple[int, ...]:
+    return tuple(natural(part) for part in text.split(","))
 
 
 def words(text: str) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from gfm_calc.benchmarks.cli_options import add_output, finish, integers, peer, words
+from gfm_calc.benchmarks.cli_options import add_output, counts, finish, integers, peer, words
 from gfm_calc.commands.options import DEFAULT_MODEL, new_parser, positive, positive_int
 from gfm_calc.errors import ConfigError
 
@@ -94,13 +94,13 @@ def _add_finetune(benches: Any) -> None:
         benches, "finetune", run_finetune, summary="downstream tasks: fine-tuned models against random weights",
         example="gfm bench finetune rmd17 --data FOLDER --cases aspirin,ethanol --sizes 50 -o rmd17.json",
     )  # fmt: skip
-    parser.add_argument("task", metavar="TASK", help="rmd17, acac, mlearn, or a TOML file")
+    parser.add_argument("task", metavar="TASK", help="rmd17, qm9, matbench_phonons, ... (README), or a TOML file")
     parser.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="with the files of the task")
     parser.add_argument("--model", action="append", default=[], metavar="MODEL",
                         help=f"name or directory; may be given several times (default: {DEFAULT_MODEL})")  # fmt: skip
     parser.add_argument("--cases", type=words, default=(), metavar="NAME,NAME", help="of the task (default: all)")
     parser.add_argument(
-        "--sizes", type=integers, default=(), metavar="N,N", help="training structures (default: the task's)"
+        "--sizes", type=counts, default=(), metavar="N,N", help="training structures, 0 for all (default: the task's)"
     )
     parser.add_argument("--no-scratch", dest="scratch", action="store_false", help="leave random weights out")
     parser.add_argument("--seeds", type=positive_int, default=1, help="runs of each kind; default: %(default)s")

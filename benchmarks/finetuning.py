@@ -15,14 +15,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gfm_calc.benchmarks.finetune_tasks import Case, Task, find
+from gfm_calc.benchmarks.finetune_tasks import KINDS, Case, Task
+from gfm_calc.benchmarks.task_files import Files, files_of, require
 from gfm_calc.checkpoint import load_model
 from gfm_calc.commands.progress import Progress
+from gfm_calc.data.readers import ReadOptions
 from gfm_calc.data.split_files import save_split
 from gfm_calc.data.splits import fixed
 from gfm_calc.errors import ConfigError
 from gfm_calc.finetune.plan import Job
-from gfm_calc.finetune.run import card, finetune
+from gfm_calc.finetune.run import card, errors_of, finetune
 from gfm_calc.finetune.setup import Setup
 from gfm_calc.train.parallel import Ranks, discover
 from gfm_calc.train.preparation import prepare
@@ -32,6 +34,8 @@ from gfm_calc.train.trainer import Trainer
 
 SCRATCH = "scratch"
 _HEAD = "task"
+_HELD_OUT = 0.2  # of the structures, where a task has no official split
+_ACCEPTED = ("duplicates", "contradictions", "energy-unit", "force-scale", "stress-scale", "stress-unit", "energy-kind")
 _SCRATCH_RATE = 1e-3  # random weights want a higher learning rate than trained ones
 
 
@@ -59,8 +63,9 @@ class FinetunePlan:
 
 
 def run_finetune(plan: FinetunePlan) -> list[dict[str, Any]]:
-    """Rows {case, size, arm, model_id, strategy, steps, seconds (a run), errors (name -> one value a seed), published (model ->
-    value)}; errors are those of `evaluation.figures` on the official test structures.
+    """Rows {case, metric, size (0: all), arm, model_id, strategy, steps, seconds (a run), errors (name -> one value a seed),
+    published (model -> value), overlap (what the model has seen of the task, "" for nothing)}; errors are those of
+    `evaluation.figures` on the official test structures.
 
     Raises:
         GFMError: files that are missing, or a run that failed.
@@ -71,8 +76,7 @@ def run_finetune(plan: FinetunePlan) -> list[dict[str, Any]]:
         raise ConfigError("give at least one --model to fine-tune")
     arms = [*plan.models, *([SCRATCH] if plan.scratch else [])]
     for case in cases:
-        for name in (case.train, case.test, *([case.isolated] if case.isolated else [])):
-            find(plan.data, plan.task, name)
+        require(plan.data, plan.task, case)
     rows = []
     with Progress("finetune", "runs", len(cases) * len(sizes) * plan.seeds * len(arms)) as progress:
         for case in cases:
@@ -90,30 +94,40 @@ def _runs(plan: FinetunePlan, case: Case, size: int, seed: int) -> dict[str, Map
     """{arm: what came out} of one case, size and seed."""
     found: dict[str, Mapping[str, Any]] = {}
     with tempfile.TemporaryDirectory(prefix="gfm-finetune-") as folder:
+        files = files_of(plan.data, plan.task, case, size=size, seed=seed, place=Path(folder))
         for number, model in enumerate(plan.models):
-            job = _job(plan, case, size, seed, model, Path(folder) / f"model{number}")
+            job = replace(
+                _job(plan, case, files, seed),
+                max_train=size or None,
+                model=model,
+                output=Path(folder) / f"model{number}",
+            )
             since = time.perf_counter()
             outcome = finetune(job, resume=False, say=lambda line: None)
             if isinstance(outcome, str):
                 raise KeyboardInterrupt
-            about = {"strategy": outcome.setup.strategy.name, "model_id": outcome.setup.start.model_id}
+            start = outcome.setup.start
+            seen = "; ".join(text for head, text in plan.task.overlaps.items() if head in start.specs)
+            about = {"strategy": outcome.setup.strategy.name, "model_id": start.model_id, "overlap": seen}
             found[model] = _result(outcome.after, outcome.steps, since) | about
             if plan.scratch and not number:
                 since = time.perf_counter()
                 errors, steps = _scratch(outcome.setup, Path(folder) / SCRATCH)
-                found[SCRATCH] = _result(errors, steps, since) | {"strategy": SCRATCH, "model_id": ""}
+                found[SCRATCH] = _result(errors, steps, since) | {"strategy": SCRATCH, "model_id": "", "overlap": ""}
     return found
 
 
-def _job(plan: FinetunePlan, case: Case, size: int, seed: int, model: str, output: Path) -> Job:
-    task = plan.task
-    about = {**task.card, "licence": task.licence, "citation": task.citation}
-    train, test = find(plan.data, task, case.train), find(plan.data, task, case.test)
+def _job(plan: FinetunePlan, case: Case, files: Files, seed: int) -> Job:
+    """The fine-tuning of a case; number of structures, model and folder are still to be set."""
+    task, (kind, extensive) = plan.task, KINDS[case.kind]
+    about = {**task.card, "licence": task.licence, "citation": task.citation, "kind": kind, "extensive": extensive}
+    about |= {"quantity": case.label, "unit": case.unit} if case.label else {}
     return Job(
-        inputs=(train,), test_files=(test,), model=model, output=output, card=card(_HEAD, [train], about), max_train=size,
-        validation=0.0, seed=seed, steps=plan.steps, max_minutes=plan.max_minutes, strategy=plan.strategy, keep=(),
-        isolated=find(plan.data, task, case.isolated) if case.isolated else None, device="cpu", report=False,
-        accepted=("duplicates", "energy-unit", "force-scale", "stress-scale"),  # published data are what they are
+        inputs=(files.train,), test_files=(files.test,) if files.test else (), model="", output=Path(),
+        card=card(_HEAD, [files.train], about), options=ReadOptions(**task.read, property_key=case.label), drop_shared=True,
+        validation=0.0, test=0.0 if files.test else _HELD_OUT, seed=seed, steps=plan.steps, max_minutes=plan.max_minutes,
+        strategy=plan.strategy, keep=(), isolated=files.isolated, device="cpu", report=False,
+        accepted=_ACCEPTED,  # published data are what they are
     )  # fmt: skip
 
 
@@ -136,7 +150,7 @@ def _scratch(setup: Setup, folder: Path) -> tuple[Mapping[str, Any], int]:
         with open_run(folder, recipe, ranks, resume=False, prepare=prepare) as heads:
             trainer = Trainer(recipe, heads, ranks, folder)
             trainer.run()
-            return trainer.validator.errors("test", 10**9)[setup.dataset.head.name], trainer.step
+            return errors_of(trainer, heads[0], "test"), trainer.step
     finally:
         ranks.close()
 
@@ -148,7 +162,8 @@ def _result(errors: Mapping[str, Any], steps: int, since: float) -> dict[str, An
 def _row(task: Task, case: Case, size: int, arm: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     names = [name for name in runs[0]["errors"] if name != "frames"]
     return {
-        "case": case.name, "size": size, "arm": Path(arm).name, "model_id": runs[0]["model_id"],
+        "case": case.name, "metric": task.metric_of(case), "size": size, "arm": Path(arm).name,
+        "overlap": runs[0]["overlap"], "model_id": runs[0]["model_id"],
         "strategy": runs[0]["strategy"], "steps": runs[0]["steps"], "test_frames": runs[0]["errors"]["frames"],
         "seconds": round(statistics.fmean(run["seconds"] for run in runs), 1),
         "errors": {name: [float(f"{run['errors'][name]:.5g}") for run in runs] for name in names},
@@ -159,7 +174,11 @@ def _row(task: Task, case: Case, size: int, arm: str, runs: Sequence[Mapping[str
 def about(task: Task) -> dict[str, Any]:
     """What a result says of its task."""
     sources = {entry.model: entry.source for entry in task.published}
-    return json.loads(json.dumps({"name": task.name, "title": task.title, "metric": task.metric, "sources": sources}))
+    return json.loads(
+        json.dumps(
+            {"name": task.name, "title": task.title, "metric": task.metric, "sources": sources, "note": task.note}
+        )
+    )
 
 
 def parameters(model: str) -> int:

@@ -80,14 +80,17 @@ def finetune(result: Mapping[str, Any]) -> Iterator[Table]:
     task, rows = result["task"], []
     others = list(dict.fromkeys(model for row in result["rows"] for model in row["published"]))
     for row in result["rows"]:
-        values = row["errors"].get(task["metric"], [])
+        metric = row.get("metric", task["metric"])  # the first results had one for all cases
+        values = row["errors"].get(metric, [])
         mean = sum(values) / len(values) if values else None
         spread = f"{max(values) - min(values):.2g}" if len(values) > 1 else "-"
         shown = [figure(row["published"].get(model)) for model in others]
-        rows.append([row["case"], str(row["size"]), row["arm"], figure(mean), spread, *shown, f"{row['steps']}",
+        what = row["case"] if metric == task["metric"] else f"{row['case']}: {metric.replace('_', ' ')}"
+        arm = f"{row['arm']} (no credit: {row['overlap']})" if row.get("overlap") else row["arm"]
+        rows.append([what, str(row["size"] or "all"), arm, figure(mean), spread, *shown, f"{row['steps']}",
                      figure(row["seconds"])])  # fmt: skip
     header = ["case", "structures", "", task["metric"].replace("_", " "), "spread", *others, "steps", "s"]
-    yield Table(task["title"], header, rows)
+    yield Table(task["title"] + (f". {task['note']}" if task.get("note") else ""), header, rows)
 
 
 def scaling(result: Mapping[str, Any]) -> Iterator[Table]:

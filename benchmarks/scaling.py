@@ -27,7 +27,7 @@ from typing import Any
 
 from gfm_calc.benchmarks.performance import calibrate, collective_seconds, predict_step, project
 from gfm_calc.errors import GFMError
-from gfm_calc.train.preparation import find_datasets
+from gfm_calc.train.datasets import find_datasets
 
 PARTS = ("equality", "weak", "strong", "volume", "precision", "model")
 _PORT = 29517

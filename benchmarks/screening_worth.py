@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import ase.io
 import numpy as np
 
-from gfm_calc.benchmarks.accuracy import draw, load_heads
+from gfm_calc.benchmarks.accuracy import draw
 from gfm_calc.checkpoint import load_model
 from gfm_calc.cli import main
 from gfm_calc.config import HeadSpec
@@ -25,7 +25,7 @@ from gfm_calc.screening.elements import table_of
 from gfm_calc.screening.folder import Folder
 from gfm_calc.screening.formulas import reduced_formula
 from gfm_calc.train.cli import find_recipe
-from gfm_calc.train.preparation import Head
+from gfm_calc.train.preparation import Head, load_heads
 
 if TYPE_CHECKING:
     from gfm_calc.benchmarks.screening import ScreeningPlan

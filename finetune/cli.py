@@ -10,12 +10,13 @@ from typing import Any
 
 from gfm_calc.commands.data import BY
 from gfm_calc.commands.options import DEFAULT_MODEL, apply_threads, natural, new_parser, positive, positive_int
-from gfm_calc.commands.read_options import add_read_options, read_options
+from gfm_calc.commands.read_options import add_property_kind, add_read_options, property_values, read_options
 from gfm_calc.errors import ConfigError
 
 _EXAMPLE = """gfm finetune frames.extxyz --from gfm-small --head my-dft -o my-model
   gfm finetune train.extxyz --test-file test.extxyz --head my-dft --max-minutes 20 -o my-model
-  gfm finetune train.extxyz --test-file test.extxyz --head my-dft --max-minutes 20 -o my-model --resume"""
+  gfm finetune train.extxyz --test-file test.extxyz --head my-dft --max-minutes 20 -o my-model --resume
+  gfm finetune oxides.extxyz --head gap --property band_gap --kind intensive --unit eV -o gaps"""
 _CARD = ("code", "functional", "basis", "dispersion", "labels", "description", "licence", "citation")
 
 
@@ -23,7 +24,7 @@ def add_parser(subparsers: Any) -> None:
     """Register `gfm finetune`."""
     parser = new_parser(
         subparsers, "finetune", run, example=_EXAMPLE,
-        summary="add a head for your own labelled structures to a model, from some ten frames on",
+        summary="add a head for your own energies and forces, or with --property for a property, to a model",
     )  # fmt: skip
     parser.add_argument("input", nargs="+", type=Path, metavar="DATA", help="files of labelled structures")
     parser.add_argument("--from", dest="model", default=DEFAULT_MODEL, metavar="MODEL",
@@ -35,6 +36,7 @@ def add_parser(subparsers: Any) -> None:
     _add_data(parser.add_argument_group("data"))
     _add_training(parser.add_argument_group("training"))
     card = parser.add_argument_group("the head's card")
+    add_property_kind(card)
     for name in _CARD:
         card.add_argument(f"--{name}", metavar="TEXT")
     add_read_options(parser)
@@ -43,6 +45,8 @@ def add_parser(subparsers: Any) -> None:
 def _add_data(group: Any) -> None:
     group.add_argument("--test-file", action="append", default=[], type=Path, metavar="FILE",
                        help="held out whole; may be given several times (default: drawn from DATA)")  # fmt: skip
+    group.add_argument("--drop-shared", action="store_true",
+                       help="structures of test files that are in DATA too are not trained on (default: refuse)")  # fmt: skip
     group.add_argument("--isolated-atoms", type=Path, metavar="JSON",
                        help="energies of free atoms, {symbol: eV} (default: those among DATA, or a fit)")  # fmt: skip
     group.add_argument(
@@ -83,10 +87,12 @@ def run(args: argparse.Namespace) -> None:
             raise ConfigError(f"--{name} must be a fraction below 0.9, not {getattr(args, name):g}")
     apply_threads(args)
     keep = {"all": None, "none": ()}.get(args.keep_heads, tuple(args.keep_heads.split(",")))
+    described = {name: getattr(args, name) for name in _CARD} | property_values(args)
     job = Job(
         inputs=tuple(args.input), test_files=tuple(args.test_file), isolated=args.isolated_atoms, model=args.model,
-        output=args.output, card=card(args.head, args.input, {k: getattr(args, k) for k in _CARD}), options=read_options(args),
-        format=args.format, max_train=args.max_train, validation=args.validation, test=args.test, by=args.by,
+        output=args.output, card=card(args.head, args.input, described), options=read_options(args),
+        format=args.format, max_train=args.max_train, drop_shared=args.drop_shared,
+        validation=args.validation, test=args.test, by=args.by,
         seed=args.seed, strategy=args.strategy, steps=args.steps, max_minutes=args.max_minutes, naive=args.naive,
         keep=keep, accepted=tuple(args.accept), device=args.device, dtype=args.dtype, report=args.report,
     )  # fmt: skip

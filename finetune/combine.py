@@ -35,12 +35,13 @@ def combine(trained: GFMModel, start: GFMModel, old: Sequence[str], *, note: str
             source = trained if head in trained.specs else start
             tensor = source.energy_stack.state_dict()[name]
             rows.append(tensor[source.energy_heads.index(head)].to(stack[name].dtype))
-        state[f"energy_stack.{name}"] = torch.stack(rows)
+        state[f"energy_stack.{name}"] = torch.stack(rows) if rows else stack[name]
     for number, head in enumerate(model.property_heads):
-        before = f"properties.{start.property_heads.index(head)}."
+        source = trained if head in trained.specs else start
+        before = f"properties.{source.property_heads.index(head)}."
         state |= {
             key.replace(before, f"properties.{number}.", 1): tensor
-            for key, tensor in start.state_dict().items()
+            for key, tensor in source.state_dict().items()
             if key.startswith(before)
         }
     model.load_state_dict(state)

@@ -30,7 +30,7 @@ class Job:
         card: of the new head.
         output: folder.
         options, format: how labels are read.
-        max_train, validation, test, by, seed: see `gfm finetune --help`.
+        max_train, drop_shared, validation, test, by, seed: see `gfm finetune --help`.
         strategy, steps, max_minutes: None: chosen by the size of the data, not bounded.
         naive: no guards.  keep: old heads in the new model, None for all.
         accepted: codes of findings that shall not stop the run.
@@ -46,6 +46,7 @@ class Job:
     options: ReadOptions = DEFAULTS
     format: str | None = None
     max_train: int | None = None
+    drop_shared: bool = False
     validation: float = 0.1
     test: float = 0.1
     by: str = "auto"
@@ -83,6 +84,7 @@ class Job:
             "files": files,
             "test_files": len(self.test_files),
             "head": self.card.name,
+            "kind": [self.card.kind, self.card.extensive],
             "read": repr(self.options),
         }
         return json.loads(canonical_json(asked))

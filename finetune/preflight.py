@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 from ase.data import chemical_symbols as SYMBOLS
 
+from gfm_calc.config import HeadSpec
 from gfm_calc.data.findings import Finding, kind_of_energies
 from gfm_calc.data.inspection import Inspection, inspect
 from gfm_calc.data.readers import ReadOptions
-from gfm_calc.errors import GFMError
+from gfm_calc.errors import GFMError, InputFileError
 from gfm_calc.model import GFMModel
 
 MIN_FRAMES = 5
@@ -26,6 +27,7 @@ _GRAVE = (
     "contradictions", "duplicates", "energy-kind", "force-scale", "forces-unit", "mixed-energy-keys",
     "mixed-forces-keys", "stress-scale", "stress-unit", "zeroed-forces", "no-energies",
 )  # fmt: skip
+_OF_ENERGIES = ("no-energies", "no-forces")  # where a property is what is to be learnt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,26 +49,89 @@ class Preflight:
 
 
 def preflight(
-    paths: Sequence[Path], model: GFMModel, *, options: ReadOptions, format: str | None, accepted: Collection[str]
+    paths: Sequence[Path],
+    model: GFMModel,
+    card: HeadSpec,
+    *,
+    options: ReadOptions,
+    format: str | None,
+    accepted: Collection[str],
 ) -> Preflight:
     """Inspect the files.
 
     Args:
-        model: that the head will be added to.
+        model: that the head will be added to.  card: of that head.
         accepted: codes of findings that shall not stop the run.
 
     Raises:
         GFMError: a file that cannot be read, or whose labels leave a question open.
     """
+    for path in paths:
+        _refuse_tables(path)
     inspection = inspect(paths, format=format, options=options)
-    found = [*inspection.all_findings(), *_of_learning(inspection, model)]
+    if card.kind == "energy":
+        found = [*inspection.all_findings(), *_of_energies(inspection), *_of_learning(inspection, model)]
+    else:
+        found = [finding for finding in inspection.all_findings() if finding.code not in _OF_ENERGIES]
+        found += [*_of_property(inspection, card), *_of_learning(inspection, model)]
     refused = [f for f in found if (f.level == "error" or f.code in _GRAVE) and f.code not in accepted]
     refused.sort(key=lambda finding: finding.level != "error")
     return Preflight(inspection=inspection, findings=tuple(found), refused=tuple(refused))
 
 
-def _of_learning(inspection: Inspection, model: GFMModel) -> list[Finding]:
-    """What an inspection does not judge, since it knows of no model."""
+def _refuse_tables(path: Path) -> None:
+    """InputFileError for tables without structures."""
+    name = path.name.lower()
+    if any(name.endswith(f".{kind}{packed}") for kind in ("csv", "tsv") for packed in ("", ".gz", ".xz", ".bz2")):
+        raise InputFileError(
+            f"{path}: a table, no structures: where the composition alone is known, use a model of compositions (CrabNet, "
+            "Roost, a random forest on matminer's features); where structures are, give them as extxyz or jsonl"
+        )
+
+
+def _of_property(inspection: Inspection, card: HeadSpec) -> list[Finding]:
+    """What is wrong with the labels of a property."""
+    found = []
+    values = np.concatenate([file.statistics["value"] for file in inspection.files])
+    sizes = np.concatenate([file.statistics["num_atoms"] for file in inspection.files])
+    known = values[np.isfinite(values)]
+    if len(known) < MIN_FRAMES:
+        text = f"{len(known)} structure{'s' * (len(known) != 1)} with the property: at least {MIN_FRAMES} are needed"
+        return [Finding(level="error", code="too-few", text=text)]
+    shapes = {
+        (bool(row[0]), int(row[1]))
+        for file in inspection.files
+        for row in zip(file.statistics["of_atoms"], file.statistics["width"])
+        if row[1]
+    }
+    if shapes != {(card.is_of_atoms, 3 if card.kind.endswith("vector") else 1)}:
+        texts = [f"{width} number{'s' * (width > 1)} {('a structure', 'an atom')[atoms]}" for atoms, width in shapes]
+        kinds = " or ".join(kind for shape in sorted(shapes) for kind in _KINDS[shape])
+        text = f"the label has {' or '.join(texts)}: --kind must be {kinds}"
+        return [Finding(level="error", code="kind", text=text)]
+    if np.ptp(known) == 0 and card.kind != "atom_scalar":
+        text = f"every structure has the same label, {known[0]:g}: there is nothing to learn"
+        found.append(Finding(level="error", code="constant", text=text))
+    if card.kind == "class" and not np.isin(known, (0.0, 1.0)).all():
+        text = f"a class is 0 or 1 (or false and true), and there is {known[~np.isin(known, (0.0, 1.0))][0]:g}"
+        found.append(Finding(level="error", code="classes", text=text))
+    if card.kind == "scalar" and len(known) >= _TELLING and len(np.unique(sizes)) > 3:
+        grows = float(np.corrcoef(sizes[np.isfinite(values)], known)[0, 1])
+        if (card.extensive and abs(grows) < 0.2) or (not card.extensive and abs(grows) > 0.95):
+            other = "intensive" if card.extensive else "extensive"
+            text = f"the label's correlation with the number of atoms is {grows:.2f}: is it {other}?"
+            found.append(Finding(level="warning", code="extensive", text=text))
+    return found
+
+
+_KINDS = {
+    (False, 1): ("extensive", "intensive", "class"), (False, 3): ("vector",), (True, 1): ("atom-scalar",),
+    (True, 3): ("atom-vector",),
+}  # fmt: skip
+
+
+def _of_energies(inspection: Inspection) -> list[Finding]:
+    """What an inspection does not judge of energies and forces, since it does not know that they are to be learnt."""
     found = []
     sizes = np.concatenate([file.statistics["num_atoms"] for file in inspection.files])
     energies = np.concatenate([file.statistics["energy"] for file in inspection.files])
@@ -79,6 +144,18 @@ def _of_learning(inspection: Inspection, model: GFMModel) -> list[Finding]:
     if all(np.isnan(file.statistics["max_force"]).all() for file in inspection.files):
         text = "no forces: the head learns from energies alone; expect forces several times worse than with them"
         found.append(Finding(level="warning", code="energies-only", text=text))
+    large = [file for file in inspection.files if len(file.statistics) >= _TELLING]
+    judged = [kind_of_energies(file) for file in large]
+    kinds = {kind.kind for kind in judged if kind is not None and kind.is_sure and kind.kind != "unclear"}
+    if len(kinds) > 1:
+        text = f"the files hold different kinds of energies ({', '.join(sorted(kinds))}): one head needs one kind"
+        found.append(Finding(level="error", code="mixed-energy-kinds", text=text))
+    return found
+
+
+def _of_learning(inspection: Inspection, model: GFMModel) -> list[Finding]:
+    """What an inspection does not judge, since it knows of no model."""
+    found = []
     for file in inspection.files:
         overlapping = np.flatnonzero(file.statistics["closest"] < _OVERLAP)
         if len(overlapping):
@@ -91,10 +168,4 @@ def _of_learning(inspection: Inspection, model: GFMModel) -> list[Finding]:
     if strange:
         text = f"{', '.join(strange)}: no head of the model has seen {'it' if len(strange) == 1 else 'them'}"
         found.append(Finding(level="error", code="unseen-elements", text=text))
-    large = [file for file in inspection.files if len(file.statistics) >= _TELLING]
-    judged = [kind_of_energies(file) for file in large]
-    kinds = {kind.kind for kind in judged if kind is not None and kind.is_sure and kind.kind != "unclear"}
-    if len(kinds) > 1:
-        text = f"the files hold different kinds of energies ({', '.join(sorted(kinds))}): one head needs one kind"
-        found.append(Finding(level="error", code="mixed-energy-kinds", text=text))
     return found

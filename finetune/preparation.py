@@ -18,6 +18,7 @@ from gfm_calc.errors import ConfigError
 from gfm_calc.finetune.nearest import fit_references, predictions, spread
 from gfm_calc.model import GFMModel
 from gfm_calc.train.preparation import Head, gather, statistics_of
+from gfm_calc.train.properties import start_of
 from gfm_calc.train.recipe import DataRecipe
 
 MIN_TRAINING = 3
@@ -40,22 +41,29 @@ class Sides:
         return {side: getattr(self, side) for side in SIDES}
 
 
-def divide(dataset: Dataset, recipe: DataRecipe, *, test_files: Sequence[str], max_train: int | None) -> Sides:
+def divide(
+    dataset: Dataset, recipe: DataRecipe, *, test_files: Sequence[str], max_train: int | None, drop_shared: bool = False
+) -> Sides:
     """Training, validation and test.
 
     Args:
         test_files: names of files whose structures are the test side; the others are divided between the other two.
         max_train: training structures at most, drawn with the recipe's seed; free atoms do not count.
+        drop_shared: structures of test files are left out of training, where they are in other files as well.
 
     Raises:
         ConfigError: too few structures.
-        LeakError: a structure is in a test file and in another.
+        LeakError: a structure is in a test file and in another (without `drop_shared`).
     """
     frames = gather([dataset], replace(recipe, test=0.0) if test_files else recipe)
     sides = frames.sides(replace(recipe, test=0.0) if test_files else recipe)
     if test_files:
         sources = [name.rpartition(":")[0] for name in frames.table.frame_names()]
         sides = np.where(np.isin(sources, list(test_files)), SIDES.index("test"), sides)
+        if drop_shared:
+            labels = frames.table.duplicates()
+            copies = np.isin(labels, labels[sides == SIDES.index("test")]) & (sides != SIDES.index("test"))
+            sides[copies] = UNUSED
         frames.table.refuse_leaks(sides)
     alone = np.isin(np.arange(len(sides)), frames.isolated)
     train = np.flatnonzero((sides == 0) & ~alone)
@@ -113,13 +121,8 @@ def new_head(
 ) -> Head:
     """The head that is trained on the user's labels; it begins as the nearest head with other reference energies."""
     known: dict[str, Any] = statistics_of(dataset, sides.train, model.config.cutoff)
-    own = sides.as_mapping()
     elements = tuple(sorted(references.energies, key=NUMBER_OF.__getitem__))
-    unseen = 0
-    for side in ("validation", "test"):
-        inside = np.array([_within(dataset, k, elements) for k in own[side].tolist()], bool)
-        unseen += int((~inside).sum())
-        own[side] = own[side][inside]
+    own, unseen = _without_unseen(dataset, sides.as_mapping(), elements)
     counts = {"frames": len(sides.train)}
     data = tuple(dict(entry) | counts for entry in card.training_data)
     spec = replace(
@@ -132,6 +135,36 @@ def new_head(
         spec=spec, dataset=dataset, sides=own, scale=scale, shift={s: references.shift[s] for s in elements},
         neighbors=known["neighbors"], atoms=known["atoms"], share=0.0, unseen=unseen,
     )  # fmt: skip
+
+
+def property_head(dataset: Dataset, sides: Sides, model: GFMModel) -> Head:
+    """The head of a property, with its dataset's card: it begins at what the elements add, its network with random weights."""
+    own = sides.as_mapping()
+    references, scale = start_of(dataset.head, dataset, own["train"])
+    known = statistics_of(dataset, own["train"], model.config.cutoff)
+    own, unseen = _without_unseen(dataset, own, tuple(references))
+    counts = {"frames": len(sides.train)}
+    spec = replace(
+        dataset.head, elements=tuple(references), reference_energies=references,
+        training_data=tuple(dict(entry) | counts for entry in dataset.head.training_data),
+        charges=known["charges"], max_excess_spin=known["excess"], periodicity=known["periodicity"],
+    )  # fmt: skip
+    return Head(
+        spec=spec, dataset=dataset, sides=own, scale=scale, shift={}, neighbors=known["neighbors"], atoms=known["atoms"],
+        share=0.0, unseen=unseen,
+    )  # fmt: skip
+
+
+def _without_unseen(
+    dataset: Dataset, sides: Mapping[str, np.ndarray], elements: Sequence[str]
+) -> tuple[dict[str, np.ndarray], int]:
+    """The sides without held-out structures of other elements, and how many these are."""
+    kept, unseen = dict(sides), 0
+    for side in ("validation", "test"):
+        inside = np.array([_within(dataset, k, elements) for k in kept[side].tolist()], bool)
+        unseen += int((~inside).sum())
+        kept[side] = kept[side][inside]
+    return kept, unseen
 
 
 def old_head(model: GFMModel, name: str, dataset: Dataset) -> Head:

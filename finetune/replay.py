@@ -22,7 +22,7 @@ from ase.data import covalent_radii, reference_states
 
 from gfm_calc.artifacts import MANIFEST, sha256
 from gfm_calc.config import HeadSpec
-from gfm_calc.data.build import build
+from gfm_calc.data.build import build_flat
 from gfm_calc.data.perturb import displaced
 from gfm_calc.data.schema import Record
 from gfm_calc.data.store import Dataset, open_dataset
@@ -157,6 +157,6 @@ def build_replay(
             if not structures(model.specs[head], 1, seed):
                 continue
             task = PseudoLabels(model=where, model_id=model.model_id, head=head, count=count, seed=seed)
-            build(place, [task], replace(model.specs[head], test_errors={}), processes=0)
+            build_flat(place, [task], replace(model.specs[head], test_errors={}))
         found[head] = open_dataset(place)
     return found

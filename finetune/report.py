@@ -15,6 +15,7 @@ from gfm_calc.commands.inspection_report import FINDINGS_STYLE, finding_list
 from gfm_calc.commands.pages import drawn, encoded, figure, numbers, page, periodic_table, shown
 from gfm_calc.commands.plots import BLUE, GREY, ORANGE, draw_structures
 from gfm_calc.data.schema import Record
+from gfm_calc.finetune import property_report as of_property
 from gfm_calc.finetune.nearest import predictions
 from gfm_calc.model import GFMModel
 from gfm_calc.train.evaluation import SHOWN, mae, spread_indices
@@ -51,16 +52,23 @@ class Compared:
 def write_report(job: Job, outcome: Outcome) -> None:
     """Write the page; its structures are those of the side that `outcome` measured."""
     rows = outcome.head.sides[outcome.side]
-    chosen = rows[spread_indices(len(rows), _SHOWN)]
-    records = list(outcome.head.dataset.read(chosen, names=True).records())
+    some = rows[spread_indices(len(rows), _SHOWN)]
+    records = list(outcome.head.dataset.read(some, names=True).records())
     name, setup = job.card.name, outcome.setup
     begun = starting_model(setup.recipe, [outcome.head])
-    before, after = (list(compare(model, name, records)) for model in (begun, outcome.model))
+    if job.card.kind == "energy":
+        before, after = (list(compare(model, name, records)) for model in (begun, outcome.model))
+        summary, pictures, worst = _summary(outcome), _parities(before, after), _elements(after) + _worst(after)
+    else:
+        sides = [list(of_property.compare_property(model, name, records)) for model in (begun, outcome.model)]
+        summary, pictures = of_property.summary(outcome), of_property.pictures(outcome, *sides)
+        chosen = sorted(sides[1], key=lambda one: -one.error)[:_WORST]
+        worst = _drawn_worst([one.record for one in chosen]) + of_property.worst_table(chosen)
     parts = [
-        _summary(outcome), "<h2>How it was done</h2>", _reasons(outcome), finding_list(setup.checks.findings),
-        f'<h2>Before and after</h2><div class="pictures">{_parities(before, after)}</div>',
+        summary, "<h2>How it was done</h2>", _reasons(outcome), finding_list(setup.checks.findings),
+        f'<h2>Before and after</h2><div class="pictures">{pictures}</div>',
         '<h2>Learning</h2><div class="pictures">', *curves(read_log(job.output / "run"), [name]), "</div>",
-        _elements(after), _worst(after), _forgetting(outcome),
+        worst, _forgetting(outcome),
     ]  # fmt: skip
     title = f"{name}, fine-tuned from {job.model.rstrip('/').rpartition('/')[2]}"
     write_file(job.output / "report.html", page(title, "\n".join(parts), style=FINDINGS_STYLE).encode())
@@ -103,6 +111,8 @@ def _reasons(outcome: Outcome) -> str:
          " ".join(one.unseen)]
         for one in outcome.setup.ranking
     ]  # fmt: skip
+    if not rows:
+        return f"<ul>{items}</ul>"
     header = ("head", "energy (meV/atom)", "forces (meV/Å)", "unseen elements")
     text = "The old heads on training structures, new reference energies fitted to each: the first is where the new one began."
     return f"<ul>{items}</ul>{numbers(header, rows)}<p>{text}</p>"
@@ -170,14 +180,18 @@ def _worst(after: Sequence[Compared]) -> str:
         energy = 1000 * (one.energy[1] - one.energy[0])
         rows.append([f"{one.record.source} frame {one.record.frame}", f"{energy:+.1f}", force, atom])
     header = ("structure", "energy error (meV/atom)", "force error (meV/Å)", "worst atom")
+    return _drawn_worst([one.record for one in worst]) + numbers(header, rows)
+
+
+def _drawn_worst(records: Sequence[Record]) -> str:
     pictures = []
-    for first in range(0, len(worst), _IN_A_ROW):
-        part = worst[first : first + _IN_A_ROW]
-        views = {f"{first + k + 1}: frame {one.record.frame}": _turned(one.record) for k, one in enumerate(part)}
+    for first in range(0, len(records), _IN_A_ROW):
+        part = records[first : first + _IN_A_ROW]
+        views = {f"{first + k + 1}: frame {record.frame}": _turned(record) for k, record in enumerate(part)}
         image = BytesIO()
         draw_structures(image, views)  # type: ignore[arg-type]
         pictures.append(figure("Worst structures", "", encoded(image)))
-    return f"<h2>The worst structures</h2>{''.join(pictures)}{numbers(header, rows)}"
+    return f"<h2>The worst structures</h2>{''.join(pictures)}"
 
 
 def _worst_atom(one: Compared) -> str:

@@ -14,11 +14,12 @@ from gfm_calc.checkpoint import load_model, save_model
 from gfm_calc.config import HeadSpec
 from gfm_calc.errors import ConfigError
 from gfm_calc.finetune import forgetting
+from gfm_calc.finetune.classes import auc_of
 from gfm_calc.finetune.combine import combine
 from gfm_calc.finetune.plan import Job, begin, old_heads, write
 from gfm_calc.finetune.setup import Say, Setup, set_up
 from gfm_calc.model import GFMModel
-from gfm_calc.train.evaluation import SHOWN, mae, rounded
+from gfm_calc.train.evaluation import in_words, rounded
 from gfm_calc.train.outcome import provenance, trained_model
 from gfm_calc.train.parallel import Place, Ranks, discover, quiet
 from gfm_calc.train.preparation import Head
@@ -81,13 +82,19 @@ def finetune(job: Job, *, resume: bool, say: Say = print) -> Outcome | str:
 
         write_report(job, outcome)
         say(f"{job.output / 'report.html'}")
-    say(f"\n{_USE.format(model=job.output / 'model', head=job.card.name)}")
+    use = _USE if job.card.kind == "energy" else _USE_OF_PROPERTY
+    say(f"\n{use.format(model=job.output / 'model', head=job.card.name)}")
     return outcome
 
 
 _USE = """from gfm_calc import GFMCalculator
 atoms.calc = GFMCalculator("{model}", head="{head}")
 print(atoms.get_potential_energy(), atoms.get_forces())"""
+
+
+_USE_OF_PROPERTY = """from gfm_calc import Predictor  # or GFMCalculator(...).predict_property(atoms, "{head}")
+for row in Predictor("{model}", ["{head}"]).predict(structures):
+    print(row["{head}"].value)"""
 
 
 def _train(job: Job, setup: Setup, place: Place, say: Say) -> Outcome | str:
@@ -100,14 +107,17 @@ def _train(job: Job, setup: Setup, place: Place, say: Say) -> Outcome | str:
             head = next(head for head in heads if head.spec.name == name)
             side = next(side for side in ("test", "validation", "train") if head.sides[side].size)
             trainer = Trainer(recipe, heads, ranks, folder)
-            before = trainer.validator.errors(side, 10**9)[name]
-            say(f"before: {_figures(before)} on {before['frames']} {side} structures")
+            before = errors_of(trainer, head, side)
+            say(f"before: {in_words(before, head.spec)} on {before['frames']} {side} structures")
             reason = trainer.run()
             if reason.startswith("SIG"):
                 say(f"{job.output}: stopped at step {trainer.step} of {recipe.run.steps} ({reason}); --resume goes on")
                 return reason
-            after = trainer.validator.errors(side, 10**9)[name]
-            say(f"after:  {_figures(after)} ({reason} at step {trainer.step})")
+            after = errors_of(trainer, head, side)
+            chosen = (
+                "" if trainer.model_step == trainer.step else f"; the weights are those of step {trainer.model_step}"
+            )
+            say(f"after:  {in_words(after, head.spec)} ({reason} at step {trainer.step}{chosen})")
             model, drifts = _save(job, setup, trainer, after if side == "test" else {})
     finally:
         ranks.close()
@@ -115,6 +125,15 @@ def _train(job: Job, setup: Setup, place: Place, say: Say) -> Outcome | str:
         setup=setup, head=head, reason=reason, steps=trainer.step, side=side, before=before, after=after, model=model,
         drifts=drifts,
     )  # fmt: skip
+
+
+def errors_of(trainer: Trainer, head: Head, side: str) -> dict[str, Any]:
+    """Figures of the head on one side, as `evaluation.figures`; of a class also roc_auc (NaN where all answers are one)."""
+    found = trainer.validator.errors(side, 10**9)[head.spec.name]
+    if head.spec.kind == "class":
+        with trainer.validator.averaged() as model:
+            found["roc_auc"] = auc_of(model, head.spec.name, head.select(side))
+    return found
 
 
 def _save(
@@ -157,10 +176,6 @@ def _summary(outcome: Outcome) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _figures(row: Mapping[str, Any]) -> str:
-    return ", ".join(f"{term} {row[mae(term)]:.1f} {unit}" for term, unit in SHOWN.items() if mae(term) in row)
-
-
 def _plain(value: Any) -> Any:
     """NaN as null, tuples as lists."""
     if isinstance(value, Mapping):
@@ -174,5 +189,5 @@ def card(name: str, inputs: Sequence[Path], values: Mapping[str, Any]) -> HeadSp
     """The card of a new head: what the user says of its labels, and the files they come from."""
     names = ", ".join(path.name for path in inputs[:3]) + (", ..." if len(inputs) > 3 else "")
     data = {"name": names} | {key: values[key] for key in ("licence", "citation") if values.get(key)}
-    known = {key: value for key, value in values.items() if value and key not in ("licence", "citation")}
+    known = {key: v for key, v in values.items() if v not in (None, "") and key not in ("licence", "citation")}
     return HeadSpec(name=name, training_data=(data,), **known)

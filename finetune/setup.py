@@ -11,16 +11,26 @@ import numpy as np
 from gfm_calc.artifacts import MANIFEST
 from gfm_calc.checkpoint import resolve
 from gfm_calc.commands.inspection_report import page
-from gfm_calc.data.build import build
+from gfm_calc.data.build import build_flat
 from gfm_calc.data.loader import Loader
 from gfm_calc.data.references import read_reference_energies
 from gfm_calc.data.store import Dataset, Selection, open_dataset
 from gfm_calc.data.tasks import file_tasks
+from gfm_calc.errors import ConfigError
 from gfm_calc.finetune import strategy
 from gfm_calc.finetune.nearest import Nearness, rank_heads
 from gfm_calc.finetune.plan import PREFLIGHT, Job, read_decisions, take, write, write_decisions
 from gfm_calc.finetune.preflight import Preflight, preflight
-from gfm_calc.finetune.preparation import References, Sides, divide, find_references, new_head, old_head, sample
+from gfm_calc.finetune.preparation import (
+    References,
+    Sides,
+    divide,
+    find_references,
+    new_head,
+    old_head,
+    property_head,
+    sample,
+)
 from gfm_calc.finetune.replay import build_replay
 from gfm_calc.finetune.strategy import REPLAY_COUNT, Strategy, recipe_of
 from gfm_calc.model import GFMModel
@@ -41,7 +51,8 @@ class Setup:
 
     Attributes:
         start: the model it begins with.  kept: its heads that the new model keeps.
-        checks, sides, ranking, references, strategy: what was found and chosen, see there.
+        checks, sides, ranking, references, strategy: what was found and chosen, see there; no ranking and no references for a
+            property, whose head begins with random weights.
         dataset: the user's structures.  replay: those of the old heads that learn on.
         recipe: of the run.
     """
@@ -52,7 +63,7 @@ class Setup:
     dataset: Dataset
     sides: Sides
     ranking: Sequence[Nearness]
-    references: References
+    references: References | None
     strategy: Strategy
     replay: Mapping[str, Dataset]
     recipe: Recipe
@@ -64,8 +75,11 @@ class Setup:
 
     def heads(self, recipe: Recipe, cutoff: float) -> list[Head]:
         """The heads of the run, as `preparation.prepare` gives them."""
-        nearest = self.ranking[0].head
-        new = new_head(self.dataset.head, self.dataset, self.sides, self.references, self.start, nearest)
+        if self.references is None:
+            new = property_head(self.dataset, self.sides, self.start)
+        else:
+            nearest = self.ranking[0].head
+            new = new_head(self.dataset.head, self.dataset, self.sides, self.references, self.start, nearest)
         return with_shares([new, *(old_head(self.start, name, d) for name, d in self.replay.items())], recipe)
 
 
@@ -79,13 +93,20 @@ def set_up(job: Job, start: GFMModel, kept: Sequence[str], say: Say) -> Setup:
     take(job)
     dataset = _dataset(job)
     data = DataRecipe(path=str(dataset.directory), by=job.by, validation=job.validation, test=job.test, seed=job.seed)
-    sides = divide(dataset, data, test_files=[path.name for path in job.test_files], max_train=job.max_train)
+    sides = divide(
+        dataset, data, test_files=[path.name for path in job.test_files], max_train=job.max_train,
+        drop_shared=job.drop_shared,
+    )  # fmt: skip
     if job.isolated is not None:
         sides = replace(sides, isolated={**sides.isolated, **read_reference_energies(job.isolated)})
-    ranking = rank_heads(start, sample(dataset, sides.train))
-    nearest = ranking[0].head
-    references = find_references(start, nearest, dataset, sides)
-    _say_start(ranking, references, sides, say)
+    is_property = job.card.kind != "energy"
+    if not is_property and not start.energy_heads:
+        raise ConfigError(f"--from {job.model}: has no head of energies that a new one could begin as")
+    ranking = [] if is_property else rank_heads(start, sample(dataset, sides.train))
+    references = None if is_property else find_references(start, ranking[0].head, dataset, sides)
+    _say_sides(sides, say)
+    if references is not None:
+        _say_start(ranking, references, say)
     old = [head for head in kept if head in start.energy_heads]
     plan = _strategy(job, start, dataset, sides, old)
     for reason in plan.reasons:
@@ -95,7 +116,7 @@ def set_up(job: Job, start: GFMModel, kept: Sequence[str], say: Say) -> Setup:
     )
     recipe = recipe_of(
         plan, model=(str(resolve(job.model)), start.model_id), data=data, config=start.config, head=job.card.name,
-        nearest=nearest, old_heads=tuple(replay), dtype=job.dtype,
+        nearest=ranking[0].head if ranking else None, old_heads=tuple(replay), dtype=job.dtype,
     )  # fmt: skip
     patience = _PATIENCE if len(sides.validation) >= _ENOUGH else 0
     run = replace(recipe.run, max_minutes=job.max_minutes, seed=job.seed, stop_after=patience)
@@ -107,7 +128,7 @@ def set_up(job: Job, start: GFMModel, kept: Sequence[str], say: Say) -> Setup:
 
 def _look(job: Job, start: GFMModel, say: Say) -> Preflight:
     found = preflight(
-        [*job.inputs, *job.test_files], start, options=job.options, format=job.format, accepted=job.accepted
+        [*job.inputs, *job.test_files], start, job.card, options=job.options, format=job.format, accepted=job.accepted
     )
     frames = sum(len(file.statistics) for file in found.inspection.files)
     for finding in found.findings:
@@ -125,7 +146,7 @@ def _dataset(job: Job) -> Dataset:
     place = job.output / "datasets" / job.card.name
     if not (place / MANIFEST).exists():
         tasks = file_tasks([*job.inputs, *job.test_files], format=job.format, options=job.options)
-        build(place, tasks, job.card)  # in a process of its own: ADIOS2 may end it on a full disk
+        build_flat(place, tasks, job.card)
     return open_dataset(place)
 
 
@@ -135,9 +156,16 @@ def _strategy(job: Job, start: GFMModel, dataset: Dataset, sides: Sides, old: Se
     if known is not None:
         return Strategy(**(known["strategy"] | {"reasons": tuple(known["strategy"]["reasons"])}))
     block = dataset.read(sides.train)
-    labels = sum(int(np.isfinite(x).sum()) for x in (block.energy, block.forces, block.stress) if x is not None)
+    known = (block.energy, block.forces, block.stress, block.value, block.atom_values)
+    labels = sum(int(np.isfinite(x).sum()) for x in known if x is not None)
     found = strategy.choose(
-        len(sides.train), labels, wanted=job.strategy, naive=job.naive, keeps_heads=bool(old), steps=job.steps
+        len(sides.train),
+        labels,
+        wanted=job.strategy,
+        naive=job.naive,
+        keeps_heads=bool(old),
+        steps=job.steps,
+        fresh=job.card.kind != "energy",
     )
     if job.max_minutes is not None:
         step = _seconds_of_step(start, dataset, sides, found.structures)
@@ -151,7 +179,7 @@ def _strategy(job: Job, start: GFMModel, dataset: Dataset, sides: Sides, old: Se
 
 def _seconds_of_step(model: GFMModel, dataset: Dataset, sides: Sides, structures: int) -> float:
     source = Selection(dataset, sides.train[:structures])
-    head = model.energy_heads[0]
+    head = next(iter(model.specs))
     seconds = []
     for _ in range(3):
         since = time.perf_counter()
@@ -161,9 +189,16 @@ def _seconds_of_step(model: GFMModel, dataset: Dataset, sides: Sides, structures
     return _TRAINING * min(seconds)
 
 
-def _say_start(ranking: Sequence[Nearness], references: References, sides: Sides, say: Say) -> None:
+def _say_sides(sides: Sides, say: Say) -> None:
     counts = ", ".join(f"{len(rows)} {side}" for side, rows in sides.as_mapping().items())
     say(f"structures: {counts}")
+    if sides.near_twins:
+        say(
+            f"  note: {sides.near_twins} structures have a near twin on another side of the split: errors there look too good"
+        )
+
+
+def _say_start(ranking: Sequence[Nearness], references: References, say: Say) -> None:
     say("nearest heads (what is left after fitting reference energies):")
     for one in ranking[:3]:
         unseen = f"; has not seen {', '.join(one.unseen)}" if one.unseen else ""
@@ -175,7 +210,3 @@ def _say_start(ranking: Sequence[Nearness], references: References, sides: Sides
         )
     if references.isolated:
         say(f"  reference energies of {', '.join(references.isolated)} from free atoms")
-    if sides.near_twins:
-        say(
-            f"  note: {sides.near_twins} structures have a near twin on another side of the split: errors there look too good"
-        )

@@ -25,7 +25,8 @@ from gfm_calc.train.recipe import (
 NAMES = ("heads", "adapters", "full")
 _FEW_LABELS = 300  # numbers: energies, force and stress components
 REPLAY_SHARE = 0.5  # of the draws
-REPLAY_COUNT = 96  # structures a head
+REPLAY_COUNT = 192  # structures a head
+_REPLAY_WEIGHT = 3.0  # of a replayed structure in the loss: the old heads begin without error there and shall stay so
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +53,7 @@ class Strategy:
 
 def choose(
     structures: int, labels: int, *, wanted: str | None = None, naive: bool = False, keeps_heads: bool = True,
-    steps: int | None = None,
+    steps: int | None = None, fresh: bool = False,
 ) -> Strategy:  # fmt: skip
     """The strategy for so many training structures.
 
@@ -62,6 +63,7 @@ def choose(
         naive: all weights at one rate, nothing guards the old heads.
         keeps_heads: the old heads are wanted afterwards.
         steps: that the user chose.
+        fresh: the head begins with random weights, which learn faster than the encoder.
 
     Raises:
         ConfigError: no such strategy.
@@ -96,6 +98,8 @@ def choose(
         "adapters": {"learning_rate": 1e-3, "adapter_rank": 8},
         "full": {"learning_rate": 5e-4, "layer_decay": 1.0 if naive else 0.9},
     }[name]
+    if fresh and name == "full" and not naive:
+        rates = {"learning_rate": 2e-3, "encoder_rate": 0.25, "layer_decay": 0.9}
     return Strategy(name=name, reasons=tuple(reasons), replay=replay, structures=batch, steps=planned, **rates)  # type: ignore[arg-type]
 
 
@@ -105,7 +109,7 @@ def _steps(structures: int, batch: int) -> int:
 
 
 def recipe_of(
-    strategy: Strategy, *, model: tuple[str, str], data: DataRecipe, config, head: str, nearest: str,
+    strategy: Strategy, *, model: tuple[str, str], data: DataRecipe, config, head: str, nearest: str | None,
     old_heads: tuple[str, ...], dtype: str,
 ) -> Recipe:  # fmt: skip
     """The recipe of the run.
@@ -113,12 +117,14 @@ def recipe_of(
     Args:
         model: name or directory, and id, of the model to start from.
         config: its `ModelConfig`.
-        head: the new one, which begins as `nearest`.
+        head: the new one, which begins as `nearest`, or with random weights.
         old_heads: those that are replayed.
     """
     share = REPLAY_SHARE if old_heads else 0.0
     heads = [HeadRecipe(name=head, start=nearest, share=1 - share if old_heads else None)]
-    heads += [HeadRecipe(name=name, start=name, share=share / len(old_heads)) for name in old_heads]
+    heads += [
+        HeadRecipe(name=name, start=name, share=share / len(old_heads), weight=_REPLAY_WEIGHT) for name in old_heads
+    ]
     structures = round(strategy.structures / (1 - share))
     checks = max(1, strategy.steps // 20)
     return Recipe(

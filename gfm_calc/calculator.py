@@ -229,6 +229,25 @@ class GFMCalculator(Calculator):
         """
         return head_delta(self.model, self._graph(atoms), first, second, strict=self.strict)
 
+    def predict_property(self, atoms: Atoms, head: str) -> float | np.ndarray:
+        """What a property head says: a number or [3] of the structure, [n] or [n, 3] of its atoms, in the head's unit; of a
+        class the probability of yes.
+
+        Raises:
+            HeadError: no such head, or one of energies.
+            OutsideDomainError: a structure that the head does not know.
+        """
+        spec = self.model.spec(head)
+        if spec.kind == "energy":
+            raise HeadError(f"head {head} is one of energies: set calc.head, and ask for the energy")
+        graph = self._graph(atoms)
+        if self.strict:
+            check_domain(spec, graph)
+        value = predict_one(self.model, graph, [head])[head].value
+        assert value is not None
+        found = value.numpy()
+        return found if spec.is_of_atoms else found[0] if found.ndim > 1 else float(found[0])
+
     def descriptors(self, atoms: Atoms) -> np.ndarray:
         """The encoder's invariant features of every atom, [n, F]: the same for all heads."""
         batch = GraphBatch.from_graphs([self._graph(atoms)])
@@ -262,7 +281,8 @@ def _choose_head(model: GFMModel, head: object) -> str:
     spec = model.spec(head)
     if spec.kind != "energy":
         raise HeadError(
-            f"head {spec.name} predicts {spec.quantity}, not energies; a calculator needs one of: {', '.join(model.energy_heads)}"
+            f"head {spec.name} predicts {spec.quantity}, not energies: use calc.predict_property, or Predictor; a calculator "
+            f"needs one of: {', '.join(model.energy_heads) or 'none is here'}"
         )
     return spec.name
 

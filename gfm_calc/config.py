@@ -21,7 +21,7 @@ from ase.data import chemical_symbols as _SYMBOLS
 from .errors import ConfigError, InputFileError, did_you_mean, one_line
 
 MAX_ATOMIC_NUMBER = 118
-HEAD_KINDS = ("energy", "scalar", "atom_scalar", "atom_vector")
+HEAD_KINDS = ("energy", "scalar", "vector", "class", "atom_scalar", "atom_vector")
 _HEAD_NAME = re.compile(r"[a-z0-9][a-z0-9_.+-]{0,63}")
 T = TypeVar("T")
 
@@ -83,15 +83,16 @@ class HeadSpec:
 
     Attributes:
         name: lower-case identifier.
-        kind: "energy" (per-atom energies, forces, stress), "scalar" (one number a structure), "atom_scalar" or
-            "atom_vector".
+        kind: "energy" (per-atom energies, forces, stress); of a structure: "scalar" (a number), "vector" (a sum over atoms)
+            or "class" (the probability of yes); of its atoms: "atom_scalar" or "atom_vector".
         extensive: for "scalar": a sum over atoms (True) or a mean (False).
         quantity: what a property head predicts ("band gap"); "energy" for energy heads.
         unit: of the value.
         code, functional, basis: the level of theory of the labels.
         dispersion: "none", "included" (a dispersion term is part of the labels) or "unknown".
         labels: "calculated" (first principles), "semi-empirical", or "distilled" (predictions of another model).
-        reference_energies: symbol -> energy in eV of the isolated atom, float64; an isolated atom returns it exactly.
+        reference_energies: symbol -> energy in eV of the isolated atom, float64; an isolated atom returns it exactly.  Of a
+            scalar property: what an atom of the element adds on average, in the unit of the head.
         reference_kind: "isolated-atom" (calculated) or "fitted" (least squares on the training split).
         elements: symbols seen in training, by atomic number.
         charges: (lowest, highest) total charge seen, e.
@@ -153,6 +154,11 @@ class HeadSpec:
             or self.charges[0] > self.charges[1]
         ):
             raise ConfigError(f"head {self.name}: charges must be (lowest, highest), not {self.charges!r}")
+
+    @property
+    def is_of_atoms(self) -> bool:
+        """Whether it is a property of the atoms, not of the structure."""
+        return self.kind.startswith("atom_")
 
     @property
     def level_of_theory(self) -> str:

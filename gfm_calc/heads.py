@@ -94,37 +94,56 @@ class EnergyHeads(ExactBuffers):
 
 
 class PropertyHead(ExactBuffers):
-    """A property of a structure ("scalar", a sum or a mean over atoms) or of its atoms ("atom_scalar", "atom_vector").
+    """A property of a structure ("scalar", a sum or a mean over atoms; "vector", a sum; "class", whose mean over atoms is the
+    logarithm of the odds of yes) or of its atoms ("atom_scalar", "atom_vector").
 
-    Vectors are sums of the encoder's vector features with weights from its scalars, hence equivariant.
+    Vectors are sums of the encoder's vector features with weights from its scalars, hence equivariant.  Scalars begin at the
+    references of the elements on the card.
     """
 
-    exact = ("scale", "shift")
+    exact = ("scale", "shift", "reference")
     scale: Tensor
     shift: Tensor
+    reference: Tensor
 
     def __init__(self, spec: HeadSpec, num_features: int, width: int):
         super().__init__()
         self.kind, self.extensive = spec.kind, spec.extensive
-        self.net = mlp(num_features, width, num_features if spec.kind == "atom_vector" else 1)
+        self.net = mlp(num_features, width, num_features if spec.kind.endswith("vector") else 1)
         self.net.apply(init_linear)
         self.register_buffer("scale", torch.ones((), dtype=torch.float64))
         self.register_buffer("shift", torch.zeros((), dtype=torch.float64))
+        reference = torch.zeros(MAX_ATOMIC_NUMBER + 1, dtype=torch.float64)
+        for symbol, value in spec.reference_energies.items():
+            reference[_NUMBER_OF[symbol]] = value
+        # Not part of the weights file: the head cards hold them.
+        self.register_buffer("reference", reference, persistent=False)
 
-    def forward(self, scalars: Tensor, vectors: Tensor, batch: Tensor, counts: Tensor) -> Tensor:
-        """[B] ("scalar"), [N] ("atom_scalar") or [N, 3] ("atom_vector"), float64, in the head's unit.
+    @property
+    def is_per_atom_of_sum(self) -> bool:
+        """Whether errors are to be divided by the number of atoms, as those of energies are."""
+        return self.kind == "scalar" and self.extensive
+
+    def forward(
+        self, scalars: Tensor, vectors: Tensor, atomic_numbers: Tensor, batch: Tensor, counts: Tensor
+    ) -> Tensor:
+        """[B] ("scalar", "class": log-odds), [B, 3] ("vector"), [N] ("atom_scalar") or [N, 3] ("atom_vector"), float64, in
+        the head's unit.
 
         Args:
             scalars: [N, F].
             vectors: [N, 3, F].
+            atomic_numbers: [N].
             batch: [N], the structure of each atom.
             counts: [B], atoms in each structure.
         """
         weights = self.net(scalars)
-        if self.kind == "atom_vector":
-            return (vectors * weights.unsqueeze(1)).sum(dim=-1).to(torch.float64) * self.scale
+        if self.kind.endswith("vector"):
+            found = (vectors * weights.unsqueeze(1)).sum(dim=-1).to(torch.float64) * self.scale
+            return found if self.kind == "atom_vector" else scatter_sum(found, batch, counts.shape[0])
         values = weights.squeeze(-1).to(torch.float64) * self.scale + self.shift
+        values = values + self.reference.index_select(0, atomic_numbers)
         if self.kind == "atom_scalar":
             return values
         total = scatter_sum(values, batch, counts.shape[0])
-        return total if self.extensive else total / counts
+        return total if self.is_per_atom_of_sum else total / counts

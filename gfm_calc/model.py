@@ -63,7 +63,7 @@ class Prediction:
         stress: [B, 3, 3] eV/Å³, virial / volume, tension positive; with fewer than three periodic axes only along them,
             and NaN where the cell defines none (see `periodic_strains`; use the virial).
         stresses: [N, 3, 3] eV/Å³, each atom's share of `stress`.
-        value: a property head's value, in its unit.
+        value: a property head's value, in its unit: [B], [B, 3], [N] or [N, 3] by its kind; of a class, the probability of yes.
         energy_uncertainty: [B] eV, the expected absolute error of `energy` (see `uncertainty`).
         forces_uncertainty: [N] eV/Å, the expected length of the error of each atom's force.
     """
@@ -285,9 +285,10 @@ class GFMModel(nn.Module):
         counts = batch.ptr.diff().to(self.device)
         with torch.no_grad():
             encoded = self.encode(inputs)
-            heads = {name: self.properties[self.property_heads.index(name)] for name in names}
-            values = {n: h(encoded.scalars, encoded.vectors, inputs.batch, counts).cpu() for n, h in heads.items()}
-        return {n: Prediction(head=n, model_id=self.model_id, value=value) for n, value in values.items()}
+            rest = encoded.scalars, encoded.vectors, encoded.atomic_numbers, inputs.batch, counts
+            values = {name: self.properties[self.property_heads.index(name)](*rest) for name in names}
+        found = {n: torch.sigmoid(v) if self.specs[n].kind == "class" else v for n, v in values.items()}
+        return {n: Prediction(head=n, model_id=self.model_id, value=value.cpu()) for n, value in found.items()}
 
     def _predict_energies(
         self, inputs: ModelInputs, batch: GraphBatch, names: list[str], forces: bool, stresses: bool,

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from gfm_calc.artifacts import open_artifact
+from gfm_calc.config import HeadSpec
 from gfm_calc.errors import CorruptFileError
 from gfm_calc.train.exchange import SharedParameters
 from gfm_calc.train.flat import slots_of
@@ -33,16 +34,16 @@ class Checkpoints:
 
     Args:
         shared: the parameters that this process has: "encoder", and "heads<g>" of its group g.
-        names: of all heads of the run.
+        specs: cards of all heads of the run.
         mode: of the recipe, for the record.
     """
 
     def __init__(
         self, folder: Path, ranks: Ranks, placement: Placement, shared: Mapping[str, SharedParameters], *,
-        names: Sequence[str], mode: str,
+        specs: Sequence[HeadSpec], mode: str,
     ):  # fmt: skip
         self.folder, self.ranks, self.placement, self.shared = folder, ranks, placement, shared
-        self.names, self.mode = names, mode
+        self.specs, self.mode = specs, mode
         self.group = placement.group_of(ranks.rank)
         self.writer = CheckpointWriter(folder, ranks.rank, ranks.world)
 
@@ -63,7 +64,7 @@ class Checkpoints:
         flats = {name: (s.flat, s.sharing.is_first) for name, s in self.shared.items()}
         layouts = {"encoder": layout_of(self.shared["encoder"].flat.slots)}
         for number, heads in enumerate(self.placement.heads):
-            layouts[f"heads{number}"] = self._layout_of_heads([self.names[k] for k in heads])
+            layouts[f"heads{number}"] = self._layout_of_heads(self._stacked(heads))
         state = {
             "step": step, "world": self.ranks.world, "mode": self.mode, "layouts": layouts, "schedule": schedule.state()
         }  # fmt: skip
@@ -95,12 +96,16 @@ class Checkpoints:
             return 0
         saved = SavedState(open_artifact(self.folder / name, kind=KIND, newest_version=FORMAT_VERSION))
         self.shared["encoder"].flat_from(saved, "encoder")
-        own = [self.names[k] for k in self.placement.heads[self.group]]
+        own = self._stacked(self.placement.heads[self.group])
         self.shared[f"heads{self.group}"].flat_from(saved, "heads", own)
         schedule.restore(saved.state["schedule"])
         if saved.state["world"] == self.ranks.world and self.ranks.rank in saved.random:
             torch.set_rng_state(saved.random[self.ranks.rank])
         return saved.state["step"]
+
+    def _stacked(self, heads: Sequence[int]) -> list[str]:
+        """Names of those of the heads that are rows of a stack: property heads belong to what all processes share."""
+        return [self.specs[k].name for k in heads if self.specs[k].kind == "energy"]
 
     def _layout_of_heads(self, names: Sequence[str]) -> dict[str, Any]:
         """The layout of a group's stack, which differs from that of this group in the number of rows alone."""

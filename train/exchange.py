@@ -114,9 +114,9 @@ class SharedParameters:
         """Set the gradients to zero."""
         self.flat.gradient.zero_()
 
-    def whole_average(self) -> Tensor:
-        """The running average, whole."""
-        return self._whole(self.flat.average)
+    def whole(self, state: str) -> Tensor:
+        """The vector "average" or "best" of `flat`, whole."""
+        return self._whole(getattr(self.flat, state))
 
     def _whole(self, part: Tensor) -> Tensor:
         """A vector of which each process has a part."""

@@ -16,6 +16,7 @@ from gfm_calc.train.orthogonal import orthogonalized
 
 _ALIGN = 16  # numbers; each parameter begins on a border of 64 bytes (float32)
 STATES = ("weight", "average", "exp_avg", "exp_avg_sq")
+BEST = "best"  # a state that is there once a validation has found it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +54,7 @@ class FlatParameters:
         turned: names of matrices whose updates are orthogonal (Muon) in place of AdamW's.
 
     Attributes: `slots`, see `slots_of`; `weight`, `gradient` [n]; `average`, `exp_avg`, `exp_avg_sq` [n / parts]: this
-    process's part.
+    process's part; `best`, the part that did best, or None.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class FlatParameters:
         self.own = slice(part * self.length, (part + 1) * self.length)
         self.average = self.weight[self.own].clone()
         self.exp_avg, self.exp_avg_sq = torch.zeros_like(self.average), torch.zeros_like(self.average)
+        self.best: Tensor | None = None
         self._factor = self._part_of(rates or {})  # of the learning rate
         self._by_adam = self._part_of(dict.fromkeys(self.turned, 0.0))  # 0 where an orthogonal update takes its place
 
@@ -145,7 +147,16 @@ class FlatParameters:
         weight.addcdiv_(step, root, value=-rate / (1 - c.beta1**count))
         self.average.lerp_(weight, 1 - decay)
 
+    def keep_best(self, *, average: bool) -> None:
+        """Keep a copy of this process's part of the weights, or of their average, as the best so far."""
+        self.best = (self.average if average else self.weight[self.own]).clone()
+
+    def states(self) -> dict[str, Tensor]:
+        """This process's part of all that a run needs to go on, by name (see `STATES`)."""
+        found = {"weight": self.weight[self.own]} | {name: getattr(self, name) for name in STATES[1:]}
+        return found if self.best is None else found | {BEST: self.best}
+
     def memory(self) -> int:
         """Bytes of all vectors."""
-        vectors = (self.weight, self.gradient, self.average, self.exp_avg, self.exp_avg_sq)
+        vectors = (self.weight, self.gradient, *(v for name, v in self.states().items() if name != "weight"))
         return sum(vector.numel() * vector.element_size() for vector in vectors)

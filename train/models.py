@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from ase.data import atomic_numbers as NUMBER_OF
@@ -12,6 +13,7 @@ from torch import nn
 from gfm_calc.checkpoint import load_model
 from gfm_calc.config import ModelConfig
 from gfm_calc.errors import ConfigError
+from gfm_calc.heads import PropertyHead
 from gfm_calc.model import GFMModel
 from gfm_calc.train.adapters import add_adapters, merge_adapters
 from gfm_calc.train.preparation import Head
@@ -19,6 +21,7 @@ from gfm_calc.train.recipe import Recipe, StartRecipe
 from gfm_calc.train.state import SavedState
 
 _LAYER = re.compile(r"encoder\.\w+\.(\d+)\.")
+_OF_HEADS = ("energy_stack.", "properties.")
 _ROWS = ("hidden", "hidden_bias", "output")  # of a head, beside its shifts
 
 
@@ -50,13 +53,14 @@ def starting_model(recipe: Recipe, heads: Sequence[Head]) -> GFMModel:
         raise ConfigError(f"start.model {recipe.start.model}: the tables [model] of the two differ; write its values")
     model.to(source.dtype)
     for name, parameter in model.named_parameters():
-        if not name.startswith("energy_stack."):
+        if not name.startswith(_OF_HEADS):
             parameter.data.copy_(source.get_parameter(name))
-    for row, head in enumerate(heads):
+    for head in heads:
         wanted = recipe.head(head.spec.name).start
         if wanted:
-            if wanted not in source.energy_heads:
-                raise ConfigError(f"head {head.spec.name}: start: {source.spec(wanted).name} is no head of energies")
+            if wanted not in source.energy_heads or head.spec.kind != "energy":
+                raise ConfigError(f"head {head.spec.name}: start: only heads of energies begin as one another")
+            row = model.energy_heads.index(head.spec.name)
             other = source.energy_heads.index(wanted)
             for name in (*_ROWS, "shift"):
                 getattr(model.energy_stack, name).data[row] = getattr(source.energy_stack, name)[other]
@@ -67,7 +71,11 @@ def starting_model(recipe: Recipe, heads: Sequence[Head]) -> GFMModel:
 def _set_scales(model: GFMModel, heads: Sequence[Head]) -> None:
     stack = model.energy_stack
     with torch.no_grad():
-        for row, head in enumerate(heads):
+        for head in heads:
+            if head.spec.kind != "energy":
+                cast(PropertyHead, model.properties[model.property_heads.index(head.spec.name)]).scale.fill_(head.scale)
+                continue
+            row = model.energy_heads.index(head.spec.name)
             stack.scale[row] = head.scale
             for symbol, energy in head.shift.items():
                 stack.shift[row, NUMBER_OF[symbol]] = energy
@@ -85,7 +93,7 @@ def rates(model: GFMModel, start: StartRecipe) -> dict[str, float]:
         return {}
     found = {}
     for name, _ in model.named_parameters():
-        if name.startswith("energy_stack."):
+        if name.startswith(_OF_HEADS):
             continue
         layer = _LAYER.match(name)
         depth = model.config.num_layers - (int(layer[1]) + 1 if layer else 0)
@@ -106,7 +114,7 @@ def assemble(recipe: Recipe, heads: Sequence[Head], saved: SavedState, kind: str
     """The whole model of a checkpoint, wherever its heads were trained, adapters merged.
 
     Args:
-        kind: "average" or "weight".
+        kind: "best", "average" or "weight".
 
     Raises:
         CorruptFileError: the checkpoint is not of these heads.
@@ -120,8 +128,8 @@ def assemble(recipe: Recipe, heads: Sequence[Head], saved: SavedState, kind: str
         for name, parameter in model.named_parameters():
             if name not in stack:
                 parameter.copy_(saved.parameter(kind, name))
-        for row, head in enumerate(heads):
-            found = saved.head(kind, head.spec.name)
+        for row, head in enumerate(model.energy_heads):
+            found = saved.head(kind, head)
             for name in stack:
                 model.get_parameter(name)[row] = found[name]
     merge_adapters(model.encoder)

@@ -13,7 +13,8 @@ from gfm_calc import __version__
 from gfm_calc.artifacts import canonical_json, open_artifact, write_file
 from gfm_calc.checkpoint import save_model
 from gfm_calc.model import GFMModel
-from gfm_calc.train.evaluation import SHOWN, mae, rounded
+from gfm_calc.train.evaluation import in_words, rounded
+from gfm_calc.train.flat import BEST
 from gfm_calc.train.models import assemble
 from gfm_calc.train.preparation import Head
 from gfm_calc.train.state import FORMAT_VERSION, KIND, SavedState, newest_checkpoint
@@ -39,9 +40,7 @@ def save_outcome(trainer: Trainer, errors: Mapping[str, Mapping[str, float]], *,
     write_file(folder / "errors.json", canonical_json({"step": trainer.step, "test": errors, "validation": trainer.errors,
                                                        "structures": sides}))  # fmt: skip
     lines = [f"{folder / 'model'}: {len(heads)} heads, {trainer.step} steps"]
-    for name, row in errors.items():
-        shown = ", ".join(f"{term} {row[mae(term)]:.1f} {unit}" for term, unit in SHOWN.items() if mae(term) in row)
-        lines.append(f"  {name}: test errors {shown}")
+    lines += [f"  {name}: test errors {in_words(row, model.specs[name])}" for name, row in errors.items()]
     if report:
         from gfm_calc.train.report import write_report
 
@@ -51,7 +50,8 @@ def save_outcome(trainer: Trainer, errors: Mapping[str, Mapping[str, float]], *,
 
 
 def trained_model(trainer: Trainer, heads: Sequence[Head]) -> GFMModel:
-    """The model of the newest checkpoint, with the running average of the weights where the recipe keeps one.
+    """The model of the newest checkpoint: with the weights of the best validation, where the recipe keeps them, or else the
+    running average, or else the last ones.
 
     Args:
         heads: those of the run, with the cards that the model shall have.
@@ -60,7 +60,7 @@ def trained_model(trainer: Trainer, heads: Sequence[Head]) -> GFMModel:
     found, _ = newest_checkpoint(trainer.folder / "checkpoints")
     assert found is not None  # it was written before the run ended
     saved = SavedState(open_artifact(found.directory, kind=KIND, newest_version=FORMAT_VERSION))
-    return assemble(recipe, heads, saved, "average" if recipe.optimizer.ema else "weight")
+    return assemble(recipe, heads, saved, BEST if saved.has_best else "average" if recipe.optimizer.ema else "weight")
 
 
 def provenance(trainer: Trainer) -> dict[str, Any]:
@@ -71,6 +71,6 @@ def provenance(trainer: Trainer) -> dict[str, Any]:
     recipe["start"].pop("model")  # its id stays
     datasets = {head.spec.name: head.dataset.digest for head in trainer.heads}
     return {
-        "step": trainer.step, "recipe": recipe, "datasets": datasets, "processes": trainer.ranks.world,
+        "step": trainer.model_step, "recipe": recipe, "datasets": datasets, "processes": trainer.ranks.world,
         "versions": {"gfm-calc": __version__, "torch": torch.__version__, "numpy": numpy.__version__},
     }  # fmt: skip

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gfm_calc.config import HeadSpec
 from gfm_calc.errors import ConfigError
 
 
@@ -67,6 +68,19 @@ def place(loads: Sequence[float], world: int, mode: str) -> Placement:
         groups=tuple(tuple(range(starts[n], starts[n + 1])) for n in range(count)),
         heads=tuple(tuple(sorted(members[k])) for k in order),
     )
+
+
+def refuse_properties(specs: Sequence[HeadSpec], groups: int, *, balanced: bool) -> None:
+    """ConfigError for what heads of properties cannot be trained with: they are no rows of the stack of energy heads.
+
+    Args:
+        specs: of all heads.  groups: of the placement.  balanced: weights of terms are learnt.
+    """
+    names = [spec.name for spec in specs if spec.kind != "energy"]
+    if names and groups > 1:
+        raise ConfigError(f"head {names[0]} is of a property: train it with parallel.mode = data")
+    if names and balanced:
+        raise ConfigError(f"head {names[0]} is of a property: objective.uncertainty balances energy heads alone")
 
 
 def _ranges(ranks: Sequence[int]) -> str:

@@ -7,7 +7,7 @@ under it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -29,7 +29,9 @@ from gfm_calc.data.splits import SIDES, draw, join
 from gfm_calc.data.store import Dataset, Selection, open_dataset
 from gfm_calc.errors import ConfigError, CorruptFileError, GFMError, InputFileError, one_line
 from gfm_calc.graph import AtomicGraph
-from gfm_calc.train.recipe import DataRecipe, Recipe, to_toml
+from gfm_calc.train.datasets import find_datasets
+from gfm_calc.train.properties import start_of
+from gfm_calc.train.recipe import DataRecipe, HeadRecipe, Recipe, to_toml
 
 KIND = "training-data"
 FORMAT_VERSION = 1
@@ -46,7 +48,8 @@ class Head:
         spec: its card.
         dataset: where its structures are.
         sides: {"train": indices, "validation": ..., "test": ...}, each ascending int64.
-        scale: eV, of what its network gives.  shift: symbol -> eV, what an atom gains by being bound, at the start.
+        scale: eV (or the unit of a property), of what its network gives.  shift: symbol -> eV, what an atom gains by being
+            bound, at the start.
         neighbors: mean neighbours of an atom.  atoms: mean atoms of a structure.
         share: of the draws.
         unseen: held-out structures with elements that no training structure has: they are in no side.
@@ -70,34 +73,6 @@ class Head:
     def work(self) -> float:
         """Expected edges in a step that draws one structure."""
         return self.share * self.atoms * (self.neighbors + WORK_OF_ATOM)
-
-
-def find_datasets(path: str) -> list[Dataset]:
-    """The dataset at `path`, or those in its sub-folders, by name of the head.
-
-    Raises:
-        ConfigError: none, or two of one head.
-    """
-    folder = Path(path).expanduser()
-    if not path:
-        raise ConfigError(
-            "the recipe names no data: --set data.path=DIR, a dataset of gfm data build or a folder of them"
-        )
-    if not folder.is_dir():
-        raise ConfigError(f"data.path: {folder}: no such directory")
-    places = [folder] if (folder / MANIFEST).exists() else sorted(p.parent for p in folder.glob(f"*/{MANIFEST}"))
-    if not places:
-        raise ConfigError(f"data.path: {folder}: holds no dataset; make one with gfm data build")
-    found: dict[str, Dataset] = {}
-    for place in places:
-        dataset = open_dataset(place)
-        name = dataset.head.name
-        if name in found:
-            raise ConfigError(
-                f"data.path: {found[name].directory} and {place} both are of head {name}: append one to the other"
-            )
-        found[name] = dataset
-    return [found[name] for name in sorted(found)]
 
 
 def prepare(recipe: Recipe, cutoff: float) -> list[Head]:
@@ -226,6 +201,8 @@ def _head(
     own = {side: np.flatnonzero(sides[rows] == number) for number, side in enumerate(SIDES)}
     if not own["train"].size:
         raise ConfigError(f"{dataset.directory}: head {name} has no structure on the training side")
+    if dataset.head.kind != "energy":
+        return _property_head(dataset, recipe, compositions, own, rows.start, cutoff)
     training = np.zeros(len(sides), bool)
     training[rows] = sides[rows] == 0
     wanted = recipe.head(name)
@@ -237,21 +214,11 @@ def _head(
         raise ConfigError(
             f"{dataset.directory}: head {name}: {error}; a head needs energies: label some of its structures, or leave it out"
         ) from error
-    unseen = 0
-    for side in ("validation", "test"):
-        known_elements = compositions.within(own[side] + rows.start, fit.energies)
-        unseen += int((~known_elements).sum())
-        own[side] = own[side][known_elements]
+    own, unseen = _without_unseen(own, compositions, rows.start, fit.energies)
     statistics = statistics_of(dataset, own["train"], cutoff)
-    sources = [{"name": entry["name"], "frames": int(entry.get("structures", 0))} for entry in dataset.inputs]
-    data = [dict(entry) for entry in dataset.head.training_data] or sources
-    for entry in data:
-        for key in ("licence", "citation"):
-            if getattr(wanted, key) is not None:
-                entry[key] = getattr(wanted, key)
     spec = replace(
-        dataset.head, elements=tuple(fit.energies), reference_energies=dict(fit.energies), training_data=tuple(data),
-        reference_kind="isolated-atom" if set(fit.energies) <= set(known) else "fitted",
+        dataset.head, elements=tuple(fit.energies), reference_energies=dict(fit.energies),
+        training_data=_origins(dataset, wanted), reference_kind="isolated-atom" if set(fit.energies) <= set(known) else "fitted",
         charges=statistics["charges"], max_excess_spin=statistics["excess"], periodicity=statistics["periodicity"],
     )  # fmt: skip
     shift = {s: fitted.energies[s] - fit.energies[s] for s in fit.energies}
@@ -259,6 +226,47 @@ def _head(
         spec=spec, dataset=dataset, sides=own, scale=statistics["scale"], shift=shift, neighbors=statistics["neighbors"],
         atoms=statistics["atoms"], share=0.0, unseen=unseen,
     )  # fmt: skip
+
+
+def _property_head(
+    dataset: Dataset, recipe: Recipe, compositions: Compositions, own: dict[str, np.ndarray], first: int, cutoff: float
+) -> Head:
+    """`_head` for a property; first: the dataset's first row among all."""
+    references, scale = start_of(dataset.head, dataset, own["train"])
+    own, unseen = _without_unseen(own, compositions, first, references)
+    statistics = statistics_of(dataset, own["train"], cutoff)
+    spec = replace(
+        dataset.head, elements=tuple(references), reference_energies=references,
+        training_data=_origins(dataset, recipe.head(dataset.head.name)),
+        charges=statistics["charges"], max_excess_spin=statistics["excess"], periodicity=statistics["periodicity"],
+    )  # fmt: skip
+    return Head(
+        spec=spec, dataset=dataset, sides=own, scale=scale, shift={}, neighbors=statistics["neighbors"],
+        atoms=statistics["atoms"], share=0.0, unseen=unseen,
+    )  # fmt: skip
+
+
+def _without_unseen(
+    own: Mapping[str, np.ndarray], compositions: Compositions, first: int, elements: Collection[str]
+) -> tuple[dict[str, np.ndarray], int]:
+    """The sides without held-out structures of elements that no training structure has, and how many these are."""
+    kept, unseen = dict(own), 0
+    for side in ("validation", "test"):
+        known = compositions.within(own[side] + first, elements)
+        unseen += int((~known).sum())
+        kept[side] = own[side][known]
+    return kept, unseen
+
+
+def _origins(dataset: Dataset, wanted: HeadRecipe) -> tuple[dict[str, Any], ...]:
+    """Where the labels come from, for the card."""
+    sources = [{"name": entry["name"], "frames": int(entry.get("structures", 0))} for entry in dataset.inputs]
+    data = [dict(entry) for entry in dataset.head.training_data] or sources
+    for entry in data:
+        for key in ("licence", "citation"):
+            if getattr(wanted, key) is not None:
+                entry[key] = getattr(wanted, key)
+    return tuple(data)
 
 
 def statistics_of(dataset: Dataset, indices: np.ndarray, cutoff: float) -> dict[str, Any]:

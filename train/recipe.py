@@ -111,10 +111,10 @@ class StartRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveRecipe:
-    """The loss: of energies an atom (eV), of forces (eV/Å) and of stress (eV/Å³).
+    """The loss: of energies an atom (eV), of forces (eV/Å), of stress (eV/Å³) and of properties (in the scale of their head).
 
     Attributes:
-        energy, forces, stress: weights of the three.
+        energy, forces, stress, property: weights of the four.
         loss: "l1" (absolute energy errors, lengths of force and stress errors), "l2" (squares) or "huber".
         delta: of the Huber loss, in the unit of each term.
         soften: eV/Å; the forces of an atom count by 1 / (1 + |F| / soften): violent frames do not drown the others.
@@ -125,6 +125,7 @@ class ObjectiveRecipe:
     energy: float = 2.0
     forces: float = 1.0
     stress: float = 5.0
+    property: float = 1.0
     loss: str = "l1"
     delta: float = 0.1
     soften: float | None = 10.0
@@ -177,6 +178,7 @@ class RunRecipe:
         validate_every: steps; 0: only at the end.  max_validation: structures a head.
         stop_after: validations without improvement that end the run; 0: never.
         save_every: steps.
+        keep_best: the model is that of the validation with the least error, not that of the last step.
         max_minutes: the run saves and ends after so long; it can be resumed.
         on_bad_batch: "stop" or "skip" a step whose loss or gradient is not finite.
         check_parameters_every: steps between comparisons of the weights across processes; 0: never.
@@ -195,6 +197,7 @@ class RunRecipe:
     max_validation: int = 500
     stop_after: int = 0
     save_every: int = 500
+    keep_best: bool = True
     max_minutes: float | None = None
     on_bad_batch: str = "stop"
     check_parameters_every: int = 0
@@ -285,6 +288,7 @@ _RANGES = (
     ("data", "loss_tau", 0, 4), ("data", "workers", 0, 256),
     ("start", "encoder_rate", 0, 100), ("start", "layer_decay", 0, 1), ("start", "adapter_rank", 0, 4096),
     ("objective", "energy", 0, 1e6), ("objective", "forces", 0, 1e6), ("objective", "stress", 0, 1e6),
+    ("objective", "property", 0, 1e6),
     ("objective", "delta", 1e-9, 1e6), ("objective", "soften", 1e-6, 1e9),
     ("optimizer", "learning_rate", 0, 10), ("optimizer", "final_learning_rate", 0, 10), ("optimizer", "warmup", 0, 1e9),
     ("optimizer", "fall", 0, 1e9),
@@ -303,7 +307,7 @@ _CHOICES = (
 )  # fmt: skip
 _SWITCHES = (
     ("data", "memory"), ("objective", "uncertainty"), ("run", "compile"), ("run", "activation_checkpointing"),
-    ("run", "tensorboard"),
+    ("run", "tensorboard"), ("run", "keep_best"),
 )  # fmt: skip
 
 

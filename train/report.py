@@ -83,7 +83,7 @@ def write_report(folder: Path, model: GFMModel, heads: Sequence[Head], recipe: R
 def _parity(model: GFMModel, head: Head, recipe: Recipe) -> Parity:
     found = Parity()
     rows = head.sides["test"] if head.sides["test"].size else head.sides["validation"]
-    if rows.size:
+    if rows.size and head.spec.kind == "energy":
         chosen = Selection(head.dataset, rows[spread_indices(len(rows), _SHOWN)])
         for batch in Loader([chosen], recipe.model.cutoff, max_atoms=recipe.run.max_atoms).once():
             found.add(model, batch, head.spec.name)
@@ -113,8 +113,12 @@ def curves(lines: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[str
     )
     for term in TERMS:
         if any(mae(term) in row for line in checks for row in line["validation"].values()):
-            caption = f"Validation: mean absolute error of {term}."
-            shown.append(figure(f"Error of {term}", caption, drawn(_draw_checks, checks, names, term, width=6.6)))
+            axis = f"mean absolute error ({SHOWN[term]})"
+            image = drawn(_draw_checks, checks, names, (mae(term), axis, term.capitalize()), width=6.6)
+            shown.append(figure(f"Error of {term}", f"Validation: mean absolute error of {term}.", image))
+    if any("loss" in row for line in checks for row in line["validation"].values()):
+        image = drawn(_draw_checks, checks, names, ("loss", "loss", "Validation"), width=6.6)
+        shown.append(figure("Loss of properties", "Validation: the loss of properties.", image))
     return shown
 
 
@@ -130,15 +134,18 @@ def _draw_losses(axes: Any, lines: Sequence[Mapping[str, Any]], names: Sequence[
     axes.legend(fontsize=6, ncols=2)
 
 
-def _draw_checks(axes: Any, lines: Sequence[Mapping[str, Any]], names: Sequence[str], term: str) -> None:
-    what = mae(term)
+def _draw_checks(
+    axes: Any, lines: Sequence[Mapping[str, Any]], names: Sequence[str], words: tuple[str, str, str]
+) -> None:
+    """words: which of the figures, of the axis, of the title."""
+    what, axis, title = words
     for k, name in enumerate(names):
         rows = [(line["step"], line["validation"].get(name, {})) for line in lines]
         points = [(step, row[what]) for step, row in rows if what in row]
         if points:
             axes.plot(*zip(*points), marker="o", color=COLOURS[k % len(COLOURS)], label=name, lw=1, markersize=3,
                       linestyle=("-", "--", ":")[k // len(COLOURS) % 3])  # fmt: skip
-    axes.set(xlabel="step", ylabel=f"mean absolute error ({SHOWN[term]})", yscale="log", title=term.capitalize())
+    axes.set(xlabel="step", ylabel=axis, yscale="log", title=title)
     axes.legend(fontsize=6, ncols=2)
 
 

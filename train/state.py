@@ -22,7 +22,7 @@ from torch import Tensor
 
 from gfm_calc.artifacts import MANIFEST, Artifact, canonical_json, commit, open_artifact, write_file
 from gfm_calc.errors import CorruptFileError, GFMError, one_line
-from gfm_calc.train.flat import STATES, FlatParameters
+from gfm_calc.train.flat import BEST, STATES, FlatParameters
 
 KIND = "training-state"
 FORMAT_VERSION = 1
@@ -152,8 +152,7 @@ def tensors_of(flats: Mapping[str, tuple[FlatParameters, bool]], rank: int) -> d
     found = {f"random/{rank}": torch.get_rng_state()}
     for name, (flat, writes) in flats.items():
         if writes:
-            pieces = {"weight": flat.weight[flat.own]} | {kind: getattr(flat, kind) for kind in STATES[1:]}
-            found |= {f"{name}/{kind}/{flat.own.start}": piece for kind, piece in pieces.items()}
+            found |= {f"{name}/{kind}/{flat.own.start}": piece for kind, piece in flat.states().items()}
     return found
 
 
@@ -187,6 +186,11 @@ class SavedState:
             for key, found in pieces.items()
         }
 
+    @property
+    def has_best(self) -> bool:
+        """Whether a validation has found the best weights so far."""
+        return ("encoder", BEST) in self._whole
+
     def parameter(self, kind: str, name: str) -> Tensor:
         """A state (of `flat.STATES`) of a parameter of the encoder."""
         return self._cut("encoder", kind, name)
@@ -213,7 +217,7 @@ class SavedState:
 
     def fill(self, flat: FlatParameters, group: str, heads: Sequence[str] = ()) -> None:
         """Give vectors the values that were saved; `heads` are the rows of a stack."""
-        for kind in STATES:
+        for kind in (*STATES, BEST) if self.has_best else STATES:
             whole = torch.zeros_like(flat.weight)
             rows = [self.head(kind, head) for head in heads]
             for name in flat.names:
@@ -221,7 +225,12 @@ class SavedState:
                 if group == "encoder":
                     found = self.parameter(kind, name)
                 else:
-                    found = torch.stack([row[name] for row in rows]) if name in rows[0] else torch.empty(0)
+                    there = all(name in row for row in rows)
+                    found = (
+                        torch.stack([row[name] for row in rows])
+                        if rows and there
+                        else torch.empty(0, *target.shape[1:])
+                    )
                 if found.shape != target.shape:
                     raise CorruptFileError(
                         f"{self.directory}: is of another model: {name} has another shape, or is missing"
@@ -229,5 +238,7 @@ class SavedState:
                 target.copy_(found)
             if kind == "weight":
                 flat.weight.copy_(whole)
+            elif kind == BEST:
+                flat.best = whole[flat.own].clone()
             else:
                 getattr(flat, kind).copy_(whole[flat.own])

@@ -25,9 +25,9 @@ from gfm_calc.train.evaluation import score
 from gfm_calc.train.exchange import SharedParameters, share
 from gfm_calc.train.flat import AdamW
 from gfm_calc.train.models import adapt, freeze, rates, starting_model
-from gfm_calc.train.objective import TERMS, Labels, Objective
+from gfm_calc.train.objective import COLUMNS, Labels, Objective
 from gfm_calc.train.parallel import Ranks
-from gfm_calc.train.placement import place
+from gfm_calc.train.placement import place, refuse_properties
 from gfm_calc.train.preparation import Head, loss_weights
 from gfm_calc.train.recipe import Recipe
 from gfm_calc.train.runlog import RunLog
@@ -64,6 +64,7 @@ class Trainer:
     def __init__(self, recipe: Recipe, heads: Sequence[Head], ranks: Ranks, folder: Path):
         self.recipe, self.heads, self.ranks, self.folder = recipe, heads, ranks, folder
         self.placement = place([head.work for head in heads], ranks.world, recipe.parallel.mode)
+        refuse_properties([h.spec for h in heads], len(self.placement.groups), balanced=recipe.objective.uncertainty)
         self.group = self.placement.group_of(ranks.rank)
         members = self.placement.groups[self.group]
         self.own = [heads[k] for k in self.placement.heads[self.group]]
@@ -90,11 +91,12 @@ class Trainer:
             beta1=recipe.optimizer.beta1, beta2=recipe.optimizer.beta2, weight_decay=recipe.optimizer.weight_decay
         )
         self.checkpoints = Checkpoints(
-            folder / "checkpoints", ranks, self.placement, self.shared, names=self.names, mode=recipe.parallel.mode
-        )
-        self.validator = Validator(
-            recipe, ranks, self.model, self.shared, own=self.own, names=self.names, members=members
+            folder / "checkpoints", ranks, self.placement, self.shared, specs=[head.spec for head in heads],
+            mode=recipe.parallel.mode,
         )  # fmt: skip
+        self.validator = Validator(
+            recipe, ranks, self.model, self.shared, own=self.own, specs=[head.spec for head in heads], members=members
+        )
         self.stop = Stop(recipe.run.max_minutes)
         self.step = 0
         self.errors: dict[str, dict[str, float]] = {}
@@ -122,17 +124,12 @@ class Trainer:
         factors = rates(self.model, self.recipe.start)
         freeze(self.model, factors)
         shard = self.recipe.parallel.shard
-        everybody = [tuple(range(self.ranks.world))]
         muon = self.recipe.optimizer.method == "muon"
-        turned = [name for name, p in encoder.items() if muon and p.ndim == 2 and name in decayed]
-        self.encoder = SharedParameters(
-            self.ranks, share(self.ranks, everybody, shard), encoder, decayed, factors, turned
-        )
-        sharing = share(self.ranks, self.placement.groups, shard)
-        self.shared = {
-            "encoder": self.encoder,
-            f"heads{self.group}": SharedParameters(self.ranks, sharing, heads, decayed),
-        }
+        turned = [n for n, p in encoder.items() if muon and p.ndim == 2 and n in decayed and "properties" not in n]
+        everybody = share(self.ranks, [tuple(range(self.ranks.world))], shard)
+        self.encoder = SharedParameters(self.ranks, everybody, encoder, decayed, factors, turned)
+        own = SharedParameters(self.ranks, share(self.ranks, self.placement.groups, shard), heads, decayed)
+        self.shared = {"encoder": self.encoder, f"heads{self.group}": own}
         self._norm_is_shared = any(s.sharing.parts > 1 for s in self.shared.values()) or len(self.placement.groups) > 1
 
     # ---- the run ----
@@ -147,17 +144,15 @@ class Trainer:
         run = self.recipe.run
         self.step = self.checkpoints.resume(self.schedule)
         if reason := self._already_over():
-            self.errors = self.validator.errors("validation", run.max_validation)
+            self._take_best()
             return reason
-        log = RunLog(
-            self.folder, self.names, self.step, active=self.ranks.rank == 0, tensorboard=run.tensorboard
-        )  # fmt: skip
+        log = RunLog(self.folder, self.names, self.step, active=self.ranks.rank == 0, tensorboard=run.tensorboard)
         with ExitStack() as stack:
             stack.callback(log.close)
             stack.enter_context(self.stop.signals())
             objective = stack.enter_context(self.compiled())
-            steps = self.loader.steps(self.plan, self.step, run.steps)
-            batches = prefetched(map(self.prepared, steps), depth=_LOOK_AHEAD)
+            steps = map(self.prepared, self.loader.steps(self.plan, self.step, run.steps))
+            batches = prefetched(steps, depth=_LOOK_AHEAD)
             stack.callback(batches.close)  # type: ignore[attr-defined]
             since = time.perf_counter()
             while not reason:
@@ -168,8 +163,21 @@ class Trainer:
                 log.step({**line, "structures_per_s": round(run.structures / (now - since), 1)})
                 since = now
                 reason = self._after_step(line, log)
+        if not reason.startswith("SIG"):
+            self._take_best()
         self._describe(reason)
         return reason
+
+    @property
+    def model_step(self) -> int:
+        """The step whose weights the model gets: that of the best validation where they are kept, or the last."""
+        return self.schedule.best_step if self.encoder.flat.best is not None else self.step
+
+    def _take_best(self) -> None:
+        """From now on errors are those of the weights that the model gets."""
+        self.validator.best = self.encoder.flat.best is not None
+        if self.model_step != self.step or not self.errors:
+            self.errors = self.validator.errors("validation", self.recipe.run.max_validation)
 
     def _already_over(self) -> str:
         """Why there is nothing left to train, or ""."""
@@ -203,7 +211,7 @@ class Trainer:
             BadBatchError: see `RunRecipe.on_bad_batch`.
             LostProcessError: another process is gone.
         """
-        sums = torch.zeros(len(self.heads) + 2, len(TERMS), dtype=torch.float64)  # by head; the last rows are flags
+        sums = torch.zeros(len(self.heads) + 2, len(COLUMNS), dtype=torch.float64)  # by head; the last rows are flags
         suspects: list[str] = []
         for batch, inputs, labels, mechanical in prepared:
             with self.telemetry.phase("forward"):
@@ -297,6 +305,8 @@ class Trainer:
             )
         log.validation(self.step, self.errors, found)
         self.schedule.validated(self.step, found)
+        if self.schedule.best_step == self.step:
+            self.validator.keep_best()
 
     def _agreed_reason(self) -> str:
         said = self.ranks.tell(self.stop.reason)

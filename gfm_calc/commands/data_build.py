@@ -11,10 +11,11 @@ from ..errors import ConfigError, GFMError, MissingDependencyError
 from .options import natural, new_parser, number, positive, positive_int
 from .outputs import EXTXYZ, add_output, refuse_existing, written_aside
 from .progress import Progress
-from .read_options import FIELDS, add_read_options, read_options
+from .read_options import FIELDS, add_property_kind, add_read_options, property_values, read_options
 
 _LEVEL = ("code", "functional", "basis", "dispersion", "labels", "description")
-_FOR_ONE = ("input", "head", "source", "format", "mpi", "licence", "citation", *_LEVEL)  # options for one head alone
+# Options for one head alone.
+_FOR_ONE = ("input", "head", "source", "format", "mpi", "licence", "citation", "kind", "unit", *_LEVEL)
 
 
 def add_parsers(subparsers: Any) -> None:
@@ -52,6 +53,7 @@ def _add_build(subparsers: Any) -> None:
         card.add_argument(f"--{name}", metavar="TEXT", help=_CARD_HELP.get(name))
     card.add_argument("--licence", metavar="TEXT", help="of the data")
     card.add_argument("--citation", metavar="TEXT", help="of the data")
+    add_property_kind(parser)
     add_read_options(parser)
 
 
@@ -193,6 +195,7 @@ def _card(args: argparse.Namespace, origin: Any) -> Any:
         values = {name: getattr(origin, name) for name in ("code", "functional", "basis", "dispersion")}
         data = {"name": origin.title, "licence": origin.licence, "citation": origin.reference}
     values |= {name: getattr(args, name) for name in _LEVEL if getattr(args, name) is not None}
+    values |= property_values(args) or {"kind": "energy"}
     data |= {name: getattr(args, name) for name in ("licence", "citation") if getattr(args, name) is not None}
     if args.append:
         return _card_that_is_there(args, values, origin)

@@ -28,6 +28,8 @@ class Block:
         pbc: [n, 3] bool.
         energy: [n] float64, eV, NaN where there is none.
         stress: [n, 3, 3] float64, eV/Å³, NaN where a structure has none; may be None where none has any.
+        value: [n, k] float64, a property of the structures, NaN where one has none; None where none has any.
+        atom_values: [A, k] float64, a property of the atoms, the same.
         charge: [n] int16, e, or NO_CHARGE.  spin: [n] uint16, multiplicity 2S+1, or NO_SPIN.
         frame: [n] int64, index in the file it came from.
         group, source: n names each, or None where they were not read.
@@ -46,6 +48,8 @@ class Block:
     frame: np.ndarray
     group: Sequence[str] | None = None
     source: Sequence[str] | None = None
+    value: np.ndarray | None = None
+    atom_values: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.energy)
@@ -83,6 +87,8 @@ class Block:
             frame=np.array([record.frame for record in records], np.int64),
             group=[record.group for record in records],
             source=[record.source for record in records],
+            value=_stacked([record.value for record in records], [1] * len(records)),
+            atom_values=_stacked([record.atom_values for record in records], counts),
         )
 
     @classmethod
@@ -101,12 +107,16 @@ class Block:
         rows = slice(int(self.ptr[index]), int(self.ptr[index + 1]))
         forces = None if self.forces is None else self.forces[rows]
         stress = None if self.stress is None else self.stress[index]
+        value = None if self.value is None else self.value[index]
+        atom_values = None if self.atom_values is None else self.atom_values[rows]
         charge, spin = int(self.charge[index]), int(self.spin[index])
         return Record(
             atomic_numbers=self.atomic_numbers[rows].astype(np.int64), positions=self.positions[rows],
             cell=self.cell[index], pbc=self.pbc[index], energy=float(self.energy[index]),
             forces=None if forces is None or math.isnan(forces[0, 0]) else forces,
             stress=None if stress is None or math.isnan(stress[0, 0]) else stress,
+            value=None if value is None or math.isnan(value[0]) else value,
+            atom_values=None if atom_values is None or np.isnan(atom_values).all() else atom_values,
             charge=None if charge == NO_CHARGE else charge, spin=None if spin == NO_SPIN else spin,
             group="" if self.group is None else self.group[index],
             source="" if self.source is None else self.source[index], frame=int(self.frame[index]),
@@ -135,11 +145,27 @@ class Block:
         return Block(**{**values, "ptr": ptr})
 
 
-ATOM_COLUMNS = ("atomic_numbers", "positions", "forces")
+ATOM_COLUMNS = ("atomic_numbers", "positions", "forces", "atom_values")
 
 
 def _or_nan(value: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
     return np.full(shape, np.nan) if value is None else value
+
+
+def _stacked(values: Sequence[np.ndarray | None], counts: Sequence[int]) -> np.ndarray | None:
+    """Properties of structures, or of their atoms, as rows; NaN where one has none, None where none has any.
+
+    Args:
+        counts: rows of each.
+    """
+    width = max((value.shape[-1] for value in values if value is not None), default=0)
+    if not width:
+        return None
+    found = np.full((sum(counts), width), np.nan)
+    for last, count, value in zip(np.cumsum(counts).tolist(), counts, values):
+        if value is not None:
+            found[last - count : last, : value.shape[-1]] = value
+    return found
 
 
 def _pick(value, rows: np.ndarray):
@@ -150,6 +176,8 @@ def _join(name: str, blocks: Sequence[Block]):
     parts = [getattr(block, name) for block in blocks]
     if name in ("group", "source"):
         return None if any(part is None for part in parts) else [word for part in parts for word in part]
+    if name in ("value", "atom_values"):
+        return _stacked(parts, [len(b) if name == "value" else len(b.positions) for b in blocks])
     if name in ("forces", "stress"):
         if all(part is None for part in parts):
             return None

@@ -26,8 +26,8 @@ from ..errors import ConfigError, CorruptFileError, GFMError, InvalidStructureEr
 from .block import Block
 from .mapped import MappedFile, Shard
 from .schema import Record
-from .shard import DATA, ShardInfo, chunk_digests, write_shard
-from .store import FORMAT_VERSION, KIND, Dataset, open_dataset
+from .shard import DATA, ShardInfo, chunk_digests, write_flat_shard, write_shard
+from .store import KIND, Dataset, open_dataset
 from .summary import merge, summarise
 from .tasks import Task
 from .workers import WorkerDiedError, run_in_processes
@@ -36,6 +36,7 @@ SHARD_ATOMS = 1 << 20  # some 25 to 50 MB on the disk
 SHARD_STRUCTURES = 1 << 17
 _REASONS = 100  # that are kept of structures that were left out, a file
 _BUILD = ".build.0.tmp"  # a name that artifacts take for work in progress
+_Writer = Callable[[Block, Path], tuple[ShardInfo, bytes]]
 _SHARD = re.compile(r"shard_([0-9]{6,})-[0-9a-f]{12}\.bp")
 
 
@@ -69,6 +70,16 @@ def build(
             if isinstance(done, BaseException):
                 raise done
             on_progress(done)
+        return job.commit()
+
+
+def build_flat(directory: Path | str, tasks: Sequence[Task], head: HeadSpec) -> Dataset:
+    """`build` in this process and without ADIOS2 (see `shard.write_flat_shard`): for data of a job's own."""
+    job = _Job(Path(directory), tasks, head, append=False, overwrite=False, shard_atoms=SHARD_ATOMS)
+    with job.locked():
+        job.prepare()
+        for number in job.unfinished():
+            _run_task(job.folder, number, tasks[number], SHARD_ATOMS, write_flat_shard)
         return job.commit()
 
 
@@ -107,7 +118,7 @@ def _disk_errors(directory: Path) -> Iterator[None]:
 # ---- one task, in a process of its own ----
 
 
-def _run_task(folder: Path, number: int, task: Task, shard_atoms: int) -> int:
+def _run_task(folder: Path, number: int, task: Task, shard_atoms: int, write: _Writer | None = None) -> int:
     """Read a task, write its shards and journal; the number of structures."""
     inputs = {entry["name"]: {**entry, "structures": 0, "left_out": 0, "reasons": []} for entry in task.inputs()}
     parts = _finished_parts(folder, number)
@@ -115,7 +126,7 @@ def _run_task(folder: Path, number: int, task: Task, shard_atoms: int) -> int:
     written = len(parts)
     for block in _blocks(task.records(), done, shard_atoms, inputs):
         path = folder / f"{_part_name(number, written)}.bp"
-        info, digests = write_shard(block, path)
+        info, digests = (write or write_shard)(block, path)
         part = {"shard": info.to_mapping(), "digests": digests.hex(), "summary": summarise(block)}
         write_file(path.with_suffix(".json"), canonical_json(part))
         written += 1
@@ -263,7 +274,7 @@ class _Job:
             self.directory,
             content,
             kind=KIND,
-            format_version=FORMAT_VERSION,
+            format_version=max(info.format_version for info in [*(base.shards if base else ()), *shards]),
             meta={"structures": summary["structures"]},
         )
         dataset = open_dataset(self.directory)

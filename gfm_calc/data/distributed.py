@@ -40,7 +40,7 @@ class DistributedStore:
     Attributes: `memory`, bytes that this rank holds.
 
     Raises:
-        ConfigError: sizes that are not positive, or more ranks in a group than structures.
+        ConfigError: sizes that are not positive, more ranks in a group than structures, or labels of a property.
         CorruptFileError: the dataset is damaged.
     """
 
@@ -53,6 +53,8 @@ class DistributedStore:
         count = len(dataset) if indices is None else len(indices)
         if count < 1 or (group_size is not None and group_size < 1) or (node_size is not None and node_size < 1):
             raise ConfigError("a store needs at least one structure, and groups and nodes of at least one rank")
+        if any({"value", "atom_values"} & info.columns.keys() for info in dataset.shards):
+            raise ConfigError(f"{dataset.directory}: properties are not held in memory: set data.memory = false")
         self.head, self.directory = dataset.head, dataset.directory
         self._length = count
         self._memory: _Windows | None = None

@@ -18,6 +18,7 @@ from .suspicion import all_electron_energy
 _COLUMNS = (
     "num_atoms", "energy", "ratio", "max_force", "net_force", "rms_force", "pressure", "max_stress", "volume", "closest",
     "typical", "composition", "zero_forces", "frame", "charge", "spin", "axes", "zero_layers",
+    "value", "of_atoms", "width",
 )  # fmt: skip
 # Components of forces, for the histogram: decades from 1e-5 to 1e4 eV/Å, ten bins each.
 FORCE_BINS = np.logspace(-5, 4, 91)
@@ -30,7 +31,8 @@ class FileStatistics:
     (|sum|, eV/Å); pressure (-trace/3, eV/Å³), max_stress (eV/Å³); volume (Å³ per atom, of crystals); closest, typical
     (distances over those of bonds); composition (index); zero_forces (atoms whose force is exactly zero, where others are
     not); zero_layers (1 where those atoms are the lowest along an axis, or fixed by a constraint); frame; charge; spin;
-    axes (periodic ones); residual (eV/atom, after the reference energies).
+    axes (periodic ones); value (a property of the structure, or its mean over atoms; of vectors the length), of_atoms (1 where
+    it is one of atoms), width (of its numbers); residual (eV/atom, after the reference energies).
     """
 
     def __init__(self) -> None:
@@ -64,7 +66,7 @@ class FileStatistics:
             "closest": description.closest, "typical": description.typical, "composition": self._composition(count),
             "frame": record.frame, "charge": math.nan if record.charge is None else record.charge,
             "spin": math.nan if record.spin is None else record.spin, "axes": int(record.pbc.sum()),
-            **self._forces(record, fixed), **_stress(record),
+            **self._forces(record, fixed), **_stress(record), **_property(record),
         }  # fmt: skip
         for name in _COLUMNS:
             self._columns[name].append(row[name])
@@ -148,6 +150,14 @@ def _lowest_layers(record: Record, zero: np.ndarray) -> bool:
         if height[zero].max() < height[~zero].min() - 0.3 or height[zero].min() > height[~zero].max() + 0.3:
             return True
     return False
+
+
+def _property(record: Record) -> dict[str, float]:
+    values = record.value if record.atom_values is None else record.atom_values
+    if values is None:
+        return {"value": math.nan, "of_atoms": 0, "width": 0}
+    sizes = values if values.shape[-1] == 1 else np.linalg.norm(np.atleast_2d(values), axis=1)
+    return {"value": float(sizes.mean()), "of_atoms": record.atom_values is not None, "width": values.shape[-1]}
 
 
 def _stress(record: Record) -> dict[str, float]:

@@ -50,6 +50,8 @@ class LabelledBatch:
         energy: [B] float64, eV, as labelled: reference energies are not subtracted.
         forces: [N, 3] float64, eV/Å.
         stress: [B, 3, 3] float64, eV/Å³.
+        value: [B, 3] float64, a property of the structures in the unit of its head; numbers are in the first column.
+        atom_values: [N, 3] float64, a property of the atoms, the same.
     """
 
     graph: GraphBatch
@@ -58,6 +60,8 @@ class LabelledBatch:
     energy: Tensor
     forces: Tensor
     stress: Tensor
+    value: Tensor
+    atom_values: Tensor
 
     def __len__(self) -> int:
         return len(self.energy)
@@ -103,8 +107,16 @@ def _pack(block: Block, drawn: Batch, graphs: Sequence[AtomicGraph], first: int,
     return LabelledBatch(
         graph=GraphBatch.from_graphs(graphs[part]), head=torch.tensor(drawn.head[part]),
         index=torch.tensor(drawn.index[part]), energy=torch.tensor(block.energy[part]), forces=torch.tensor(forces),
-        stress=torch.tensor(stress),
+        stress=torch.tensor(stress), value=_three(block.value, part), atom_values=_three(block.atom_values, atoms),
     )  # fmt: skip
+
+
+def _three(values: np.ndarray | None, rows: slice) -> Tensor:
+    """Some rows of a property, as three columns."""
+    found = torch.full((rows.stop - rows.start, 3), math.nan, dtype=torch.float64)
+    if values is not None:
+        found[:, : values.shape[1]] = torch.from_numpy(values[rows])
+    return found
 
 
 class Loader:

@@ -212,6 +212,7 @@ class Shard:
         # Single numbers of a structure: what all structures share is looked up once.
         self._shared = {name: self._columns[name].only for name in _SINGLE if self._columns[name].only is not None}
         self._own = [(name, self._columns[name].value) for name in _SINGLE if name not in self._shared]
+        self._has_property = "value" in self._columns or "atom_values" in self._columns
 
     def read(self, name: str, rows: Rows) -> Any:
         """Rows of a column; None where the shard has no such column."""
@@ -242,9 +243,19 @@ class Shard:
             stress=None if stress is None or isnan(stress.item(0)) else stress,
             charge=None if charge == NO_CHARGE else charge, spin=None if spin == NO_SPIN else spin,
             group=self._word("group", single["group"]), source=self._word("source", single["source"]),
-            frame=single["frame"],
+            frame=single["frame"], value=None, atom_values=None,
         )  # fmt: skip
+        if self._has_property:
+            found.__dict__.update(self._property(row, first_atom, stop_atom))
         return found
+
+    def _property(self, row: int, first_atom: int, stop_atom: int) -> dict[str, np.ndarray | None]:
+        value = self._columns["value"].row(row) if "value" in self._columns else None
+        atoms = self._columns["atom_values"].span(first_atom, stop_atom) if "atom_values" in self._columns else None
+        return {
+            "value": None if value is None or isnan(value[0]) else value,
+            "atom_values": None if atoms is None or np.isnan(atoms).all() else atoms,
+        }
 
     def _word(self, name: str, number: int) -> str:
         word = self._known.get((name, number))

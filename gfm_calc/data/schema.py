@@ -26,6 +26,8 @@ class Record:
         energy: eV; NaN where the source has none.
         forces: [n, 3] float64, eV/Å, or None.
         stress: [3, 3] float64, eV/Å³, tension positive, or None.
+        value: [k] float64, a property of the structure, or None; k is 1, or 3 for a vector; in the unit of its head.
+        atom_values: [n, k] float64, a property of its atoms, or None.
         charge: total charge in e, or None where the source does not say.
         spin: multiplicity 2S+1, or None where the source does not say.
         group: what must stay on one side of a split (molecule, trajectory, material); "" where the source does not say.
@@ -40,6 +42,8 @@ class Record:
     energy: float
     forces: np.ndarray | None = None
     stress: np.ndarray | None = None
+    value: np.ndarray | None = None
+    atom_values: np.ndarray | None = None
     charge: int | None = None
     spin: int | None = None
     group: str = ""
@@ -130,6 +134,7 @@ def checked(record: Record, *, energy_given: bool = True, source: str | None = N
         raise InvalidStructureError(f"energy {size}: mend the label or leave the frame out", **where)
     _check_label("forces", record.forces, (len(record), 3), where)
     _check_label("stress", record.stress, (3, 3), where)
+    _check_property(record, where)
     if record.stress is not None and not record.pbc.any():
         raise InvalidStructureError("has a stress but no periodic direction: set pbc or drop the stress", **where)
     return record
@@ -146,6 +151,16 @@ def _check_label(name: str, value: np.ndarray | None, shape: tuple[int, ...], wh
     raise InvalidStructureError(
         f"{name} are not finite: mend the label or leave the frame out", **where, atom=row if name == "forces" else None
     )
+
+
+def _check_property(record: Record, where: dict) -> None:
+    for name, value in (("value", record.value), ("atom_values", record.atom_values)):
+        if value is not None and not (np.abs(value) <= MAX_ENERGY).all():
+            rows = np.flatnonzero(~(np.abs(value) <= MAX_ENERGY).reshape(len(value), -1).all(axis=1))
+            raise InvalidStructureError(
+                "the property is not finite: mend the label or leave the frame out", **where,
+                atom=int(rows[0]) if name == "atom_values" else None,
+            )  # fmt: skip
 
 
 def _full(stress: np.ndarray, from_voigt) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 `write_shard` lets ADIOS2 write the file and then finds each column in it, byte for byte.  Reading needs no ADIOS2 (see
 `mapped`): a damaged BP5 file can hang or crash its reader.  Any other ADIOS2 program reads the shards, too.
+`write_flat_shard` puts the same columns into a plain file: for datasets that no other program is to read.
 """
 
 from __future__ import annotations
@@ -10,14 +11,14 @@ import hashlib
 import mmap
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..artifacts import sha256_of_file, sync_path
+from ..artifacts import sha256_of_file, sync_path, write_file
 from ..errors import CorruptFileError, GFMError, MissingDependencyError, one_line
 from .block import ATOM_COLUMNS, Block
 from .columns import Encoding, encode
@@ -26,7 +27,7 @@ CHUNK = 1 << 18  # bytes that are checked at once
 DATA = "data.0"  # the file of a .bp directory that holds the columns
 _FILES = (DATA, "md.0", "md.idx", "mmd.0")
 _UNITS = {"positions": "Å", "cell": "Å", "energy": "eV", "forces": "eV/Å", "stress": "eV/Å³", "charge": "e"}
-_ROW_COLUMNS = ("cell", "pbc", "energy", "stress", "charge", "spin", "frame")
+_ROW_COLUMNS = ("cell", "pbc", "energy", "stress", "charge", "spin", "frame", "value")
 NAMES = ("group", "source")
 
 
@@ -45,6 +46,11 @@ class ShardInfo:
     def num_chunks(self) -> int:
         """Pieces of its data file that have a digest each."""
         return -(-self.files[DATA]["size"] // CHUNK)
+
+    @property
+    def format_version(self) -> int:
+        """The first version of the format of datasets that knows such shards."""
+        return 2 if set(self.files) == {DATA} or {"value", "atom_values"} & self.columns.keys() else 1
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -72,14 +78,14 @@ class ShardInfo:
 
 def _is_sound(info: ShardInfo) -> bool:
     sizes = [info.structures, info.atoms, *(entry["size"] for entry in info.files.values())]
-    if set(info.files) != set(_FILES) or not all(type(size) is int and size >= 0 for size in sizes):
+    if set(info.files) not in ({*_FILES}, {DATA}) or not all(type(size) is int and size >= 0 for size in sizes):
         return False
     for name, (offset, how) in info.columns.items():
         inside = how.is_sound() and type(offset) is int and 0 <= offset <= info.files[DATA]["size"] - how.num_bytes
         rows = {**dict.fromkeys(ATOM_COLUMNS, info.atoms), **dict.fromkeys((*_ROW_COLUMNS, *NAMES), info.structures)}
         if not inside or how.rows != rows.get(name, how.rows):
             return False
-    needed = {"atomic_numbers", "positions", *_ROW_COLUMNS, *NAMES} - {"stress"}
+    needed = {"atomic_numbers", "positions", *_ROW_COLUMNS, *NAMES} - {"stress", "value"}
     return isinstance(info.name, str) and needed <= set(info.columns)
 
 
@@ -112,7 +118,36 @@ def write_shard(block: Block, path: Path) -> tuple[ShardInfo, bytes]:
         offsets = _find_columns(path / DATA, encoded)
     except (OSError, RuntimeError, ValueError) as error:
         raise GFMError(f"{path}: could not be written ({one_line(error)})") from error
-    files = {name: {"size": (path / name).stat().st_size, "sha256": sha256_of_file(path / name)} for name in _FILES}
+    return _described(block, path, _FILES, encoded, offsets)
+
+
+def write_flat_shard(block: Block, path: Path) -> tuple[ShardInfo, bytes]:
+    """`write_shard` without ADIOS2: the directory holds the columns, one after the other, and nothing else.
+
+    Raises:
+        GFMError: the disk refused.
+    """
+    encoded = {name: encode(column, plain=name == "energy") for name, column in _columns(block).items()}
+    offsets, content = {}, bytearray()
+    for name, (array, _) in encoded.items():
+        content += bytes(-len(content) % 8)
+        offsets[name] = len(content)
+        content += array.tobytes()
+    shutil.rmtree(path, ignore_errors=True)
+    try:
+        path.mkdir(parents=True)
+        write_file(path / DATA, bytes(content))
+    except OSError as error:
+        raise GFMError(f"{path}: could not be written ({one_line(error)})") from error
+    return _described(block, path, (DATA,), encoded, offsets)
+
+
+def _described(
+    block: Block, path: Path, names: Sequence[str], encoded: Mapping[str, tuple[np.ndarray, Encoding]],
+    offsets: Mapping[str, int],
+) -> tuple[ShardInfo, bytes]:  # fmt: skip
+    """What was written: the files `names`, and where the columns are in the first of them."""
+    files = {name: {"size": (path / name).stat().st_size, "sha256": sha256_of_file(path / name)} for name in names}
     info = ShardInfo(
         name=path.name, structures=len(block), atoms=len(block.atomic_numbers), files=files,
         columns={name: (offsets[name], how) for name, (_, how) in encoded.items()},

@@ -26,7 +26,7 @@ from .mapped import Column, MappedFile, Rows, Shard
 from .schema import Record
 from .shard import CHUNK, DATA, NAMES, ShardInfo
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 knows neither properties nor flat shards; a dataset without them is written as 1
 KIND = "dataset"
 _MAX_OPEN = 128  # files at a time
 
@@ -227,7 +227,8 @@ class Dataset(Sequence[Atoms]):
             forces=shard.read("forces", atoms), cell=shard.read("cell", rows), pbc=shard.read("pbc", rows).astype(bool),
             energy=shard.read("energy", rows), stress=shard.read("stress", rows),
             charge=shard.read("charge", rows).astype(np.int16), spin=shard.read("spin", rows).astype(np.uint16),
-            frame=shard.read("frame", rows).astype(np.int64), **words,
+            frame=shard.read("frame", rows).astype(np.int64), value=shard.read("value", rows),
+            atom_values=shard.read("atom_values", atoms), **words,
         )  # fmt: skip
 
     def _atom_ranges(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -15,8 +15,8 @@ def summarise(block: Block) -> dict[str, Any]:
     """Counts of a block, as plain JSON.
 
     structures, atoms; largest (atoms of the largest structure); elements {symbol: atoms}; with_energy, with_forces,
-    with_stress (structures that have the label); charges [lowest, highest] and spins [lowest, highest] of those that
-    say, or None; periodic_axes [4] (structures with 0, 1, 2, 3 of them).
+    with_stress, with_property (structures that have the label); charges [lowest, highest] and spins [lowest, highest] of
+    those that say, or None; periodic_axes [4] (structures with 0, 1, 2, 3 of them).
     """
     numbers, counts = np.unique(block.atomic_numbers, return_counts=True)
     axes = np.bincount(block.pbc.sum(axis=1), minlength=4)
@@ -27,7 +27,7 @@ def summarise(block: Block) -> dict[str, Any]:
         "with_energy": int(np.isfinite(block.energy).sum()),
         "with_forces": 0 if block.forces is None else int(np.isfinite(block.forces[first, 0]).sum()),
         "with_stress": 0 if block.stress is None else int(np.isfinite(block.stress[:, 0, 0]).sum()),
-        "charges": _range(block.charge[block.charge != NO_CHARGE]),
+        "with_property": _with_property(block), "charges": _range(block.charge[block.charge != NO_CHARGE]),
         "spins": _range(block.spin[block.spin != NO_SPIN]), "periodic_axes": axes.tolist(),
     }  # fmt: skip
 
@@ -35,8 +35,8 @@ def summarise(block: Block) -> dict[str, Any]:
 def merge(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The summary of everything that `summaries` are of."""
     total: dict[str, Any] = {
-        name: sum(s[name] for s in summaries)
-        for name in ("structures", "atoms", "with_energy", "with_forces", "with_stress")
+        name: sum(s.get(name, 0) for s in summaries)  # the first datasets knew no properties
+        for name in ("structures", "atoms", "with_energy", "with_forces", "with_stress", "with_property")
     }
     total["largest"] = max(s["largest"] for s in summaries)
     total["elements"] = {
@@ -49,6 +49,14 @@ def merge(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         total[name] = [min(given), max(given)] if given else None
     total["periodic_axes"] = np.sum([s["periodic_axes"] for s in summaries], axis=0).tolist()
     return total
+
+
+def _with_property(block: Block) -> int:
+    if block.value is not None:
+        return int(np.isfinite(block.value[:, 0]).sum())
+    if block.atom_values is None:
+        return 0
+    return int(np.logical_or.reduceat(np.isfinite(block.atom_values[:, 0]), block.ptr[:-1]).sum())
 
 
 def _range(values: np.ndarray) -> list[int] | None:

@@ -7,7 +7,6 @@ import ase.io
 import numpy as np
 import pytest
 from finetuning import molecules, words, write
-from labelled import need_adios
 from training import Job
 
 from gfm_calc import GFMCalculator
@@ -18,7 +17,6 @@ SHORT = ("--steps", "12", "--strategy", "full", "--keep-heads", "gfn2-xtb")
 
 @pytest.fixture(scope="module")
 def frames(tmp_path_factory):
-    need_adios()
     return write(tmp_path_factory.mktemp("frames") / "frames.extxyz", molecules(30))
 
 
@@ -52,8 +50,8 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(frames, whole, tmp_path, wh
     assert weights(folder) == weights(whole) and losses(folder) == losses(whole)
 
 
-@pytest.mark.promise("R10", count=3)
-@pytest.mark.parametrize("where", ["checkpoints", "model", "errors.json"])
+@pytest.mark.promise("R10", count=4)
+@pytest.mark.parametrize("where", ["datasets", "checkpoints", "model", "errors.json"])
 def test_a_full_disk_loses_nothing(frames, whole, tmp_path, where):
     folder = tmp_path / "out"
     job = Job(words(frames, folder, *SHORT), fault=("full_disk", where), log=tmp_path / "log")

@@ -1,12 +1,18 @@
 """Downstream tasks: a real one, of a few steps."""
 
-import pytest
-from finetuning import molecules, write
-from labelled import need_adios
+import json
+import lzma
+import zipfile
 
-from gfm_calc.benchmarks.finetune_tasks import load_task
+import ase.io
+import pytest
+from finetuning import molecules, relabelled, write
+
+from gfm_calc.benchmarks.finetune_tasks import Case, Task, load_task, task_names
 from gfm_calc.benchmarks.finetuning import FinetunePlan, about, run_finetune
 from gfm_calc.benchmarks.report import tables
+from gfm_calc.benchmarks.task_files import files_of, require
+from gfm_calc.data.readers import ReadOptions, read
 from gfm_calc.errors import ConfigError, InputFileError
 
 TASK = """
@@ -39,7 +45,6 @@ def task(tmp_path):
 
 
 def test_a_task_is_run_with_and_without_what_was_learnt_before(task, tmp_path):
-    need_adios()
     rows = run_finetune(FinetunePlan(task=task, data=tmp_path, models=["gfm-small"], steps=4))
     assert [(row["arm"], row["size"], row["test_frames"], row["steps"]) for row in rows] == [
         ("gfm-small", 12, 6, 4), ("scratch", 12, 6, 4)
@@ -61,3 +66,109 @@ def test_what_cannot_be_run(task, tmp_path):
     (tmp_path / "bad.toml").write_text(TASK.replace("citation", "citations"))
     with pytest.raises(ConfigError, match="did you mean 'citation'"):
         load_task(str(tmp_path / "bad.toml"))
+
+
+# ---- tasks as data ----
+
+
+def test_the_suite_is_whole_and_says_where_its_numbers_come_from():
+    names = task_names()
+    assert len(names) >= 12 and {"rmd17", "3bpa", "acac", "mlearn", "qm9", "nomad2018", "water"} <= set(names)
+    assert sum(name.startswith("matbench_") for name in names) == 9
+    for name in names:
+        task = load_task(name)
+        assert task.cases and task.sizes and task.citation and task.licence, name
+        assert task.published or task.note, name
+        assert all(entry.source for entry in task.published), name
+    assert len(load_task("qm9").cases) == 12 and "b3lyp-631g2dfp-u0" in load_task("qm9").overlaps
+
+
+def a_task(**case):
+    return Task(
+        name="t", title="T", folder="t", metric="value_mae", sizes=(2,), cases=(Case(name="one", **case),), most_test=1
+    )
+
+
+def test_folds_of_a_file_become_training_and_test(tmp_path):
+    cell = [[3.0, 0.0, 0.0], [0.0, 4.0, 0.0], [1.0, 0.0, 5.0]]
+    rows = [
+        {
+            "fold": k % 4,
+            "target": k / 3,
+            "cell": cell,
+            "species": ["Na", "Cl"],
+            "frac": [[0, 0, 0], [0.5, 0.5, 0.1 * k]],
+        }
+        for k in range(8)
+    ]
+    path = tmp_path / "rows.jsonl.xz"
+    path.write_bytes(lzma.compress("\n".join(map(json.dumps, rows)).encode()))
+    task = a_task(train="rows.jsonl*", fold=2, label="target", kind="intensive")
+    files = files_of(tmp_path, task, task.cases[0], size=0, seed=0, place=tmp_path)
+    how = ReadOptions(property_key="target", length_unit="A")
+    train, test = (list(read(path, options=how)) for path in (files.train, files.test))
+    assert [r.value[0] for r in test] == [2 / 3, 6 / 3] and len(train) == 6
+    assert test[0].positions[1] == pytest.approx([1.5 + 0.2, 2.0, 1.0]) and test[0].pbc.all()
+    wrong = a_task(train="rows.jsonl*", fold=7, label="target", kind="intensive")
+    with pytest.raises(InputFileError, match="nothing of fold 7"):
+        files_of(tmp_path, wrong, wrong.cases[0], size=0, seed=0, place=tmp_path)
+
+
+def test_some_frames_of_a_file_are_the_test(tmp_path):
+    frames = molecules(6)
+    write(tmp_path / "a.extxyz", frames)
+    (tmp_path / "rows.json").write_text('{"high": [1, 4]}')
+    task = Task(
+        name="t", title="T", folder="t", metric="forces_mae_mev_per_a", sizes=(2,),
+        cases=(Case(name="one", train="a.extxyz", test="a.extxyz", test_rows={"file": "rows.json", "key": "high"}),),
+    )  # fmt: skip
+    files = files_of(tmp_path, task, task.cases[0], size=2, seed=0, place=tmp_path)
+    found = ase.io.read(files.test, ":")
+    wanted = [frames[1].get_potential_energy(), frames[4].get_potential_energy()]
+    assert [a.get_potential_energy() for a in found] == pytest.approx(wanted)
+    (tmp_path / "rows.json").unlink()
+    with pytest.raises(InputFileError, match="rows.json"):
+        require(tmp_path, task, task.cases[0])
+
+
+def test_molecules_are_taken_out_of_the_wheel_of_qm9pack(tmp_path):
+    header = "XYZ_file,Elements,XYZ_Ang,ZPVE_au\n"
+    line = "f{k},\"['O','H','H']\",\"[[0.,0.,{k}.],[0.,0.9,0.],[0.9,0.,0.]]\",0.{k}\n"
+    with zipfile.ZipFile(tmp_path / "qm9pack-1.0.3.whl", "w") as archive:
+        for part in range(3):
+            rows = "".join(line.format(k=k) for k in range(3 * part, 3 * part + 3))
+            archive.writestr(f"qm9pack/data/qm9_part{part + 1}.csv", header + rows)
+    (tmp_path / "train.txt").write_text("000001 0\n000005 4\n000008 7\n")
+    (tmp_path / "test.txt").write_text("000003 2\n")
+    task = a_task(train="train.txt", test="test.txt", table="*.whl", label="ZPVE_au", kind="extensive", factor=10.0)
+    files = files_of(tmp_path, task, task.cases[0], size=2, seed=1, place=tmp_path)
+    train, test = (list(read(f, options=ReadOptions(property_key="ZPVE_au"))) for f in (files.train, files.test))
+    assert [r.value[0] for r in test] == [2.0] and test[0].positions[0, 2] == 2.0
+    assert len(train) == 2 and {r.value[0] for r in train} <= {0.0, 4.0, 7.0}
+    again = files_of(tmp_path, task, task.cases[0], size=2, seed=1, place=tmp_path)
+    first = next(iter(read(again.train, options=ReadOptions(property_key="ZPVE_au"))))
+    assert first.value[0] == train[0].value[0]
+
+
+def test_a_model_that_has_seen_a_task_gets_no_credit(task, tmp_path):
+    path = tmp_path / "methanol.toml"
+    path.write_text(TASK.replace("[[cases]]", 'overlaps = { gfn2-xtb = "made by this head" }\n[[cases]]', 1))
+    plan = FinetunePlan(task=load_task(str(path)), data=tmp_path, models=["gfm-small"], steps=1)
+    rows = run_finetune(plan)
+    assert [row["overlap"] for row in rows] == ["made by this head", ""]
+    (shown,) = tables({"benchmark": "finetune", "task": about(plan.task), "rows": rows})
+    assert "no credit: made by this head" in shown.rows[0][2] and shown.rows[1][2] == "scratch"
+
+
+def test_copies_of_test_structures_are_not_trained_on(tmp_path):
+    frames = molecules(20)
+    (tmp_path / "t").mkdir()
+    write(tmp_path / "t" / "train.extxyz", frames)
+    write(tmp_path / "t" / "test.extxyz", [relabelled(a) for a in frames[:6]])
+    (tmp_path / "t.toml").write_text(TASK.replace('"methanol"', '"t"').replace("sizes = [12]", "sizes = [0]"))
+    rows = run_finetune(
+        FinetunePlan(
+            task=load_task(str(tmp_path / "t.toml")), data=tmp_path, models=["gfm-small"], steps=1, scratch=False
+        )
+    )
+    assert rows[0]["test_frames"] == 6 and rows[0]["size"] == 0

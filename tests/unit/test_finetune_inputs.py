@@ -9,7 +9,6 @@ from ase.build import fcc111, molecule
 from ase.constraints import FixAtoms
 from ase.io import write as ase_write
 from finetuning import crystals, labelled, molecules, relabelled, words, write
-from labelled import need_adios
 
 from gfm_calc.cli import main
 
@@ -154,14 +153,12 @@ def test_other_things_that_cannot_be_done(sound, tmp_path, capsys):
 
 
 def test_a_test_file_that_shares_structures_is_refused(sound, tmp_path, capsys):
-    need_adios()
     data, test = write(tmp_path / "a.extxyz", sound), write(tmp_path / "b.extxyz", sound[:5])
     line = refused(capsys, data, tmp_path / "out", "--test-file", str(test), "--accept", "duplicates")
     assert "on two sides" in line
 
 
 def test_what_was_refused_can_be_mended_in_the_same_folder(sound, tmp_path, capsys):
-    need_adios()
     path = tmp_path / "frames.extxyz"
     refused(capsys, write(path, with_copies(sound)), tmp_path / "out")
     assert main(words(write(path, sound), tmp_path / "out", "--steps", "2", "--strategy", "heads")) == 0

@@ -70,7 +70,8 @@ def test_shapes_of_properties():
 def test_scale_and_shift_of_a_property():
     spec = HeadSpec(name="p", kind="atom_scalar", quantity="q", unit="e")
     head = PropertyHead(spec, 4, 4).requires_grad_(False)
-    inputs = (torch.ones(2, 4), torch.ones(2, 3, 4), torch.zeros(2, dtype=torch.int64), torch.tensor([2]))
+    numbers, batch = torch.tensor([1, 8]), torch.zeros(2, dtype=torch.int64)
+    inputs = (torch.ones(2, 4), torch.ones(2, 3, 4), numbers, batch, torch.tensor([2]))
     plain = head(*inputs)
     head.scale.fill_(3.0)
     head.shift.fill_(-1.0)

@@ -1,5 +1,6 @@
 """Datasets on disk: what goes in comes out, however it is built and however it is read."""
 
+import json
 import pickle
 import subprocess
 import sys
@@ -16,8 +17,9 @@ from support import ROOT
 
 from gfm_calc.data import store
 from gfm_calc.data.block import Block
-from gfm_calc.data.build import build
+from gfm_calc.data.build import build, build_flat
 from gfm_calc.data.columns import Encoding, decode, encode
+from gfm_calc.data.distributed import DistributedStore
 from gfm_calc.data.store import Selection, open_dataset
 from gfm_calc.errors import ConfigError, CorruptFileError, GFMError, InvalidStructureError
 
@@ -335,3 +337,55 @@ def test_unsound_structures_are_counted(tmp_path):
 
     (entry,) = build(tmp_path, [Some(count=9)], HEAD, processes=0).inputs
     assert entry["left_out"] == 3 and entry["reasons"][0] == "frame 1, atom 2: is bad"
+
+
+# ---- without ADIOS2 ----
+
+
+def with_properties(count):
+    """Records of which some have properties; a dataset holds one kind of them."""
+    found = []
+    for k, record in enumerate(records(count)):
+        value, atom_values = np.array([0.5 * k, 1.0, -k]), np.outer(np.arange(len(record)) + 0.1 * k, [1.0])
+        found.append(replace(record, value=value if k % 3 else None, atom_values=atom_values if k % 5 else None))
+    return found
+
+
+class GivenTask(RecordTask):
+    """Records with properties as a task of a build."""
+
+    def records(self):
+        return iter(with_properties(self.count))
+
+
+def test_flat_datasets_hold_properties_and_need_no_adios(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "adios2", None)  # as if it were not installed
+    wanted = with_properties(60)
+    dataset = build_flat(tmp_path / "data", [GivenTask(count=60)], HEAD)
+    assert set(dataset.shards[0].files) == {"data.0"} and dataset.summary["with_property"] == 40
+    assert not any(difference(a, b) for a, b in zip(dataset.records(), wanted, strict=True))
+    assert not any(difference(dataset.record(k), wanted[k]) for k in (59, 3, 0, 17))
+    order = [5, 2, 2, 40]
+    assert not any(difference(a, wanted[k]) for a, k in zip(dataset.read(order, names=True).records(), order))
+    dataset.verify()
+    with pytest.raises(ConfigError, match="set data.memory = false"):
+        DistributedStore(dataset)
+
+
+def test_only_what_is_new_needs_the_new_format(tmp_path):
+    need_adios()
+    plain = make_dataset(tmp_path / "plain", (5,))
+    flat = build_flat(tmp_path / "flat", [RecordTask(count=5)], HEAD)
+    versions = [json.loads((d.directory / "manifest.json").read_bytes())["format_version"] for d in (plain, flat)]
+    assert versions == [1, 2] == [1, store.FORMAT_VERSION]
+    assert not any(difference(a, b) for a, b in zip(plain.records(), flat.records(), strict=True))
+
+
+def test_a_damaged_flat_shard_is_found(tmp_path):
+    path = build_flat(tmp_path / "data", [RecordTask(count=30)], HEAD).directory
+    data = next(path.glob("shard_*/data.0"))
+    content = bytearray(data.read_bytes())
+    content[len(content) // 2] ^= 1
+    data.write_bytes(content)
+    with pytest.raises(CorruptFileError, match="checksum"):
+        list(open_dataset(path).records())

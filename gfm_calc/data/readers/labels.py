@@ -34,6 +34,7 @@ class Convention:
     charge_key: str | None = None
     spin_key: str | None = None
     group_key: str | None = None
+    property_key: str | None = None
     energy_unit: str | None = None
     length_unit: str = "A"
     forces_unit: str | None = None
@@ -44,7 +45,8 @@ class Convention:
     @property
     def keys(self) -> set[str]:
         """Every key that is used."""
-        single = {key for key in (self.charge_key, self.spin_key, self.group_key) if key is not None}
+        others = (self.charge_key, self.spin_key, self.group_key, self.property_key)
+        single = {key for key in others if key is not None}
         return {*self.energy_keys, *self.forces_keys, *self.stress_keys} | single
 
 
@@ -103,6 +105,7 @@ class _Chooser:
             charge_key=self._single("charge", self.options.charge_key, names.charges(self.raw.scalars)),
             spin_key=self._single("spin", self.options.spin_key, names.spins(self.raw.scalars)),
             group_key=self._group_key(),
+            property_key=self._property_key(),
             energy_unit=energy_unit,
             length_unit=length_unit,
             forces_unit=self._forces_unit(energy_unit, length_unit) if forces else None,
@@ -157,6 +160,12 @@ class _Chooser:
             named = self._named("group", self.options.group_key, self.raw.scalars)
             return named[0] if named else None
         return "group" if "group" in self.raw.scalars else None
+
+    def _property_key(self) -> str | None:
+        key = self.options.property_key
+        if key is not None:
+            self._named("property", key, {**self.raw.scalars, **self.raw.arrays})
+        return key
 
     def _single(self, what: str, given: str | None, found: list[str]) -> str | None:
         if given is not None:
@@ -267,6 +276,7 @@ def _apply(convention: Convention, raw: RawFrame, options: ReadOptions) -> Recor
         energy=math.nan if energy is None else energy,
         forces=forces,
         stress=_stress(convention, raw, options, cell),
+        **_property(convention, raw, count),
         charge=charge,
         spin=spin,
         group=_group(convention, raw, options),
@@ -314,6 +324,20 @@ def _stress(convention: Convention, raw: RawFrame, options: ReadOptions, cell: n
     factor = unit_tables.stress_factor(unit, volume)
     factor *= -1.0 if convention.stress_sign == "compression" else 1.0
     return value if factor == 1.0 else value * factor
+
+
+def _property(convention: Convention, raw: RawFrame, count: int) -> dict[str, np.ndarray]:
+    """The label of a property head: {"value": [k]} of the structure, or {"atom_values": [n, k]}; k is 1 or 3."""
+    key = convention.property_key
+    if key is None:
+        return {}
+    of_atoms = key in raw.arrays
+    value = np.asarray(raw.arrays[key] if of_atoms else raw.scalars[key])
+    value = value.astype(np.float64) if value.dtype.kind == "b" else value
+    shape = (count,) if of_atoms else ()
+    if (value.size == 3 * count and of_atoms) or (value.size == 3 and not of_atoms):
+        return {"atom_values" if of_atoms else "value": floats_from(value, (*shape, 3), key, raw.path, raw.frame)}
+    return {"atom_values" if of_atoms else "value": floats_from(value, (*shape, 1), key, raw.path, raw.frame)}
 
 
 def _from_six(value: np.ndarray, order: str | None, raw: RawFrame) -> np.ndarray:

@@ -26,6 +26,8 @@ class ReadOptions:
         forces_are_gradients: the forces in the file are +dE/dr.
         energy_per_atom: the energy in the file is divided by the number of atoms.
         spin_convention: "multiplicity" (2S+1), "unpaired" (2S) or "S".
+        property_key: name of a property of the structures or of their atoms, the one label that is read then; energies, forces
+            and stress are left out unless their keys are given.
         charge, spin: for every frame of the file, where it holds none.
         group: for every frame of the file.
     """
@@ -36,6 +38,7 @@ class ReadOptions:
     charge_key: str | None = None
     spin_key: str | None = None
     group_key: str | None = None
+    property_key: str | None = None
     energy_unit: str | None = None
     length_unit: str | None = None
     forces_unit: str | None = None
@@ -54,6 +57,9 @@ class ReadOptions:
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, getattr(units, name)(value))
+        if self.property_key is not None:
+            for name in ("energy_key", "forces_key", "stress_key"):
+                object.__setattr__(self, name, getattr(self, name) or NONE)
         for name, allowed in _CHOICES.items():
             value = getattr(self, name)
             if value is not None and value not in allowed:

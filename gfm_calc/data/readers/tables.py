@@ -20,6 +20,7 @@ NUMBERS = (
     "chemical_symbols", "atom_types",
 )  # fmt: skip
 POSITIONS = ("positions", "pos", "coordinates", "coords", "r", "xyz", "atxyz", "geometry", "conformations")
+FRACTIONAL = ("frac", "frac_coords", "fractional", "fractional_coordinates", "fractional_positions", "scaled_positions")
 CELL = ("cell", "lattice", "lattice_vectors", "unit_cell", "lattice_matrix", "cell_vectors")
 PBC = ("pbc", "periodic")
 _UNIT_FIELDS = {
@@ -70,6 +71,9 @@ def frame_of(
         "cell": field_of(row, CELL, "cell", where),
         "pbc": field_of(row, PBC, "periodic boundary conditions", where),
     }
+    of_cell = None if keys["positions"] is not None else field_of(row, FRACTIONAL, "fractional positions", where)
+    if of_cell is not None and keys["cell"] is not None:
+        keys["positions"] = of_cell
     for what in ("numbers", "positions"):
         if keys[what] is None:
             known = ", ".join(NUMBERS[:4] if what == "numbers" else POSITIONS[:4])
@@ -77,6 +81,8 @@ def frame_of(
     numbers = numbers_from(row[keys["numbers"]], str(path), frame)
     positions = floats_from(row[keys["positions"]], (len(numbers), 3), str(keys["positions"]), str(path), frame)
     cell, pbc = _cell(row, keys["cell"], keys["pbc"], path, frame)
+    if of_cell is not None:
+        positions = positions @ cell
     taken = {name for name in keys.values() if name is not None} | ignore
     scalars, arrays = _rest(row, taken, len(numbers))
     return RawFrame(

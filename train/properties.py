@@ -1,0 +1,96 @@
+"""Where the head of a property starts: what each element adds on average, and the size of what is left to learn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+from ase.data import chemical_symbols as SYMBOLS
+
+from gfm_calc.config import HeadSpec
+from gfm_calc.data.references import ReferenceFitter
+from gfm_calc.data.schema import Record
+from gfm_calc.data.store import Dataset
+from gfm_calc.errors import ConfigError
+
+_RIDGE = 1e-3  # of fits to means over atoms, which compositions alone explain badly
+_LEAST_SCALE = 1e-6  # of the spread of the labels
+
+
+def start_of(spec: HeadSpec, dataset: Dataset, indices: np.ndarray) -> tuple[dict[str, float], float]:
+    """(references, scale) in the unit of the head, from training structures.
+
+    References, symbol -> value by atomic number, begin a scalar at the best sum (or mean) over the elements of a structure,
+    a class at how often the answer is yes; vectors begin at zero.  The scale is the root mean square of what is left: of a
+    sum over atoms, for each of them.
+
+    Args:
+        indices: of the training structures.
+
+    Raises:
+        ConfigError: labels of another kind than the head, all of them missing, or of a class neither 0 nor 1.
+    """
+    records = list(_labelled(spec, dataset, indices))
+    if not records:
+        raise ConfigError(f"{dataset.directory}: head {spec.name}: no training structure has a label of the property")
+    numbers = np.unique(np.concatenate([record.atomic_numbers for record in records]))
+    symbols = [SYMBOLS[z] for z in numbers.tolist()]
+    labels = np.concatenate([label_of(spec, record).reshape(-1) for record in records])
+    width = 3 if spec.kind.endswith("vector") else 1
+    if any(label_of(spec, record).shape[-1] != width for record in records):
+        raise ConfigError(
+            f"{dataset.directory}: head {spec.name} is a {spec.kind}: its labels need {width} numbers each"
+        )
+    if spec.kind == "class":
+        return dict.fromkeys(symbols, _odds(spec, labels)), 1.0
+    if width == 3:
+        return dict.fromkeys(symbols, 0.0), _positive(float(np.sqrt(np.square(labels).mean())), labels)
+    if spec.is_of_atoms:
+        return _of_atoms(records, symbols)
+    fitter = ReferenceFitter()
+    for record in records:
+        assert record.value is not None
+        fitter.add(record.atomic_numbers, float(record.value[0]) * (1 if spec.extensive else len(record)))
+    fit = fitter.fit() if spec.extensive else fitter.fit(ridge=_RIDGE)
+    return dict(fit.energies), _positive(fit.residual_rms, labels)
+
+
+def label_of(spec: HeadSpec, record: Record) -> np.ndarray:
+    """The label of a record for such a head, [1, k] or [n, k]; empty where there is none."""
+    label = record.atom_values if spec.is_of_atoms else record.value
+    return np.zeros((0, 1)) if label is None else np.atleast_2d(label)
+
+
+def _labelled(spec: HeadSpec, dataset: Dataset, indices: np.ndarray) -> Iterator[Record]:
+    for first in range(0, len(indices), 4096):
+        for record in dataset.read(indices[first : first + 4096]).records():
+            if label_of(spec, record).size:
+                yield record
+
+
+def _odds(spec: HeadSpec, labels: np.ndarray) -> float:
+    """The logarithm of the odds of yes, with one structure of either answer added."""
+    if not np.isin(labels, (0.0, 1.0)).all():
+        strange = labels[~np.isin(labels, (0.0, 1.0))][0]
+        raise ConfigError(
+            f"head {spec.name} is a class: its labels must be 0 or 1 (or false and true), not {strange:g}"
+        )
+    return math.log((labels.sum() + 1) / (len(labels) - labels.sum() + 1))
+
+
+def _of_atoms(records: list[Record], symbols: list[str]) -> tuple[dict[str, float], float]:
+    numbers = np.concatenate([record.atomic_numbers for record in records])
+    labels = np.concatenate([np.asarray(record.atom_values)[:, 0] for record in records])
+    known = np.isfinite(labels)
+    means = {}
+    for symbol in symbols:
+        own = labels[known & (numbers == SYMBOLS.index(symbol))]
+        means[symbol] = float(own.mean()) if own.size else 0.0
+    left = labels[known] - np.array([means[SYMBOLS[z]] for z in numbers[known]])
+    return means, _positive(float(np.sqrt(np.square(left).mean())), labels[known])
+
+
+def _positive(scale: float, labels: np.ndarray) -> float:
+    """A scale that can be divided by, also where references explain everything."""
+    return max(scale, _LEAST_SCALE * float(np.abs(labels).max()), 1e-12)
