@@ -93,12 +93,12 @@ from pathlib import Path
 from gfm_calc.artifacts import commit, open_artifact
 states = []
 for source in sys.argv[2:]:
-    artifact = open_artifact(Path(source), kind="model", newest_version=1)
-    states.append({name: artifact.read(name) for name in artifact.files})
+    artifact = open_artifact(Path(source), kind="model", newest_version=99)
+    states.append(({name: artifact.read(name) for name in artifact.files}, artifact.format_version))
 print("ready", flush=True)
 while True:
-    for state in states:
-        commit(Path(sys.argv[1]), state, kind="model", format_version=1)
+    for state, version in states:
+        commit(Path(sys.argv[1]), state, kind="model", format_version=version)
 """
 
 

@@ -9,7 +9,6 @@ import torch
 from labelled import need_adios
 from support import predict, random_model
 
-from gfm_calc.benchmarks import accuracy
 from gfm_calc.benchmarks.accuracy import draw, measure, write_cards
 from gfm_calc.benchmarks.provenance import read_result, weights_id
 from gfm_calc.checkpoint import load_model, open_model, save_model
@@ -22,6 +21,7 @@ from gfm_calc.data.split_files import save_split
 from gfm_calc.data.splits import fixed
 from gfm_calc.errors import ConfigError, CorruptFileError, HeadError
 from gfm_calc.predictor import Predictor
+from gfm_calc.train import preparation
 from gfm_calc.train.evaluation import ErrorSums, error_sums, figures, rounded
 from gfm_calc.train.preparation import load_heads, prepare
 from gfm_calc.train.recipe import recipe_of
@@ -200,7 +200,7 @@ def test_unknown_head_of_the_data(heads):
 
 def test_what_was_prepared_is_kept(tmp_path, recipe, heads, monkeypatch):
     first = load_heads(recipe, tmp_path)
-    monkeypatch.setattr(accuracy, "prepare", lambda *_: pytest.fail("prepared again"))
+    monkeypatch.setattr(preparation, "prepare", lambda *_: pytest.fail("prepared again"))
     second = load_heads(recipe, tmp_path)
     for found in (first, second):
         assert found[0].spec == heads[0].spec and found[0].shift == heads[0].shift

@@ -14,7 +14,6 @@ from support import ROOT, random_model
 from training import make_datasets
 
 from gfm_calc.benchmarks import screening, screening_worth
-from gfm_calc.benchmarks.accuracy import load_heads
 from gfm_calc.benchmarks.contenders import Process
 from gfm_calc.benchmarks.peers.steps import read_batches
 from gfm_calc.benchmarks.report import markdown
@@ -31,6 +30,7 @@ from gfm_calc.model import GFMModel
 from gfm_calc.predictor import Predictor
 from gfm_calc.screening.plan import open_streams
 from gfm_calc.train.cli import find_recipe
+from gfm_calc.train.preparation import load_heads
 
 # A peer that answers without a model.
 PEER = f"""

@@ -47,7 +47,7 @@ def test_impossible_model(values):
 @pytest.mark.parametrize(
     "values",
     [
-        {"name": "PBE D3"}, {"name": 3}, {"name": ""}, {"name": "x" * 80}, {"kind": "vector"}, {"dispersion": "yes"},
+        {"name": "PBE D3"}, {"name": 3}, {"name": ""}, {"name": "x" * 80}, {"kind": "tensor"}, {"dispersion": "yes"},
         {"elements": ["Xx"], "reference_energies": {"Xx": 0.0}}, {"elements": ["X"], "reference_energies": {"X": 0.0}},
         {"elements": ["H"]}, {"elements": "H"}, {"elements": [["H"]]}, {"elements": 3}, {"elements": None},
         {"reference_energies": ["H"]}, {"reference_energies": {"H": math.inf}}, {"reference_energies": {"H": "1"}},
