@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -214,10 +213,10 @@ def run_accuracy(args: argparse.Namespace) -> None:
     from gfm_calc.benchmarks.accuracy import measure, write_cards
     from gfm_calc.checkpoint import load_model
     from gfm_calc.predictor import Predictor, parse_device, parse_dtype
-    from gfm_calc.train.cli import find_recipe
+    from gfm_calc.train.cli import recipe_on
     from gfm_calc.train.preparation import load_heads
 
-    recipe = find_recipe(args.recipe, [f"data.path={json.dumps(str(args.data), ensure_ascii=False)}"])
+    recipe = recipe_on(args.data, args.recipe)
     model = load_model(args.model, dtype=parse_dtype(args.dtype), device=parse_device(args.device))
     names = [model.spec(args.head).name] if args.head else list(model.energy_heads)
     found = load_heads(recipe, args.cache)
@@ -232,10 +231,10 @@ def run_uncertainty(args: argparse.Namespace) -> None:
     """Measure how well expected errors do."""
     from gfm_calc.benchmarks.uncertainty import UncertaintyPlan, means, run_uncertainty
     from gfm_calc.checkpoint import load_model
-    from gfm_calc.train.cli import find_recipe
+    from gfm_calc.train.cli import recipe_on
     from gfm_calc.train.preparation import load_heads
 
-    recipe = find_recipe(args.recipe, [f"data.path={json.dumps(str(args.data), ensure_ascii=False)}"])
+    recipe = recipe_on(args.data, args.recipe)
     model = load_model(args.model)
     names = [model.spec(args.head).name] if args.head else list(model.energy_heads)
     plan = UncertaintyPlan(heads=names, outside=args.outside, max_frames=args.max_frames, strict=args.strict)

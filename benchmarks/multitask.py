@@ -17,7 +17,7 @@ from gfm_calc.benchmarks.runs import folder_of_runs, train
 from gfm_calc.commands.progress import Progress
 from gfm_calc.data.store import open_dataset
 from gfm_calc.errors import ConfigError
-from gfm_calc.train.cli import find_recipe
+from gfm_calc.train.cli import recipe_on
 from gfm_calc.train.preparation import prepare
 from gfm_calc.train.recipe import Recipe
 
@@ -78,11 +78,11 @@ def run_multitask(plan: MultitaskPlan) -> list[dict[str, Any]]:
 def _recipe(plan: MultitaskPlan, heads: Sequence[str], seed: int) -> Recipe:
     """Of a run of these heads."""
     settings = [
-        f"data.path={plan.data.resolve()}", f"data.heads={json.dumps(list(heads))}", "data.tau=0.0", f"run.seed={seed}",
+        f"data.heads={json.dumps(list(heads))}", "data.tau=0.0", f"run.seed={seed}",
         f"run.structures={plan.structures * len(heads)}", f"run.steps={plan.draws // plan.structures}",
         "run.validate_every=0", *plan.settings,
     ]  # fmt: skip
-    return find_recipe(plan.recipe, settings)
+    return recipe_on(plan.data.resolve(), plan.recipe, settings)
 
 
 def _row(head: str, size: int, runs: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ from gfm_calc.errors import ConfigError, GFMError
 from gfm_calc.screening.elements import table_of
 from gfm_calc.screening.folder import Folder
 from gfm_calc.screening.formulas import reduced_formula
-from gfm_calc.train.cli import find_recipe
+from gfm_calc.train.cli import recipe_on
 from gfm_calc.train.preparation import Head, load_heads
 
 if TYPE_CHECKING:
@@ -109,7 +108,7 @@ def worth(plan: ScreeningPlan) -> dict[str, list[dict[str, Any]]]:
     """
     if plan.data is None:
         raise ConfigError("parts flags and discovery need labelled structures: --data DATASETS")
-    recipe = find_recipe(plan.recipe, [f"data.path={json.dumps(str(plan.data), ensure_ascii=False)}"])
+    recipe = recipe_on(plan.data, plan.recipe)
     heads = {head.spec.name: head for head in load_heads(recipe, plan.cache)}
     found: dict[str, list[dict[str, Any]]] = {part: [] for part in ("flags", "discovery") if part in plan.parts}
     with tempfile.TemporaryDirectory() as name:

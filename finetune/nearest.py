@@ -12,6 +12,7 @@ from gfm_calc.data.schema import Record
 from gfm_calc.errors import GFMError
 from gfm_calc.model import GFMModel, Prediction
 from gfm_calc.predictor import Predictor
+from gfm_calc.train.evaluation import spread_indices
 
 _ATOMS, _STRUCTURES = 4000, 200  # of the comparison, at most
 _FOREIGN = 10.0  # factor for a head that has not seen all elements
@@ -98,5 +99,4 @@ def spread(records: Sequence[Record], atoms: int, structures: int) -> list[Recor
     """At most so many of the records (at least one), evenly spaced."""
     size = max(1, sum(len(record) for record in records) // max(1, len(records)))
     count = max(1, min(len(records), structures, atoms // size))
-    rows = np.unique(np.linspace(0, len(records) - 1, count).round().astype(int))
-    return [records[k] for k in rows]
+    return [records[k] for k in spread_indices(len(records), count)]

@@ -17,6 +17,7 @@ from gfm_calc.data.store import Dataset
 from gfm_calc.errors import ConfigError
 from gfm_calc.finetune.nearest import fit_references, predictions, spread
 from gfm_calc.model import GFMModel
+from gfm_calc.train.evaluation import spread_indices
 from gfm_calc.train.preparation import Head, gather, statistics_of
 from gfm_calc.train.properties import start_of
 from gfm_calc.train.recipe import DataRecipe
@@ -183,7 +184,7 @@ def old_head(model: GFMModel, name: str, dataset: Dataset) -> Head:
 
 def _some(indices: np.ndarray, dataset: Dataset) -> np.ndarray:
     """At most `_FITTED` of the indices, evenly spaced."""
-    rows = np.unique(np.linspace(0, len(indices) - 1, min(len(indices), _FITTED)).round().astype(int))
+    rows = spread_indices(len(indices), _FITTED)
     return indices[rows]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,23 +69,22 @@ def _sides(args: argparse.Namespace) -> Iterator[tuple[str, Dataset, np.ndarray]
     """(head, dataset, indices of its training structures)."""
     import numpy as np
 
-    from gfm_calc.train.cli import find_recipe
+    from gfm_calc.train.cli import recipe_on
     from gfm_calc.train.preparation import find_datasets, prepare
 
     if args.recipe is None:
         for dataset in find_datasets(str(args.data)):
             yield dataset.head.name, dataset, np.arange(len(dataset))
         return
-    recipe = find_recipe(args.recipe, [f"data.path={json.dumps(str(args.data), ensure_ascii=False)}"])
+    recipe = recipe_on(args.data, args.recipe)
     for head in prepare(recipe, recipe.model.cutoff):
         yield head.spec.name, head.dataset, head.sides["train"]
 
 
 def _structures(dataset: Dataset, chosen: np.ndarray, most: int) -> Iterator[Atoms]:
-    import numpy as np
+    from gfm_calc.train.evaluation import spread_indices
 
-    if len(chosen) > most:
-        chosen = chosen[np.linspace(0, len(chosen) - 1, most).astype(int)]
+    chosen = chosen[spread_indices(len(chosen), most)]
     for first in range(0, len(chosen), 512):
         for record in dataset.read(chosen[first : first + 512]).records():
             yield record.structure()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,6 +95,11 @@ def find_recipe(name: str, settings: list[str]) -> Recipe:
     if not path.exists() and name in packaged_recipes():
         path = _RECIPES / f"{name}.toml"
     return read_recipe(path, settings)
+
+
+def recipe_on(data: Path, name: str, settings: Sequence[str] = ()) -> Recipe:
+    """`find_recipe`, for datasets in a folder."""
+    return find_recipe(name, [f"data.path={json.dumps(str(data), ensure_ascii=False)}", *settings])
 
 
 def _run(args: argparse.Namespace, recipe: Recipe, ranks: Ranks) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,7 @@ def run(args: argparse.Namespace) -> None:
     """Fit, and save the model with what was found."""
     from gfm_calc.checkpoint import load_model, open_model, resolve, save_model
     from gfm_calc.commands.options import apply_threads
-    from gfm_calc.train.cli import find_recipe
+    from gfm_calc.train.cli import recipe_on
     from gfm_calc.train.preparation import load_heads, load_preparation
     from gfm_calc.train.uncertainty import FitPlan, fit_uncertainty
 
@@ -45,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
     if args.folder is not None:
         heads = load_preparation(args.folder / "data")
     else:
-        recipe = find_recipe(args.recipe, [f"data.path={json.dumps(str(args.data), ensure_ascii=False)}"])
+        recipe = recipe_on(args.data, args.recipe)
         heads = load_heads(recipe, args.cache)
     provenance = open_model(args.model).read_json("provenance.json")
     model.uncertainty = fit_uncertainty(model, heads, FitPlan(structures=args.structures))
