@@ -17,6 +17,7 @@ from gfm_calc.benchmarks.cli_options import (
     peer,
     words,
 )
+from gfm_calc.benchmarks.cli_physics import add_physics
 from gfm_calc.benchmarks.cli_screening import add_screening
 from gfm_calc.benchmarks.cli_training import add_parsers
 from gfm_calc.commands.options import DEFAULT_MODEL, new_parser, positive, positive_int
@@ -33,7 +34,7 @@ def add_parser(subparsers: Any) -> None:
         _add_heads,
         _add_accuracy,
         _add_uncertainty,
-        _add_physics,
+        add_physics,
         _add_data,
         add_parsers,
         add_screening,
@@ -113,22 +114,6 @@ def _add_uncertainty(benches: Any) -> None:
     parser.add_argument("--cache", type=Path, metavar="DIR", help="keep here what was prepared, for the next time")
     parser.add_argument("--max-frames", type=positive_int, default=200, metavar="N",
                         help="of a head and set; default: %(default)s")  # fmt: skip
-    add_output(parser)
-
-
-def _add_physics(benches: Any) -> None:
-    parser = new_parser(
-        benches, "physics", run_physics, summary="energy conservation, relaxations and pair curves, in float64",
-        example="gfm bench physics --picoseconds 20 --peer sevennet=PYTHON -o physics.json",
-    )  # fmt: skip
-    add_model(parser)
-    parser.add_argument("--picoseconds", type=positive, default=20.0, help="of each NVE run; default: %(default)s")
-    parser.add_argument("--compile", action="store_true", help="compile the model for the NVE runs: they are long")
-    parser.add_argument("--parts", type=words, default=("nve", "relaxations", "pairs"), metavar="NAME,NAME",
-                        help="of nve, relaxations, pairs; default: all")  # fmt: skip
-    parser.add_argument("--peer", type=peer, action="append", default=[], metavar="sevennet=PYTHON",
-                        help="python of an environment with sevenn, for the references of crystals")  # fmt: skip
-    add_device(parser, None)
     add_output(parser)
 
 
@@ -241,20 +226,6 @@ def run_uncertainty(args: argparse.Namespace) -> None:
     rows = run_uncertainty(model, load_heads(recipe, args.cache), plan)
     settings = {"recipe": Path(args.recipe).name, "max_frames": args.max_frames}
     finish(args, "uncertainty", settings=settings, means=means(rows), rows=rows)
-
-
-def run_physics(args: argparse.Namespace) -> None:
-    """Measure energy conservation, relaxations and pair curves."""
-    from gfm_calc.benchmarks.physics import PARTS, run_physics
-
-    unknown = [part for part in args.parts if part not in PARTS]
-    if unknown:
-        raise ConfigError(f"--parts: no part {unknown[0]!r}; parts: {', '.join(PARTS)}")
-    measured = run_physics(
-        args.model, head=args.head, picoseconds=args.picoseconds, device=args.device, compile=args.compile,
-        sevennet=dict(args.peer).get("sevennet"), parts=args.parts,
-    )  # fmt: skip
-    finish(args, "physics", extra_versions=optional("tblite"), **measured)
 
 
 def run_data(args: argparse.Namespace) -> None:

@@ -11,6 +11,7 @@ import torch
 from gfm_calc.benchmarks.dynamics import nve_systems, run_nve
 from gfm_calc.benchmarks.pairs import run_pairs
 from gfm_calc.benchmarks.relaxations import cases, run_case, teacher_references, xtb_reference
+from gfm_calc.benchmarks.remote import remote_calculators
 from gfm_calc.benchmarks.speed import pick_head
 from gfm_calc.calculator import GFMCalculator
 from gfm_calc.checkpoint import load_model
@@ -62,7 +63,8 @@ def run_physics(
 def _relaxations(model: GFMModel, head: str | None, sevennet: str | None) -> list[dict[str, Any]]:
     wanted = cases()
     crystals = [case for case in wanted if case.head.startswith("distilled")]
-    references = dict(teacher_references(crystals, sevennet)) if sevennet else {}
+    with remote_calculators({"sevennet": sevennet} if sevennet else {}, threads=torch.get_num_threads()) as others:
+        references = teacher_references(crystals, others["teacher"]) if others else {}
     rows = []
     with Progress("relaxations", "structures", len(wanted)) as progress:
         for case in wanted:

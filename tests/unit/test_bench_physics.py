@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
+from ase.calculators.emt import EMT
 from support import random_model
 
 from gfm_calc import GFMCalculator
@@ -13,6 +14,7 @@ from gfm_calc.benchmarks.dynamics import drift, nve_systems, run_nve
 from gfm_calc.benchmarks.pairs import minima, run_pairs
 from gfm_calc.benchmarks.physics import run_physics
 from gfm_calc.benchmarks.relaxations import cases, geometry, run_case, teacher_references, xtb_reference
+from gfm_calc.benchmarks.remote import remote_calculators
 from gfm_calc.benchmarks.structures import slab
 from gfm_calc.errors import GFMError
 
@@ -77,11 +79,20 @@ def test_xtb_reference_has_the_geometry_of_water():
 
 
 def test_a_reference_environment_that_fails_is_named_in_one_line():
-    with pytest.raises(GFMError, match="sevennet: .*sevenn") as caught:
-        teacher_references([cases()[3]], sys.executable)
+    with (
+        pytest.raises(GFMError, match="sevennet: .*sevenn") as caught,
+        remote_calculators({"sevennet": sys.executable}, threads=1),
+    ):
+        pass
     assert "\n" not in str(caught.value)
-    with pytest.raises(GFMError, match="no-such-python"):
-        teacher_references([cases()[3]], "no-such-python")
+    with pytest.raises(GFMError, match="no-such-python"), remote_calculators({"sevennet": "no-such-python"}, threads=1):
+        pass
+
+
+def test_references_are_relaxed_by_the_calculator_given():
+    (copper,) = (case for case in cases() if case.name == "Cu")
+    found = teacher_references([copper], EMT())
+    assert geometry(found["Cu"])["a_a"] == pytest.approx(3.59, abs=0.01)
 
 
 def test_nve_systems_have_64_atoms_or_nearly():

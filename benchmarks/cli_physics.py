@@ -1,0 +1,127 @@
+"""`gfm bench physics | crystals | torsions | stability`: their options, and what they hand on."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from gfm_calc.benchmarks.cli_options import add_device, add_model, add_output, finish, optional, peer, words
+from gfm_calc.commands.options import DEFAULT_MODEL, new_parser, positive, positive_int
+from gfm_calc.errors import ConfigError
+
+
+def add_physics(benches: Any) -> None:
+    """Register the four."""
+    for add in (_physics_parser, _crystals_parser, _torsions_parser, _stability_parser):
+        add(benches)
+
+
+def _physics_parser(benches: Any) -> None:
+    parser = new_parser(
+        benches, "physics", run_physics, summary="energy conservation, relaxations and pair curves, in float64",
+        example="gfm bench physics --picoseconds 20 --peer sevennet=PYTHON -o physics.json",
+    )  # fmt: skip
+    add_model(parser)
+    parser.add_argument("--picoseconds", type=positive, default=20.0, help="of each NVE run; default: %(default)s")
+    parser.add_argument("--compile", action="store_true", help="compile the model for the NVE runs: they are long")
+    parser.add_argument("--parts", type=words, default=("nve", "relaxations", "pairs"), metavar="NAME,NAME",
+                        help="of nve, relaxations, pairs; default: all")  # fmt: skip
+    parser.add_argument("--peer", type=peer, action="append", default=[], metavar="sevennet=PYTHON",
+                        help="python of an environment with sevenn, for the references of crystals")  # fmt: skip
+    add_device(parser, None)
+    add_output(parser)
+
+
+def _crystals_parser(benches: Any) -> None:
+    parser = new_parser(
+        benches, "crystals", run_crystals, summary="volumes, bulk moduli, phonons and heat capacities of crystals",
+        example="gfm bench crystals --elasticity elasticity.extxyz --heat-capacity phonons.extxyz --peer chgnet=PYTHON "
+        "-o crystals.json",
+    )  # fmt: skip
+    parser.add_argument("--model", default=DEFAULT_MODEL, help="packaged name or directory (default: %(default)s)")
+    parser.add_argument("--head", metavar="NAME", default="distilled-7net-l3i5", help="default: %(default)s")
+    parser.add_argument("--elasticity", type=Path, metavar="FILE",
+                        help="relaxed structures with bulk_modulus_vrh_gpa; without it neither volumes nor moduli")  # fmt: skip
+    parser.add_argument("--heat-capacity", type=Path, metavar="FILE",
+                        help="relaxed structures with heat_capacity (300 K, J/mol/K of the cell); else no phonons")  # fmt: skip
+    parser.add_argument("--crystals", type=positive_int, default=48, help="for volumes; default: %(default)s")
+    parser.add_argument("--phonons", type=positive_int, default=16, help="crystals for phonons; default: %(default)s")
+    parser.add_argument("--peer", type=peer, action="append", default=[], metavar="NAME=PYTHON",
+                        help="chgnet or sevennet (SevenNet-0 and its l3i5), and the python of its environment")  # fmt: skip
+    add_output(parser)
+
+
+def _torsions_parser(benches: Any) -> None:
+    parser = new_parser(
+        benches, "torsions", run_torsions, summary="relative energies along torsion scans, beside other methods",
+        example="gfm bench torsions --scans torsions.extxyz -o torsions.json",
+    )  # fmt: skip
+    parser.add_argument("--model", default=DEFAULT_MODEL, help="packaged name or directory (default: %(default)s)")
+    parser.add_argument("--head", metavar="NAME", default="gfn2-xtb", help="default: %(default)s")
+    parser.add_argument("--own-level", metavar="METHOD", default="gfn2",
+                        help="which method of the file is the head's level of theory (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--scans", type=Path, metavar="FILE", required=True,
+                        help="frames with torsion (which scan) and rel_METHOD_kcal")  # fmt: skip
+    add_output(parser)
+
+
+def _stability_parser(benches: Any) -> None:
+    parser = new_parser(
+        benches, "stability", run_stability, summary="Langevin dynamics of 20 systems: does each stay what it is",
+        example="gfm bench stability --picoseconds 50 --compile -o stability.json",
+    )  # fmt: skip
+    parser.add_argument("--model", default=DEFAULT_MODEL, help="packaged name or directory (default: %(default)s)")
+    parser.add_argument("--picoseconds", type=positive, default=50.0, help="of each run; default: %(default)s")
+    parser.add_argument("--systems", type=words, metavar="NAME,NAME", help="these alone (default: all)")
+    parser.add_argument("--compile", action="store_true", help="compile the networks: the runs are long")
+    add_output(parser)
+
+
+def run_physics(args: argparse.Namespace) -> None:
+    """Measure energy conservation, relaxations and pair curves."""
+    from gfm_calc.benchmarks.physics import PARTS, run_physics
+
+    unknown = [part for part in args.parts if part not in PARTS]
+    if unknown:
+        raise ConfigError(f"--parts: no part {unknown[0]!r}; parts: {', '.join(PARTS)}")
+    measured = run_physics(
+        args.model, head=args.head, picoseconds=args.picoseconds, device=args.device, compile=args.compile,
+        sevennet=dict(args.peer).get("sevennet"), parts=args.parts,
+    )  # fmt: skip
+    finish(args, "physics", extra_versions=optional("tblite"), **measured)
+
+
+def run_crystals(args: argparse.Namespace) -> None:
+    """Measure crystals."""
+    from gfm_calc.benchmarks.crystals import CrystalPlan, run_crystals
+
+    if args.elasticity is None and args.heat_capacity is None:
+        raise ConfigError("nothing to do: give --elasticity, --heat-capacity or both")
+    plan = CrystalPlan(
+        model=args.model, head=args.head, elasticity=args.elasticity, heat_capacity=args.heat_capacity,
+        crystals=args.crystals, phonons=args.phonons, peers=dict(args.peer),
+    )  # fmt: skip
+    finish(args, "crystals", extra_versions=optional("phonopy"), **run_crystals(plan))
+
+
+def run_torsions(args: argparse.Namespace) -> None:
+    """Measure torsion scans."""
+    from gfm_calc.benchmarks.torsions import run_torsions
+
+    finish(args, "torsions", **run_torsions(args.model, args.head, args.scans, args.own_level))
+
+
+def run_stability(args: argparse.Namespace) -> None:
+    """Run the dynamics."""
+    from gfm_calc.benchmarks.stability import run_system, systems
+    from gfm_calc.checkpoint import load_model
+    from gfm_calc.errors import did_you_mean
+
+    known = {system.name: system for system in systems()}
+    for name in args.systems or ():
+        if name not in known:
+            raise ConfigError(f"--systems: no {name!r}{did_you_mean(name, known)}; systems: {', '.join(known)}")
+    model = load_model(args.model).compile(enabled=args.compile)
+    rows = [run_system(known[name], model, picoseconds=args.picoseconds) for name in args.systems or known]
+    finish(args, "stability", rows=rows)

@@ -1,0 +1,72 @@
+"""The tables of `gfm bench crystals | torsions | stability`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from gfm_calc.benchmarks.tables import Table, figure
+
+
+def crystals(result: Mapping[str, Any]) -> Iterator[Table]:
+    """Means of every model; then crystal by crystal."""
+    names = result["models"]
+    header = ["model", "relaxed", "volume, %", "bulk modulus, %", "phonons of", "frequencies, THz",
+              "heat capacity, J/mol/K", "with imaginary modes"]  # fmt: skip
+    rows = []
+    for row in result["means"]:
+        volumes, phonons = row["crystals"], row["phonons"]
+        rows.append([
+            names[row["model"]], f"{volumes['done']} of {volumes['of']}", _error(volumes.get("volume")),
+            _error(volumes.get("bulk_modulus")), f"{phonons['done']} of {phonons['of']}",
+            figure(phonons.get("mean_difference")), _error(phonons.get("heat_capacity")), str(phonons["imaginary"]),
+        ])  # fmt: skip
+    yield Table("Crystals: mean absolute errors (mean errors), frequencies against SevenNet-l3i5's", header, rows)
+    for part, labels in (("crystals", ("volume", "bulk_modulus")), ("phonons", ("heat_capacity", "highest"))):
+        header = ["crystal", "id", "", *(label.replace("_", " ") for label in labels)]
+        rows = []
+        for row in result[part]:
+            about = [row["name"], row["id"]]
+            rows.append([*about, "reference", *(figure(row["reference"].get(label)) for label in labels)])
+            for key, found in row["models"].items():
+                values = [figure(found[label]) if label in found else found["error"] for label in labels]
+                rows.append([*about, names[key], *values])
+        title = {
+            "crystals": "Volumes (Å³ an atom) and bulk moduli (GPa)",
+            "phonons": "Heat capacities and highest frequencies",
+        }
+        yield Table(title[part], header, rows, detail=True)
+
+
+def torsions(result: Mapping[str, Any]) -> Iterator[Table]:
+    """Mean errors of the methods; then scan by scan."""
+    head, reference = result["head"], result["reference"]
+    rows = [[method, str(len(result["rows"])), figure(value)] for method, value in sorted(
+        result["means"].items(), key=lambda item: item[1])]  # fmt: skip
+    rows.append(
+        [f"{head} against {result['own_level']}", str(len(result["rows"])), figure(result["mean_against_own_level"])]
+    )
+    title = f"Torsion scans: root mean square of relative energies against {reference}, kcal/mol, mean over scans"
+    yield Table(title, ["method", "scans", "error"], rows)
+    rows = [
+        [row["name"], row["formula"], figure(row["errors"][head]), figure(row["against"])] for row in result["rows"]
+    ]
+    header = ["scan", "molecule", f"{head} against {reference}", f"against {result['own_level']}"]
+    yield Table("Torsion scans", header, rows, detail=True)
+
+
+def stability(result: Mapping[str, Any]) -> Iterator[Table]:
+    """A row a system."""
+    header = ["system", "head", "atoms", "K", "mean K", "ps", "closest, of covalent", "stable"]
+    rows = [
+        [
+            row["name"], row["head"], str(row["atoms"]), f"{row['kelvin']:g}", figure(row["mean_kelvin"]),
+            f"{row['picoseconds']:g}", figure(row["closest"]), "yes" if row["stable"] else f"no: {row['why']}",
+        ]
+        for row in result["rows"]
+    ]  # fmt: skip
+    yield Table("Langevin dynamics", header, rows)
+
+
+def _error(found: Mapping[str, float] | None) -> str:
+    return "-" if found is None else f"{figure(found['mean_absolute'])} ({found['mean']:+.3g})"

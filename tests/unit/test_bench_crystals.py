@@ -1,0 +1,184 @@
+"""Crystals, torsions and dynamics as benchmarks, on potentials whose answers are known."""
+
+import sys
+from pathlib import Path
+
+import ase.io
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk, molecule
+from ase.calculators.emt import EMT
+from support import random_model
+
+import gfm_calc.benchmarks
+from gfm_calc.benchmarks import stability
+from gfm_calc.benchmarks.contenders import Process
+from gfm_calc.benchmarks.crystals import choose, means, phonon_row, volume_row
+from gfm_calc.benchmarks.remote import RemoteCalculator, remote_calculators
+from gfm_calc.benchmarks.report import tables
+from gfm_calc.benchmarks.stability import System, nearest, run_system, systems, water_box
+from gfm_calc.benchmarks.torsions import run_torsions
+from gfm_calc.checkpoint import load_model
+from gfm_calc.errors import ConfigError, GFMError
+from gfm_calc.predictor import Predictor
+
+PEERS = Path(gfm_calc.benchmarks.__file__).parent / "peers"
+EMT_PEER = """
+import argparse, sys
+sys.path.insert(0, {folder!r})
+import calculate
+from ase.calculators.emt import EMT
+from measure import answer_jobs
+calculate.MODELS["emt"] = ("EMT", lambda device: (EMT(), "1"))
+parser = argparse.ArgumentParser()
+parser.add_argument("--model", default="emt")
+answer_jobs(calculate.start, parser)
+"""
+
+
+def crystal(symbol: str = "Cu", a: float = 3.7, **info: object) -> Atoms:
+    atoms = bulk(symbol, "fcc", a=a)
+    atoms.info |= info
+    return atoms
+
+
+def test_volume_and_bulk_modulus_of_a_known_potential():
+    atoms = crystal(bulk_modulus_vrh_gpa=140.0, mp_id="mp-30")
+    row = volume_row(atoms, {"gfm": EMT()})
+    found = row["models"]["gfm"]
+    assert found["volume"] == pytest.approx(3.59**3 / 4, rel=5e-3)  # of EMT
+    assert found["bulk_modulus"] == pytest.approx(134, rel=0.03)
+    assert row["reference"] == {"volume": pytest.approx(3.7**3 / 4, rel=1e-3), "bulk_modulus": 140.0}
+    assert row["id"] == "mp-30" and row["name"] == "Cu"
+
+
+def test_phonons_agree_with_themselves_and_tend_to_dulong_and_petit():
+    pytest.importorskip("phonopy", reason="phonons are phonopy's")
+    row = phonon_row(crystal(heat_capacity=24.0), {"gfm": EMT(), "teacher": EMT()})
+    found = row["models"]["gfm"]
+    assert found["mean_difference"] < 1e-6 and not found["imaginary"]
+    assert 22 < found["heat_capacity"] < 3 * 8.3145
+    assert 6 < found["highest"] < 9  # THz, of copper
+    (mean, _) = means({"crystals": [], "phonons": [row]})
+    assert mean["phonons"]["heat_capacity"]["mean"] == pytest.approx(found["heat_capacity"] - 24.0, abs=1e-2)
+
+
+def test_a_model_that_fails_loses_the_crystal_and_the_mean_is_over_what_all_did():
+    row = volume_row(crystal(bulk_modulus_vrh_gpa=140.0), {"gfm": EMT()})
+    failed = {**row, "models": {**row["models"], "chgnet": {"error": "out of memory"}}}
+    both = {**row, "models": {**row["models"], "chgnet": row["models"]["gfm"]}}
+    ours, peer = means({"crystals": [both, failed], "phonons": []})
+    assert ours["crystals"]["done"] == 2 and peer["crystals"]["done"] == 1
+    assert ours["crystals"]["compared"] == peer["crystals"]["compared"] == 1
+    result = {"benchmark": "crystals", "models": {"gfm": "ours", "chgnet": "theirs"}, "crystals": [both, failed],
+              "phonons": [], "means": [ours, peer]}  # fmt: skip
+    summary, detail = tables(result)
+    assert summary.rows[1][1] == "1 of 2" and any("out of memory" in row for row in detail.rows)
+
+
+def test_crystals_are_chosen_small_known_and_one_a_formula(tmp_path):
+    path = tmp_path / "elastic.extxyz"
+    big = crystal("Ni", bulk_modulus_vrh_gpa=180.0).repeat(2)
+    frames = [crystal(s, bulk_modulus_vrh_gpa=100.0) for s in ("Cu", "Al", "Ag", "Au", "Pd", "Pb")]
+    soft, copy = crystal("Pt", bulk_modulus_vrh_gpa=0.1), crystal("Cu", a=3.5, bulk_modulus_vrh_gpa=90.0)
+    ase.io.write(path, [*frames, copy, soft, big, crystal("Na"), bulk("NaCl", "rocksalt", a=5.6)], format="extxyz")
+    chosen = choose(path, "bulk_modulus_vrh_gpa", 10, {"Pb"})
+    assert [str(atoms.symbols) for atoms in chosen] == ["Cu", "Al", "Ag", "Au", "Pd"]
+    assert len(choose(path, "bulk_modulus_vrh_gpa", 3, set())) == 3
+    with pytest.raises(GFMError, match="no crystal"):
+        choose(path, "heat_capacity", 3, set())
+
+
+def test_a_model_in_another_process_gives_what_it_gives_here(tmp_path):
+    script = tmp_path / "emt.py"
+    script.write_text(EMT_PEER.format(folder=str(PEERS)))
+    process = Process("emt", [sys.executable, str(script), "--threads", "1"], 1)
+    try:
+        atoms = crystal(a=3.5).repeat(2)
+        atoms.rattle(0.1, seed=1)
+        here, there = atoms.copy(), atoms.copy()
+        here.calc, there.calc = EMT(), RemoteCalculator(process)
+        assert there.get_potential_energy() == here.get_potential_energy()
+        assert np.array_equal(there.get_forces(), here.get_forces())
+        assert np.array_equal(there.get_stress(), here.get_stress())
+        there.symbols[:] = "Zr"  # EMT has no such element
+        with pytest.raises(GFMError, match="^EMT: .*Zr"):
+            there.get_potential_energy()
+        there.symbols[:] = "Cu"
+        assert there.get_potential_energy() == here.get_potential_energy()  # one failure ends nothing
+    finally:
+        process.close()
+
+
+def test_peers_that_are_none_are_named():
+    with (
+        pytest.raises(ConfigError, match="no peer 'chgnt'.*did you mean 'chgnet'"),
+        remote_calculators({"chgnt": "x"}, threads=1),
+    ):
+        pass
+
+
+def test_torsions_of_the_model_itself_have_no_error_against_its_own_level(tmp_path):
+    frames, model = [], load_model("gfm-small")
+    for k, angle in enumerate(np.linspace(0, 180, 5)):
+        atoms = molecule("CH3CH2OH")
+        atoms.rotate_dihedral(0, 1, 2, 3, angle, indices=[3])
+        atoms.info |= {"torsion": 7, "angle": angle, "rel_ccsdt_cbs_kcal": 1.0 - abs(k - 2)}
+        frames.append(atoms)
+    rows = list(
+        Predictor(model, ["gfn2-xtb"], forces=False).predict([Atoms(a.numbers, positions=a.positions) for a in frames])
+    )
+    for atoms, row in zip(frames, rows):
+        atoms.info["rel_gfn2_kcal"] = 23.060548 * (row["gfn2-xtb"].energy.item() - rows[0]["gfn2-xtb"].energy.item())
+    charged = [atoms.copy() for atoms in frames]
+    for atoms in charged:
+        atoms.info |= {"torsion": 8, "charge": 1}
+    path = tmp_path / "scans.extxyz"
+    ase.io.write(path, [*frames, *charged], format="extxyz")
+    found = run_torsions("gfm-small", "gfn2-xtb", path)
+    (row,) = found["rows"]
+    assert row["points"] == 5 and row["against"] < 0.01  # positions have 8 digits in the file
+    assert row["errors"]["gfn2"] == pytest.approx(row["errors"]["gfn2-xtb"], abs=0.02)
+    assert found["left_out"] == {"charged": 1, "unseen elements": 0}
+    assert len(tables({"benchmark": "torsions", **found})) == 2
+
+
+def test_twenty_systems_of_many_kinds():
+    found = systems()
+    assert len(found) >= 20 and len({system.name for system in found}) == len(found)
+    assert all(nearest(system.atoms) > 0.7 for system in found)
+    kinds = {tuple(system.atoms.pbc) for system in found}
+    assert kinds == {(False,) * 3, (True,) * 3, (True, True, False)}
+
+
+def test_water_in_a_box_has_the_density_of_water():
+    box = water_box(32)
+    grams = box.get_masses().sum() / 6.02214e23
+    assert grams / (box.get_volume() * 1e-24) == pytest.approx(1.0, rel=2e-3)
+    assert len(box) == 96 and nearest(box) > 0.8
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (lambda atoms: atoms.positions.__setitem__(0, atoms.positions[1] + 0.2), "of their covalent distance"),
+        (lambda atoms: atoms.positions.__setitem__(0, atoms.positions[0] + 9.0), "the bond of atoms 0 and"),
+        (lambda atoms: atoms.positions.__setitem__(0, np.nan), "no numbers"),
+    ],
+)
+def test_faults_are_seen(change, word):
+    atoms = molecule("CH3CH2OH")
+    bonds = stability._bonds(atoms)
+    assert stability._fault(atoms, bonds, nearest(atoms), 1.0) == ""
+    change(atoms)
+    closest = nearest(atoms) if np.isfinite(atoms.positions).all() else 1.0
+    assert word in stability._fault(atoms, bonds, closest, 1.0)
+
+
+def test_dynamics_row_says_how_far_it_came():
+    system = System(name="Cu", atoms=bulk("Cu", "fcc", a=3.6, cubic=True), head="first", temperature=300, timestep=2.0)
+    row = run_system(system, random_model(elements=("H", "Cu")), picoseconds=0.02, every=5)
+    assert row["picoseconds"] == pytest.approx(0.02) or row["why"]
+    assert row["stable"] == (row["why"] == "")
+    assert len(tables({"benchmark": "stability", "rows": [row]})[0].rows) == 1
