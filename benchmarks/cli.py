@@ -90,6 +90,7 @@ def _add_accuracy(benches: Any) -> None:
                         "(default: %(default)s)")  # fmt: skip
     parser.add_argument("--cache", type=Path, metavar="DIR", help="keep here what was prepared, for the next time")
     parser.add_argument("--max-frames", type=positive_int, metavar="N", help="test frames a head (default: all)")
+    parser.add_argument("--before", metavar="MODEL", help="an older model: its errors on the same frames, beside")
     parser.add_argument("--write-cards", action="store_true", help="put the errors into the head cards of the model")
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="default: %(default)s")
     add_device(parser, None)
@@ -206,6 +207,11 @@ def run_accuracy(args: argparse.Namespace) -> None:
     names = [model.spec(args.head).name] if args.head else list(model.energy_heads)
     found = load_heads(recipe, args.cache)
     heads = measure({name: Predictor(model, [name]) for name in names}, found, max_frames=args.max_frames)
+    if args.before:
+        older = load_model(args.before, dtype=parse_dtype(args.dtype), device=parse_device(args.device))
+        both = {name: Predictor(older, [name]) for name in names if name in older.energy_heads}
+        for name, entry in measure(both, found, max_frames=args.max_frames).items():
+            heads[name]["before"] = entry["model"]
     if args.write_cards:
         write_cards(args.model, heads)
     settings = {"recipe": Path(args.recipe).name, "max_frames": args.max_frames or 0, "dtype": args.dtype}

@@ -140,6 +140,7 @@ def _accuracy(result: Mapping[str, Any]) -> Iterator[Table]:
         rows.append([name, str(model["frames"]), str(entry["compositions"]), *map(figure, cells)])
     unit = "energy meV/atom, forces meV/Å, stress meV/Å³"
     yield Table(f"Test errors (MAE, {unit}) beside predictors that know nothing", header, rows)
+    yield _before(result["heads"])
     header = ["data file", "head", "frames", "energy MAE", "RMSE", "forces MAE", "RMSE", "stress MAE"]
     rows = []
     for entry in result["heads"]:
@@ -147,6 +148,24 @@ def _accuracy(result: Mapping[str, Any]) -> Iterator[Table]:
             keys = (energy, "energy_rmse_mev_per_atom", forces, "forces_rmse_mev_per_a", stress)
             rows.append([source, entry["head"], str(found["frames"]), *(figure(found.get(key)) for key in keys)])
     yield Table(f"Test errors by data file ({unit})", header, rows, detail=True)
+
+
+def _before(entries: Sequence[Mapping[str, Any]]) -> Table:
+    """Errors of the older weights and of these on the same frames."""
+    rows, changes = [], []
+    for entry in entries:
+        if "before" in entry:
+            row = [entry["head"]]
+            for key in ("energy_mae_mev_per_atom", "forces_mae_mev_per_a"):
+                before, after = entry["before"].get(key), entry["model"].get(key)
+                change = None if before is None or after is None else 100 * (after / before - 1)
+                changes += [change] if change is not None and "forces" in key else []
+                row += [figure(before), figure(after), "-" if change is None else f"{change:+.0f} %"]
+            rows.append(row)
+    title = "The weights packaged before, and these, on the same frames (MAE, meV/atom and meV/Å)"
+    if changes:
+        title += f"; forces on average {sum(changes) / len(changes):+.0f} %"
+    return Table(title, ["head", "energy before", "now", "", "forces before", "now", ""], rows)
 
 
 def _physics(result: Mapping[str, Any]) -> Iterator[Table]:

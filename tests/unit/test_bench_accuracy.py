@@ -235,6 +235,10 @@ def test_the_command(tmp_path, data, capsys):
     assert found["heads"][0]["model"]["energy_mae_mev_per_atom"] == pytest.approx(40.0, abs=1e-3)
     assert found["settings"]["recipe"] == "r.toml"
     assert "--data data" in found["provenance"]["command"]
+    assert "before" not in found["heads"][0]
+    assert main([*words[:-1], str(tmp_path / "c.json"), "--before", str(tmp_path / "m")]) == 0
+    (entry,) = read_result(tmp_path / "c.json")["heads"]
+    assert entry["before"] == entry["model"] == found["heads"][0]["model"]
     assert main(words[:-1] + [str(tmp_path / "b.json"), "--recipe", "gfm-smal"]) == 1
     assert "gfm-smal" in capsys.readouterr().err
 

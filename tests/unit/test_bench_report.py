@@ -86,6 +86,9 @@ def test_speed_tables_hold_what_was_measured():
 def test_accuracy_and_physics_tables():
     assert "| xtb | 7 | 3 | 12.3 | 500 | 500 | 95 | 100 | - | - |" in markdown(ACCURACY)
     assert "| file_a | xtb | 7 | 12.3 | - | 95 | - | - |" in markdown(ACCURACY)
+    older = {**FIGURES, "forces_mae_mev_per_a": 190.0}
+    both = markdown({**ACCURACY, "heads": [{**ACCURACY["heads"][0], "before": older}]})
+    assert "| xtb | 12.3 | 12.3 | +0 % | 190 | 95 | -50 % |" in both and "forces on average -50 %" in both
     text = markdown(PHYSICS)
     assert "| Cu | xtb | 20 | 2 | 301 | -0.0012 | 0.021 |" in text
     assert "| water | xtb | yes | 9 | H-O 0.960 Å, H-O-H 104.5° | H-O 0.959 Å, H-O-H 107.2° |" in text
