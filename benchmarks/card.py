@@ -137,6 +137,10 @@ def _limits(about: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> s
         named = [f"`{h['name']}`" for h in about["heads"] if h["labels"] == labels]
         if named:
             points.append(f"{', '.join(named)}: labels are {meaning}.")
+    untested = [
+        f"`{h['name']}`" for h in about["heads"] if h["kind"] == "energy" and not h.get("test_errors", {}).get("frames")
+    ]
+    points += [f"{name}: no held-out group; how wrong it is on other structures is not known." for name in untested]
     points += [point for result in results for point in _measured_limits(result)]
     return "## Limits\n\n" + "\n".join(f"* {point}" for point in points)
 

@@ -29,13 +29,14 @@ from .model import GFMModel
 from .uncertainty import SHAPES, ErrorHeads
 
 KIND = "model"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 PACKAGED = Path(__file__).resolve().parent / "models"
 
 # {version: function that turns the JSON parts of that version into those of the next}.  A format change adds an entry
 # here, a golden directory under tests/golden and a line in the CHANGELOG.
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
     1: lambda parts: parts,  # 2 may hold an uncertainty
+    2: lambda parts: parts,  # 3 may have a norm
 }
 _UNCERTAINTY = "uncertainty.safetensors"
 

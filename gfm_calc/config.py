@@ -40,6 +40,7 @@ class ModelConfig:
         avg_num_neighbors: messages are divided by its square root; a property of the training data.
         repulsion: "zbl" or None.
         head_width: hidden width of the heads' per-atom MLP.
+        norm: "soft", or None: whether what enters a layer is kept from growing without bound, see `encoders.base.soft_norm`.
     """
 
     encoder: str = "painn"
@@ -51,6 +52,7 @@ class ModelConfig:
     avg_num_neighbors: float = 20.0
     repulsion: str | None = "zbl"
     head_width: int = 64
+    norm: str | None = None
 
     def __post_init__(self) -> None:
         for name, low, high in _MODEL_RANGES:
@@ -62,6 +64,8 @@ class ModelConfig:
                 raise ConfigError(f"model.{name} must be a whole number, not {getattr(self, name)!r}")
         if self.repulsion not in (None, "zbl"):
             raise ConfigError(f"model.repulsion must be 'zbl' or absent, not {self.repulsion!r}")
+        if self.norm not in (None, "soft"):
+            raise ConfigError(f"model.norm must be 'soft' or absent, not {self.norm!r}")
         if not isinstance(self.encoder, str):
             raise ConfigError(f"model.encoder must be a name, not {self.encoder!r}")
 

@@ -54,24 +54,31 @@ def _predict(model: GFMModel, atoms: Atoms, head: str) -> Prediction:
 
 
 def golden_record(model: GFMModel) -> dict[str, Any]:
-    """Structures and the float64 predictions of every energy head that has seen their elements, as JSON values.
+    """Structures of elements that each energy head has seen, and its float64 predictions of them, as JSON values.
 
     The model is computed in float64 from its stored weights; it is left as it was.
     """
     exact = _in_float64(model)
-    structures = probe_structures()
+    structures: list[dict[str, Any]] = []
     predictions: dict[str, Any] = {}
     for head in exact.energy_heads:
         predictions[head] = {}
-        for index, atoms in enumerate(structures):
-            if exact.specs[head].unseen(atoms.numbers):
-                continue
+        for atoms in _probes_of(exact, head):
+            probe = _to_json(atoms)
+            if probe not in structures:
+                structures.append(probe)
             found = _predict(exact, atoms, head)
             entry = {"energy": found.energy, "forces": found.forces}
             if atoms.pbc.all():
                 entry["stress"] = found.stress
-            predictions[head][str(index)] = {key: tensor.tolist() for key, tensor in entry.items()}
-    return {"structures": [_to_json(atoms) for atoms in structures], "predictions": predictions}
+            number = str(structures.index(probe))
+            predictions[head][number] = {key: tensor.tolist() for key, tensor in entry.items()}
+    return {"structures": structures, "predictions": predictions}
+
+
+def golden_structures(golden: dict[str, Any], head: str) -> list[Atoms]:
+    """What a golden record holds predictions of by a head."""
+    return [_from_json(golden["structures"][int(number)]) for number in golden["predictions"][head]]
 
 
 def check_golden(model: GFMModel, golden: dict[str, Any]) -> list[Check]:

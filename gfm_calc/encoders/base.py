@@ -111,6 +111,22 @@ class ExactBuffers(nn.Module):
         return self
 
 
+def soft_norm(values: Tensor) -> Tensor:
+    """An atom's features over the root of one plus their mean square: as they are where they are small, of size one where they
+    are large.
+
+    Scalars and vectors of a layer multiply each other; without a bound each layer raises what is unusual about an atom to a
+    higher power, and a crowded one comes out at any energy.  Smooth everywhere, and vectors only change their length.
+
+    Args:
+        values: scalars [N, F] or vectors [N, 3, F].
+    """
+    square = values.square().mean(dim=-1, keepdim=True)
+    if values.ndim == 3:
+        square = square.sum(dim=1, keepdim=True)
+    return values * torch.rsqrt(1.0 + square)
+
+
 def scatter_sum(values: Tensor, index: Tensor, size: int) -> Tensor:
     """Sum the rows of `values` [E, ...] into [size, ...] by `index` [E]; deterministic on CPU, forward and backward.
 

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..config import ModelConfig
 from . import painn_message as fused
-from .base import EdgeGeometry, Encoder, init_linear, mlp, scatter_sum
+from .base import EdgeGeometry, Encoder, init_linear, mlp, scatter_sum, soft_norm
 
 # Under the root of |v|².  At sites of high symmetry v vanishes, and a small value would put a kink of its width into the
 # energy there: forces of ideal crystals that jump, phonons without meaning.  0.01 is smooth on the scale of real distortions.
@@ -29,7 +29,7 @@ class PaiNN(Encoder):
     def __init__(self, config: ModelConfig):
         super().__init__(config)
         self.messages = nn.ModuleList(Message(config, first=layer == 0) for layer in range(config.num_layers))
-        self.updates = nn.ModuleList(Update(config.num_features) for _ in range(config.num_layers))
+        self.updates = nn.ModuleList(Update(config) for _ in range(config.num_layers))
         self.apply(init_linear)
 
     @property
@@ -62,18 +62,21 @@ class Message(nn.Module):
         width = config.num_features
         self.parts = 2 if first else 3
         self.scale = config.avg_num_neighbors**-0.5
+        self.norm = config.norm is not None
         self.source = mlp(width, width, self.parts * width)
         self.filter = nn.Linear(config.num_radial, self.parts * width, bias=False)
 
     def forward(self, scalars: Tensor, vectors: Tensor | None, edges: EdgeGeometry) -> tuple[Tensor, Tensor]:
-        features, basis = self.source(scalars), edges.radial
+        sent = soft_norm(scalars) if self.norm else scalars
+        carried = soft_norm(vectors) if self.norm and vectors is not None else vectors
+        features, basis = self.source(sent), edges.radial
         if fused.available(basis):
             features = features.to(basis.dtype)  # where matrix products are bfloat16
             scalar_sum, vector_sum = fused.message(
-                features, vectors, basis, edges.unit, self.filter.weight, edges.edge_index
+                features, carried, basis, edges.unit, self.filter.weight, edges.edge_index
             )
         else:
-            scalar_sum, vector_sum = self._sums(features, vectors, edges)
+            scalar_sum, vector_sum = self._sums(features, carried, edges)
         scalar_sum, vector_sum = scalar_sum * self.scale, vector_sum * self.scale
         return scalars + scalar_sum, vector_sum if vectors is None else vectors + vector_sum
 
@@ -90,14 +93,17 @@ class Message(nn.Module):
 class Update(nn.Module):
     """Mixing within an atom: eq. 9 and 10 of the paper."""
 
-    def __init__(self, width: int):
+    def __init__(self, config: ModelConfig):
         super().__init__()
+        width = config.num_features
+        self.norm = config.norm is not None
         self.mix = nn.Linear(width, 2 * width, bias=False)
         self.gate = mlp(2 * width, width, 3 * width)
 
     def forward(self, scalars: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
         width = scalars.shape[1]
-        left, right = self.mix(vectors).split(width, dim=-1)
+        mixed, known = (soft_norm(vectors), soft_norm(scalars)) if self.norm else (vectors, scalars)
+        left, right = self.mix(mixed).split(width, dim=-1)
         norm = (right.square().sum(dim=1) + _EPSILON).sqrt()
-        keep, product, stretch = self.gate(torch.cat([scalars, norm], dim=-1)).split(width, dim=-1)
+        keep, product, stretch = self.gate(torch.cat([known, norm], dim=-1)).split(width, dim=-1)
         return scalars + keep + product * (left * right).sum(dim=1), vectors + stretch.unsqueeze(1) * left

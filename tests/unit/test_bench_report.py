@@ -58,7 +58,7 @@ MODEL = {
         "name": "xtb", "kind": "energy",
         "functional": "GFN2-xTB", "basis": "minimal", "code": "tblite", "labels": "semi-empirical",
         "dispersion": "included", "elements": ["H", "O"], "periodicity": ["molecule"], "charges": [0, 0],
-        "reference_kind": "isolated-atom", "description": "Small molecules.",
+        "reference_kind": "isolated-atom", "description": "Small molecules.", "test_errors": {"frames": 7},
         "training_data": [{"name": "file_a", "frames": 1234, "licence": "CC-BY-4.0", "citation": "Someone, J. 1 (2020)"}],
     }],
 }  # fmt: skip
