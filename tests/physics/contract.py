@@ -6,6 +6,10 @@ same model asked in another way.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -50,17 +54,20 @@ def slopes(model, moved: list[Atoms], step: float) -> np.ndarray:
 
 @pytest.mark.promise("R6")
 class PhysicsContract:
-    """Subclasses set `encoder`."""
+    """Subclasses set `encoder`, and `options` of the model where they are not the usual ones."""
 
     encoder: str
+    options: Mapping[str, Any] = MappingProxyType({})
 
     @pytest.fixture(params=list(DTYPES))
     def model(self, request):
-        return random_model(self.encoder, dtype=DTYPES[request.param], properties=True, uncertainty=KNOWN)
+        return random_model(
+            self.encoder, dtype=DTYPES[request.param], properties=True, uncertainty=KNOWN, **self.options
+        )
 
     @pytest.fixture
     def exact(self):
-        return random_model(self.encoder, dtype=torch.float64, properties=True, uncertainty=KNOWN)
+        return random_model(self.encoder, dtype=torch.float64, properties=True, uncertainty=KNOWN, **self.options)
 
     def agree(self, model, atoms: Atoms, other: Atoms, *, turn=None, order=None, copies: int = 1) -> None:
         """`other` is `atoms` turned, with its atoms in another order, repeated."""
@@ -199,7 +206,7 @@ class PhysicsContract:
 
     @every_structure
     def test_single_precision_follows_double(self, exact, name):
-        single = random_model(self.encoder, dtype=torch.float32, properties=True, uncertainty=KNOWN)
+        single = random_model(self.encoder, dtype=torch.float32, properties=True, uncertainty=KNOWN, **self.options)
         atoms = STRUCTURES[name]
         found, wanted = (predict(model, atoms, uncertainty=True) for model in (single, exact))
         for tensor in UNCERTAINTIES:
