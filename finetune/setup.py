@@ -32,7 +32,7 @@ from gfm_calc.finetune.preparation import (
     sample,
 )
 from gfm_calc.finetune.replay import build_replay
-from gfm_calc.finetune.strategy import REPLAY_COUNT, Strategy, recipe_of
+from gfm_calc.finetune.strategy import REPLAY_COUNT, REPLAY_SHARE, Strategy, recipe_of
 from gfm_calc.model import GFMModel
 from gfm_calc.train.preparation import Head, with_shares
 from gfm_calc.train.recipe import DataRecipe, Recipe
@@ -168,7 +168,7 @@ def _strategy(job: Job, start: GFMModel, dataset: Dataset, sides: Sides, old: Se
         fresh=job.card.kind != "energy",
     )
     if job.max_minutes is not None:
-        step = _seconds_of_step(start, dataset, sides, found.structures)
+        step = _seconds_of_step(start, dataset, sides, found.structures) / (1 - REPLAY_SHARE * found.replay)
         most = max(_LEAST_STEPS, int(60 * job.max_minutes * _MARGIN / step))
         if most < found.steps:
             text = f"{most} steps instead: as many as {job.max_minutes:g} minutes allow at {1000 * step:.0f} ms each"
