@@ -36,7 +36,8 @@ SCRATCH = "scratch"
 _HEAD = "task"
 _HELD_OUT = 0.2  # of the structures, where a task has no official split
 _ACCEPTED = ("duplicates", "contradictions", "energy-unit", "force-scale", "stress-scale", "stress-unit", "energy-kind")
-_SCRATCH_RATE = 1e-3  # random weights want a higher learning rate than trained ones
+# Random weights want a higher learning rate than trained ones; Muon's is that of pre-training.
+_SCRATCH_RATES = {"adamw": 1e-3, "muon": 3e-3}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +142,8 @@ def _scratch(setup: Setup, folder: Path) -> tuple[Mapping[str, Any], int]:
     }
     save_split(folder.with_suffix(".json"), fixed(lists, by="frame"), {})
     data = replace(began.data, split=str(folder.with_suffix(".json")))
-    rate = replace(began.optimizer, learning_rate=_SCRATCH_RATE, final_learning_rate=_SCRATCH_RATE / 100)
+    highest = _SCRATCH_RATES[began.optimizer.method]
+    rate = replace(began.optimizer, learning_rate=highest, final_learning_rate=highest / 100)
     head = HeadRecipe(name=setup.dataset.head.name, reference_energies=dict(setup.sides.isolated))
     batch = replace(began.run, structures=setup.strategy.structures)
     recipe: Recipe = replace(began, data=data, start=StartRecipe(), heads=(head,), optimizer=rate, run=batch)
