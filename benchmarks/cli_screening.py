@@ -48,6 +48,8 @@ def _add_more(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sampled", type=positive_int, default=20_000, help="of part million, evenly chosen; default: %(default)s"
     )
+    parser.add_argument("--processes", type=positive_int, metavar="N",
+                        help="of part million: screen all of it, by N processes of one thread, instead of a sample")  # fmt: skip
     parser.add_argument(
         "--data", type=Path, metavar="DATASETS", help="of parts flags and discovery, as of gfm bench accuracy"
     )
@@ -73,7 +75,8 @@ def run_screening(args: argparse.Namespace) -> None:
         max_atoms=args.max_atoms, candidates=args.candidates, turns=args.turns, compile=args.compile,
         peer=dict(args.peer).get("hydragnn"), others=dict(args.other), molecule_head=args.molecule_head,
         max_edges=args.max_edges, device=args.device,
-        candidates_file=args.candidates_file, sampled=args.sampled, data=args.data, recipe=args.recipe, cache=args.cache,
+        candidates_file=args.candidates_file, sampled=args.sampled, processes=args.processes,
+        data=args.data, recipe=args.recipe, cache=args.cache,
         known=args.known, frames=args.frames, **given,
     )  # fmt: skip
     measured = run_screening(plan)

@@ -20,6 +20,8 @@ def screening(result: Mapping[str, Any]) -> Iterator[Table]:
         yield _workload(result["workload"])
     if result.get("million"):
         yield _million(result["million"])
+    if result.get("whole"):
+        yield _whole(result["whole"])
     if result.get("discovery"):
         yield _discovery(result["discovery"])
     if result.get("flags"):
@@ -47,12 +49,15 @@ def _speed(result: Mapping[str, Any]) -> Iterator[Table]:
     yield Table(f"A mixture of 4 of {heads} heads at the size of HydraGNN's lead model, forces: {each}", header, rows)
     rows = [
         [f"{row['what']}, {row['scope']}", figure(row["ours_per_s"]), figure(row["peer_per_s"]),
-         f"{row['ratio']:.2f} ({row['least']:.2f} to {row['largest']:.2f})"]
+         f"{row['ratio']:.2f} ({row['least']:.2f} to {row['largest']:.2f})",
+         *(f"{figure(row[f'{who}_gflop'])}, {figure(row[f'{who}_gflop'] * row[f'{who}_per_s'])}" for who in ("ours", "peer"))]
         for row in result.get("peer", ())
     ]  # fmt: skip
-    yield Table(
-        f"Beside HydraGNN's own inference, structures/s: {each}, {heads} heads", ["", "ours", "HydraGNN", "ratio"], rows
-    )
+    title = f"Beside HydraGNN's own inference, structures/s: {each}, {heads} heads"
+    header = ["", "ours", "HydraGNN", "ratio", "ours: GFLOP a structure, a second", "HydraGNN's"]
+    if result.get("peer"):
+        title += f"; large matrix products: {result['peer_ceilings']['gemm_gflop_per_s']:.3g} GFLOP/s"
+    yield Table(title, header, rows)
     rows = [
         [row["mode"], f"{row['candidates']:,}", figure(row["structures_per_s"]), figure(row["atoms_per_s"]),
          *(f"{100 * row['shares'].get(name, 0.0):.0f}" for name in ("waiting", "graphs", "model", "rows", "writing"))]
@@ -129,6 +134,30 @@ def _million(found: Mapping[str, Any]) -> Table:
         [f"hours for {billion['candidates']:.2g} on {billion['cores']} such cores", figure(billion["hours"])],
     ]
     return Table(f"{found['plan']}: {found['candidates']:,} crystals, energies alone (projected)", ["", ""], rows)
+
+
+def _whole(found: Mapping[str, Any]) -> Table:
+    billion, number = found["billion"], found["processes"]
+    statuses = ", ".join(
+        f"{count:,} {status}" for status, count in sorted(found["rows"].items(), key=lambda item: -item[1])
+    )
+    nodes = billion["nodes"]
+    rows = [
+        ["minutes, from the start to ranking, structures and page", figure(found["minutes"])],
+        ["rows", f"{statuses}; {found['doubtful']:,} with a remark in `domain`; {found['ranked']:,} ranked"],
+        ["structures/s", figure(found["structures_per_s"])],
+        ["seconds from the last chunk to the end; to read and check all rows again",
+         f"{figure(found['finishing_s'])}; {figure(found['reading_s'])}"],
+        ["peak memory of each process, MB", ", ".join(map(figure, found["peak_mb"]))],
+        ["files; MB of chunks", f"{found['files']:,}; {figure(found['mb'])}"],
+        [f"projected: hours for {billion['candidates']:.2g} on {', '.join(nodes)} nodes of {billion['cores']} such cores",
+         ", ".join(map(figure, nodes.values()))],
+        ["projected: hours to read and check those rows, one process; GB", f"{figure(billion['reading_hours'])}; "
+         f"{figure(billion['gb'])}"],
+    ]  # fmt: skip
+    several = "1 process" if number == 1 else f"{number} processes"
+    title = f"{found['plan']}: {found['candidates']:,} crystals, energies alone, {several} of one thread, all of them"
+    return Table(title, ["", ""], rows)
 
 
 def _discovery(found: Iterable[Mapping[str, Any]]) -> Table:

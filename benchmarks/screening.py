@@ -8,7 +8,7 @@
     roofline    bytes and operations of the model, beside what the machine can do
     precision   float64, float32 and bfloat16: how fast, and how far from float64
     workload    the papers' own, random atoms and the lead model, as a screening on any device
-    million     a plan of a million candidates, from a sample of them
+    million     a plan of a million candidates: projected from a sample of them, or all of them by some processes
     flags       do the errors fall when rows are dropped that are doubtful?  (needs labelled data)
     discovery   withheld crystals ranked by formation energy, beside the order of their labels  (needs labelled data)
 
@@ -29,10 +29,11 @@ import numpy as np
 import torch
 from ase import Atoms
 
-from gfm_calc.benchmarks.roofline import roofline
+from gfm_calc.benchmarks.roofline import ceilings, roofline
 from gfm_calc.benchmarks.screening_peer import beside_peer
 from gfm_calc.benchmarks.screening_runs import end_to_end, processes
 from gfm_calc.benchmarks.screening_scale import million, precision, workload
+from gfm_calc.benchmarks.screening_whole import all_of_it
 from gfm_calc.benchmarks.screening_worth import worth
 from gfm_calc.benchmarks.speed import SpeedPlan, run_speed
 from gfm_calc.benchmarks.structures import crystals
@@ -80,7 +81,8 @@ class ScreeningPlan:
         peer: python of an environment with HydraGNN's dependencies.  checkout: of HydraGNN.
         others: {"chgnet" | "sevennet": python of an environment that has it}.
         molecule_head: of part precision, beside `head`.
-        candidates_file, sampled: of part million, how many of its candidates are predicted.
+        candidates_file, sampled: of part million, how many of its candidates are predicted.  processes: predict all of them,
+            by so many processes; None: only those sampled.
         data, recipe, cache: labelled datasets, what the model was trained with, and a folder that keeps what was prepared.
         known: heads of parts flags and discovery; none: `head`.  frames: held-out structures of each at most.
     """
@@ -101,6 +103,7 @@ class ScreeningPlan:
     molecule_head: str | None = None
     candidates_file: Path | None = None
     sampled: int = 20_000
+    processes: int | None = None
     data: Path | None = None
     recipe: str = "gfm-small"
     cache: Path | None = None
@@ -130,7 +133,7 @@ def run_screening(plan: ScreeningPlan) -> dict[str, Any]:
         if "workload" in plan.parts:
             found["workload"] = workload(model, plan)
         if "peer" in plan.parts and plan.peer is not None:
-            found["peer"] = beside_peer(model, structures, batches, plan)
+            found["peer"], found["peer_ceilings"] = beside_peer(model, structures, batches, plan), ceilings(plan.turns)
     if "end-to-end" in plan.parts:
         found["end_to_end"] = end_to_end(plan)
     if "processes" in plan.parts:
@@ -156,7 +159,9 @@ def _of_packaged(plan: ScreeningPlan) -> dict[str, Any]:
     if "precision" in plan.parts:
         found["precision"] = precision(plan)
     if "million" in plan.parts:
-        found["million"] = million(plan)
+        found["million" if plan.processes is None else "whole"] = (million if plan.processes is None else all_of_it)(
+            plan
+        )
     return found
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ase import Atoms
+from torch.utils.flop_counter import FlopCounterMode
 
 from gfm_calc.benchmarks.contenders import Process
 from gfm_calc.commands.progress import Progress
@@ -24,14 +25,18 @@ if TYPE_CHECKING:
 _SCRIPT = Path(__file__).resolve().parent / "peers" / "hydragnn_screen.py"
 # (what is asked, the peer's mode, ours).  A mixture of all heads is what their fused inference gives: one energy, one gradient.
 _MATCHES = (("one head", "single", "eager"), ("all heads, one gradient", "fused", "eager"))
-_COMPILED = ("all heads, one gradient, compiled", "compile", "compiled")
+_COMPILED = (
+    ("one head, compiled", "single-compile", "compiled"),
+    ("all heads, one gradient, compiled", "compile", "compiled"),
+)
 
 
 def beside_peer(
     model: GFMModel, structures: Sequence[Atoms], batches: Sequence[GraphBatch], plan: ScreeningPlan
 ) -> list[dict[str, Any]]:
-    """Rows {what, scope, ours_per_s, peer_per_s, ratio, least, largest, peer}: structures a second; scope "model" begins
-    with batches that have their neighbours, "end to end" with structures.
+    """Rows {what, scope, ours_per_s, peer_per_s, ratio, least, largest, ours_gflop, peer_gflop, peer}: structures a second;
+    scope "model" begins with batches that have their neighbours, "end to end" with structures.  gflop: of the matrix products
+    of a structure, which the two architectures do not have in common: our heads decode atoms, theirs sums over atoms.
 
     Raises:
         ConfigError: no checkout.  GFMError: the peer does not start, or cannot do what is asked.
@@ -44,7 +49,7 @@ def beside_peer(
     matches = list(_MATCHES)
     if plan.compile:
         models["compiled"] = lead_model(plan.heads).compile()
-        matches.append(_COMPILED)
+        matches.extend(_COMPILED)
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "batches.npz"
         write_batches(batches, path)
@@ -53,10 +58,15 @@ def beside_peer(
         try:
             rows = []
             with Progress("peer", "rows", 2 * len(matches)) as progress:
+                work: dict[str, dict[str, float]] = {}  # of one head, and of all, whether compiled or not
                 for what, theirs, ours in matches:
-                    for scope, run in _ours(models[ours], structures, batches, what == "one head").items():
+                    runs = _ours(models[ours], structures, batches, what.startswith("one head"))
+                    amount = what.partition(",")[0]
+                    if amount not in work:  # while nothing is compiled: what is compiled hides its operations
+                        work[amount] = _work(runs["model"], _asked(peer, {"job": "count", "mode": theirs}), plan.count)
+                    for scope, run in runs.items():
                         job = {"job": "predict", "mode": theirs, "scope": scope}
-                        rows.append({"what": what, "scope": scope, **_match(run, peer, job, plan)})
+                        rows.append({"what": what, "scope": scope, **_match(run, peer, job, plan), **work[amount]})
                         progress.advance(note=what)
         finally:
             peer.close()
@@ -94,9 +104,7 @@ def _match(run: Callable[[], Any], peer: Process, job: dict[str, Any], plan: Scr
         since = time.perf_counter()
         run()
         seconds = time.perf_counter() - since
-        answer = peer.ask(job)
-        if "error" in answer:
-            raise GFMError(f"HydraGNN: {answer['error']}")
+        answer = _asked(peer, job)
         if turn:  # the first warms up
             own.append(seconds)
             theirs.append(float(answer["seconds"]))
@@ -107,6 +115,22 @@ def _match(run: Callable[[], Any], peer: Process, job: dict[str, Any], plan: Scr
         "ratio": _figure(statistics.median(ratios), 3), "least": _figure(min(ratios), 3),
         "largest": _figure(max(ratios), 3),
     }  # fmt: skip
+
+
+def _asked(peer: Process, job: dict[str, Any]) -> dict[str, Any]:
+    answer = peer.ask(job)
+    if "error" in answer:
+        raise GFMError(f"HydraGNN: {answer['error']}")
+    return answer
+
+
+def _work(run: Callable[[], Any], theirs: dict[str, Any], count: int) -> dict[str, float]:
+    with FlopCounterMode(display=False) as counted:
+        run()
+    return {
+        "ours_gflop": _figure(1e-9 * counted.get_total_flops() / count, 3),
+        "peer_gflop": _figure(1e-9 * theirs["flops"] / count, 3),
+    }
 
 
 def write_batches(batches: Sequence[GraphBatch], path: Path) -> None:

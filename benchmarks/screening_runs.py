@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -12,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import ase.io
 
-import gfm_calc
+from gfm_calc.benchmarks.screening_whole import rate, together
 from gfm_calc.benchmarks.structures import crystals
 from gfm_calc.commands.progress import Progress
-from gfm_calc.errors import GFMError
 from gfm_calc.predictor import Predictor
 from gfm_calc.screening.cli import model_of
 from gfm_calc.screening.engine import Engine, screen
@@ -88,24 +84,20 @@ def processes(plan: ScreeningPlan) -> list[dict[str, Any]]:
 
 
 def _together(plan: ScreeningPlan, path: Path, folder: Path, number: int) -> float:
-    root = Path(gfm_calc.__file__).resolve().parent.parent
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
-    words = [sys.executable, "-m", "gfm_calc.screening", str(path), "-o", str(folder), "--model", plan.model]
-    words += ["--head", plan.head, "--chunk", str(_CHUNK), "--threads", "1", "--device", "cpu", "--no-report"]
-    running = []
-    for rank in range(number):
-        place = {"RANK": str(rank), "WORLD_SIZE": str(number), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(number)}
-        running.append(
-            subprocess.Popen(words, env={**environment, **place}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        )
-    for process in running:
-        _, said = process.communicate()
-        if process.returncode:
-            raise GFMError(
-                f"a screening ended with {process.returncode}: {said.decode(errors='replace').strip()[-300:]}"
-            )
-    ends = sorted(chunk.stat().st_mtime for chunk in (folder / "chunks").glob("*.parquet"))
-    return (len(ends) - number) * _CHUNK / (ends[-1] - ends[number - 1])
+    words = [
+        str(path),
+        "-o",
+        str(folder),
+        "--model",
+        plan.model,
+        "--head",
+        plan.head,
+        "--chunk",
+        str(_CHUNK),
+        "--no-report",
+    ]
+    together(words, number)
+    return rate(folder, number, _CHUNK)
 
 
 def write_candidates(folder: Path, count: int) -> Path:

@@ -10,6 +10,7 @@ import pytest
 from gfm_calc.screening.table import unsealed
 
 ELEMENTS = ("H", "C", "N", "O", "Na", "Al", "Si", "Cl", "Cu", "Pt")  # of the saved model
+CHUNK = 5  # candidates in a file
 RANDOM = """
 [[candidates]]
 kind = "random"
@@ -37,7 +38,7 @@ def random_candidates(folder: Path, count: int = 60) -> Path:
 def argv(inputs, output: Path, model: Path | str, *more: str, heads=("first",)) -> list[str]:
     """The command line of a small screening."""
     words = ["screen", *map(str, inputs), "-o", str(output), "--model", str(model), "--device", "cpu", "--threads", "1"]
-    words += ["--patience", "3", "--no-report", "--chunk", "5"]
+    words += ["--patience", "3", "--no-report", "--chunk", str(CHUNK)]
     for head in heads:
         words += ["--head", head]
     return [*words, *more]

@@ -2,8 +2,9 @@
 
 Run by the python of an environment with HydraGNN's dependencies, as `hydragnn_train.py`, which says what the model is; all
 branches are there.  Modes: "single", each structure by one branch; "fused", all branches on one encoder pass and one
-gradient; "compile", the same with its convolutions compiled.  Scope "model" begins with batches that have their neighbours,
-"end to end" with positions: its own neighbour search and collation.  (Its branch skip needs a trained network.)
+gradient; "single-compile" and "compile", the same with its convolutions compiled.  Scope "model" begins with batches that
+have their neighbours, "end to end" with positions: its own neighbour search and collation.  (Its branch skip needs a trained
+network.)
 """
 
 import argparse
@@ -18,6 +19,7 @@ import torch
 from hydragnn_train import batch_of, commit_of, lead_configuration, stand_in_for_torch_scatter
 from measure import answer_jobs
 from steps import read_batches
+from torch.utils.flop_counter import FlopCounterMode
 from torch_geometric.data import Batch, Data
 
 
@@ -51,8 +53,14 @@ class HydraGNNScreener:
         }  # fmt: skip
 
     def run(self, job):
-        """{"job": "predict", "mode", "scope"} -> {"seconds"} of one pass over all batches."""
-        if job["mode"] == "compile" and not self.compiled:
+        """{"job": "predict", "mode", "scope"} -> {"seconds"} of one pass over all batches; {"job": "count", "mode"} -> {"flops"}
+        of its matrix products."""
+        if job["job"] == "count":
+            with FlopCounterMode(display=False) as counted:
+                for ready in self.batches:
+                    self._predict(ready.clone(), job["mode"])
+            return {"flops": counted.get_total_flops()}
+        if job["mode"].endswith("compile") and not self.compiled:
             with contextlib.redirect_stdout(io.StringIO()):
                 self.fused._apply_torch_compile(self.model, True, False, False, "inductor")
             self.compiled = True
@@ -67,7 +75,7 @@ class HydraGNNScreener:
 
     def _predict(self, batch, mode):
         batch.pos.requires_grad_(True)
-        if mode == "single":
+        if mode.startswith("single"):
             batch.dataset_name = (torch.arange(batch.num_graphs) % self.options.branches).view(-1, 1)
             energy = self.model(batch)[0].squeeze(-1)
         else:

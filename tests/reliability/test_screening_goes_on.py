@@ -6,7 +6,7 @@ import signal
 import time
 
 import pytest
-from screenings import argv, chunks, column, need_pyarrow, random_candidates
+from screenings import CHUNK, argv, chunks, column, need_pyarrow, random_candidates
 from training import Job
 
 COUNT = 60
@@ -32,6 +32,18 @@ def same(wanted, run) -> bool:
     return chunks(wanted) == chunks(run) and all((wanted / n).read_bytes() == (run / n).read_bytes() for n in names)
 
 
+def wait_for_a_moment(job: Job, run, chance: random.Random, seconds: float) -> None:
+    """Until some number of chunks is there, and a little longer: a slow machine, too, is hit in its work, not in its imports."""
+    wanted = chance.randint(number_of_chunks(run), COUNT // CHUNK)
+    while number_of_chunks(run) < wanted and job.processes[0].is_alive():
+        time.sleep(0.005)
+    time.sleep(chance.uniform(0.0, 0.2) * seconds)
+
+
+def number_of_chunks(run) -> int:
+    return len(list(run.glob("chunks/*.parquet")))
+
+
 def kill_at_random(whole, model, folder, kills: int, tally, world: int) -> None:
     """Every kill is followed by a start on another number of processes; some kills spare a process, which does it all."""
     candidates, wanted, seconds = whole
@@ -44,7 +56,7 @@ def kill_at_random(whole, model, folder, kills: int, tally, world: int) -> None:
             count = 1 + (world + attempt) % 3
             job = Job(argv([candidates], run, model, *WORDS), count, log=folder / "log")
             if done < kills and attempt < 4:
-                job.processes[-1].join(chance.uniform(0.3, 1.0) * seconds)
+                wait_for_a_moment(job, run, chance, seconds)
                 alive = [process for process in job.processes if process.is_alive()]
                 victims = alive if chance.random() < 0.5 else alive[:1]
                 for victim in victims:
@@ -63,15 +75,14 @@ def kill_at_random(whole, model, folder, kills: int, tally, world: int) -> None:
 @pytest.mark.promise("R2")
 @pytest.mark.parametrize("world", [1, 2])
 def test_killed_and_started_again(whole, saved_model, tmp_path, tally, world):
-    kill_at_random(whole, saved_model, tmp_path, 5, tally, world)
+    kill_at_random(whole, saved_model, tmp_path, 10, tally, world)
     tally.verdict()
 
 
 @pytest.mark.slow
 @pytest.mark.promise("R2")
-@pytest.mark.parametrize("kills", [20, 200])
-def test_killed_and_started_again_often(whole, saved_model, tmp_path, tally, kills):
-    kill_at_random(whole, saved_model, tmp_path, kills, tally, 2)
+def test_killed_and_started_again_often(whole, saved_model, tmp_path, tally):
+    kill_at_random(whole, saved_model, tmp_path, 200, tally, 2)
     tally.verdict()
 
 

@@ -43,7 +43,7 @@ for name in ("--checkout", "--batches", "--branches"):
 def run(job):
     if job["mode"] == "single" and ANSWERS == "error":
         raise ValueError("not today")
-    return dict(seconds=0.5)
+    return dict(seconds=0.5, flops=5 * 10**9)
 answer_jobs(lambda options: (dict(name="HydraGNN", version="1", torch="2", parameters=7), run), parser)
 """
 ABOUT = {
@@ -102,6 +102,8 @@ def test_beside_a_peer(small, tmp_path, monkeypatch):
     ]
     assert all(row["peer_per_s"] == 10.0 and row["ratio"] > 0 for row in found["peer"])
     text = markdown({"benchmark": "screening", "settings": {"heads": 6}, "provenance": ABOUT, **found})
+    assert all(row["peer_gflop"] == 1.0 and row["ours_gflop"] > 0 for row in found["peer"])
+    assert found["peer"][0]["ours_gflop"] < found["peer"][2]["ours_gflop"]  # the other heads' work
     assert "Beside HydraGNN" in text and "one gradient, end to end" in text and "head skip" in text
     script.write_text(PEER.replace("ANSWERS", "'error'"))
     with pytest.raises(GFMError, match="not today"):
