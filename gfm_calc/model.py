@@ -19,6 +19,7 @@ from .encoders.base import NodeEmbedding, edge_geometry, scatter_sum
 from .errors import HeadError, did_you_mean
 from .graph import GraphBatch
 from .heads import EnergyHeads, PropertyHead, isolation_gate
+from .mechanics import mechanics
 from .repulsion import ZBLRepulsion
 from .uncertainty import ErrorHeads, no_uncertainty
 
@@ -203,8 +204,11 @@ class GFMModel(nn.Module):
         """`atom_energies`, and what the errors are guessed from, detached: scalars, vectors and gate; nothing where the
         model does not know its errors."""
         encoded = self.encode(inputs)
+        return self.decode(encoded, index), self._known(encoded)
+
+    def _known(self, encoded: Encoded) -> tuple[Tensor, ...]:
         known = () if self.uncertainty is None else (encoded.scalars, encoded.vectors, encoded.gate)
-        return self.decode(encoded, index), tuple(tensor.detach() for tensor in known)
+        return tuple(tensor.detach() for tensor in known)
 
     # ---- predictions ----
 
@@ -297,12 +301,18 @@ class GFMModel(nn.Module):
         order = [self.energy_heads.index(name) for name in names]
         everything = order == list(range(len(self.energy_heads)))
         index = None if everything else torch.tensor(order, device=self.device)
+        several = forces and len(names) > 1
         # A compiled backward can neither be batched over heads nor run twice.
-        networks = self.evaluate if forces and len(names) > 1 else self._evaluate
+        networks = self.evaluate if several else self._evaluate
+        gradients: Sequence[Tensor | None] = [None] * len(names)
         with torch.set_grad_enabled(forces):  # whatever the caller has set
             vectors = inputs.edge_vector.detach().requires_grad_(forces)
-            interaction, known = networks(inputs._replace(edge_vector=vectors), index)
-            gradients = self._edge_gradients(interaction, vectors) if forces else [None] * len(names)
+            inputs = inputs._replace(edge_vector=vectors)
+            if several and vectors.shape[0] > _BATCHED_GRADIENT_EDGES:
+                interaction, known, gradients = self._head_by_head(inputs, order)
+            else:
+                interaction, known = networks(inputs, index)
+                gradients = self._edge_gradients(interaction, vectors) if forces else gradients
         reference = self.energy_stack.reference[order].index_select(1, inputs.atomic_numbers)
         energies = (interaction.detach().to(torch.float64) + reference).cpu()
         totals = energies.new_zeros(len(names), batch.num_graphs).index_add(1, batch.batch.cpu(), energies)
@@ -320,14 +330,31 @@ class GFMModel(nn.Module):
             )
         return found
 
+    def _head_by_head(
+        self, inputs: ModelInputs, order: Sequence[int]
+    ) -> tuple[Tensor, tuple[Tensor, ...], list[Tensor]]:  # fmt: skip
+        """`evaluate` of the heads `order`, and dE_h/d(edge_vector) [E, 3] of each: back through its own head, then through the
+        encoder.  In one graph, each gradient would go through all heads."""
+        encoded = self.encode(inputs)
+        roots = [tensor for tensor in (encoded.scalars, encoded.gate, encoded.repulsion) if tensor is not None]
+        leaves = [root.detach().requires_grad_() for root in roots]
+        cut = Encoded(encoded.atomic_numbers, leaves[0], encoded.vectors, leaves[1], leaves[2] if leaves[2:] else None)
+        rows, gradients = [], []
+        for place, head in enumerate(order):
+            row = self.decode(cut, torch.tensor([head], device=self.device))
+            seeds = torch.autograd.grad(row.sum(), leaves)
+            more = place + 1 < len(order)
+            gradients += torch.autograd.grad(roots, inputs.edge_vector, grad_outputs=seeds, retain_graph=more)
+            rows.append(row.detach())
+        return torch.cat(rows), self._known(encoded), gradients
+
     def _edge_gradients(self, interaction: Tensor, vectors: Tensor) -> Sequence[Tensor]:
         """dE_h/d(edge_vector) [E, 3] for each of H heads [H, N]."""
         if vectors.shape[0] == 0:
             return [torch.zeros_like(vectors)] * interaction.shape[0]
         sums = interaction.sum(dim=1)
-        if vectors.shape[0] > _BATCHED_GRADIENT_EDGES or len(sums) == 1:
-            last = len(sums) - 1
-            return [torch.autograd.grad(s, vectors, retain_graph=k < last)[0] for k, s in enumerate(sums)]
+        if len(sums) == 1:
+            return torch.autograd.grad(sums[0], vectors)
         seeds = torch.eye(len(sums), dtype=sums.dtype, device=sums.device)
         return torch.autograd.grad(sums, vectors, grad_outputs=seeds, is_grads_batched=True)[0].unbind(0)
 
@@ -346,54 +373,3 @@ def charge_and_excess_spin(batch: GraphBatch) -> Tensor | None:
     lowest = torch.remainder(protons - charge, 2) + 1
     totals = torch.stack([charge, batch.spin.cpu().to(torch.float64) - lowest], dim=1)
     return totals if totals.any() else None
-
-
-def mechanics(gradient: Tensor, vectors: Tensor, batch: GraphBatch, *, per_atom: bool) -> dict[str, Tensor]:
-    """Forces, virial and stress from g_e = dE/d(edge_vector_e), in float64 on the CPU.
-
-    An edge vector is r_j - r_i + S @ cell, so the force on j is -g, that on i is +g, and under a strain eps,
-    edge_vector -> edge_vector (1 + eps), dE/d(eps) is the sum of edge_vector (x) g: exactly the derivatives that the
-    usual strain trick gives (Knuth et al., DOI 10.1016/j.cpc.2015.01.003), without a second set of inputs.
-
-    Args:
-        gradient, vectors: [E, 3].
-        per_atom: each atom's share of the stress too (half of each edge to either end).
-    """
-    g = gradient.detach().to("cpu", torch.float64)
-    r = vectors.to("cpu", torch.float64)
-    source, target, owner = batch.edge_index[0].cpu(), batch.edge_index[1].cpu(), batch.batch.cpu()
-    atoms = owner.shape[0]
-    forces = g.new_zeros(atoms, 3).index_add(0, target, g).index_add(0, source, -g)
-    shares = None
-    if batch.num_graphs == 1 and not per_atom:
-        virial = (r.t() @ g).unsqueeze(0)
-    else:
-        outer = (0.5 * r.unsqueeze(2) * g.unsqueeze(1)).view(-1, 9)
-        shares = g.new_zeros(atoms, 9).index_add(0, target, outer).index_add(0, source, outer).view(-1, 3, 3)
-        virial = g.new_zeros(batch.num_graphs, 3, 3).index_add(0, owner, shares)
-    # Rotational invariance makes the virial symmetric; rounding does not.
-    virial = 0.5 * (virial + virial.transpose(1, 2))
-    cell, pbc = batch.cell.cpu(), batch.pbc.cpu()
-    strains = torch.stack([periodic_strains(c, p) for c, p in zip(cell, pbc)])
-    volume = torch.linalg.det(cell).abs().view(-1, 1, 1)
-    found = {"forces": forces, "virial": virial, "stress": strains @ virial @ strains / volume}
-    if per_atom and shares is not None:
-        shares = 0.5 * (shares + shares.transpose(1, 2))
-        strains, volume = strains.index_select(0, owner), volume.index_select(0, owner)
-        found["stresses"] = strains @ shares @ strains / volume
-    return found
-
-
-def periodic_strains(cell: Tensor, pbc: Tensor) -> Tensor:
-    """[3, 3] projector on the directions in which a cell [3, 3] can be strained: all of them with three periodic axes;
-    those of the periodic axes where the other cell vectors stand at right angles to them; else there is no stress: NaN."""
-    if pbc.all():
-        return torch.eye(3, dtype=torch.float64)
-    none = torch.full((3, 3), torch.nan, dtype=torch.float64)
-    if not pbc.any() or torch.linalg.det(cell).abs() < 1e-8:
-        return none
-    unit = cell / cell.norm(dim=1, keepdim=True)
-    if (unit[pbc] @ unit[~pbc].t()).abs().max() > 1e-6:
-        return none
-    basis, _ = torch.linalg.qr(cell[pbc].t())
-    return basis @ basis.t()

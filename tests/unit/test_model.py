@@ -135,3 +135,25 @@ def test_predictions_leave_batch_and_weights_alone(model):
     model.predict(batch, list(model.energy_heads), stresses=True)
     assert all(torch.equal(batch[name], tensor) for name, tensor in before.items())
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("repulsion", ["zbl", None])
+def test_large_batches_give_each_head_its_own_gradient(repulsion, monkeypatch):
+    """Head by head, or all heads in one batched gradient: the same forces and errors to expect, those of each head alone."""
+    model = random_model(repulsion=repulsion, uncertainty=("second",))
+    batch = batch_of(model, *(structures()[name] for name in ("molecule", "crystal", "slab")))
+    heads = ["second", "first"]
+    together = model.predict(batch, heads, stresses=True)
+    monkeypatch.setattr("gfm_calc.model._BATCHED_GRADIENT_EDGES", 0)
+    apart = model.predict(batch, heads, stresses=True)
+    for head in heads:
+        alone = model.predict(batch, [head], stresses=True)[head]
+        for found in (together[head], apart[head]):
+            for name in ("energy", "energies", "forces", "virial", "stresses"):
+                torch.testing.assert_close(
+                    getattr(found, name), getattr(alone, name), rtol=1e-11, atol=1e-11, equal_nan=True
+                )
+    errors = model.predict(batch, ["second"], uncertainty=True)["second"]
+    twice = model.predict(batch, ["second", "second"], uncertainty=True)["second"]
+    assert torch.equal(errors.energy_uncertainty, twice.energy_uncertainty)
+    assert not torch.equal(together["first"].forces, together["second"].forces)
