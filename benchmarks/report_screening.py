@@ -143,7 +143,8 @@ def _whole(found: Mapping[str, Any]) -> Table:
     )
     nodes = billion["nodes"]
     rows = [
-        ["minutes, from the start to ranking, structures and page", figure(found["minutes"])],
+        ["minutes, from the start to ranking, structures and page; of processors", f"{figure(found['minutes'])}; "
+         f"{figure(found['cpu_minutes'])}"],
         ["rows", f"{statuses}; {found['doubtful']:,} with a remark in `domain`; {found['ranked']:,} ranked"],
         ["structures/s", figure(found["structures_per_s"])],
         ["seconds from the last chunk to the end; to read and check all rows again",

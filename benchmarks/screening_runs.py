@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from pathlib import Path
@@ -71,7 +72,8 @@ def _one(plan: ScreeningPlan, path: Path, folder: Path, quantity: str, compiled:
 
 
 def processes(plan: ScreeningPlan) -> list[dict[str, Any]]:
-    """Rows {processes, structures_per_s, times_one}: each with one thread, on one folder; from its first chunk to its last."""
+    """Rows {processes, structures_per_s, times_one}: each with one thread on a core of its own, on one folder; from its first
+    chunk to its last."""
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name, Progress("processes", "runs", len(_NUMBERS)) as progress:
         path = write_candidates(Path(name), plan.candidates)
@@ -96,7 +98,7 @@ def _together(plan: ScreeningPlan, path: Path, folder: Path, number: int) -> flo
         str(_CHUNK),
         "--no-report",
     ]
-    together(words, number)
+    together(words, number, pinned=hasattr(os, "sched_setaffinity") and number <= len(os.sched_getaffinity(0)))
     return rate(folder, number, _CHUNK)
 
 

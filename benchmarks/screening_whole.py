@@ -23,6 +23,7 @@ from gfm_calc.screening.ranking import Objective, Ranking
 if TYPE_CHECKING:
     from gfm_calc.benchmarks.screening import ScreeningPlan
 
+_CHUNK = 1000
 _LOOK = 0.25  # seconds between looks at the memory of processes
 _BILLION = 1.1e9  # of the paper
 _CORES = 64  # of a node of the projection
@@ -31,14 +32,18 @@ _NODES = (1, 10, 100)
 
 class Ended(NamedTuple):
     """How `together` ended: seconds from the start of the first process to the end of the last; the most memory that each has
-    held, MB (0 where the system does not tell)."""
+    held, MB (0 where the system does not tell); processor time of all, seconds."""
 
     seconds: float
     peaks: list[float]
+    cpu: float
 
 
-def together(words: Sequence[str], number: int) -> Ended:
+def together(words: Sequence[str], number: int, *, pinned: bool = False) -> Ended:
     """`gfm screen WORDS` as `number` processes that share the folder, a thread each.
+
+    Args:
+        pinned: each to a core of its own, so that the thread that writes does not get a second one where there are few processes.
 
     Raises:
         GFMError: one of them ended badly.
@@ -47,7 +52,7 @@ def together(words: Sequence[str], number: int) -> Ended:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
     command = [sys.executable, "-m", "gfm_calc.screening", *words, "--threads", "1", "--device", "cpu"]
     with tempfile.TemporaryFile("w+b") as said:
-        since = time.perf_counter()
+        since, before = time.perf_counter(), _children()
         running = []
         for rank in range(number):
             place = {
@@ -59,6 +64,9 @@ def together(words: Sequence[str], number: int) -> Ended:
             running.append(
                 subprocess.Popen(command, env={**environment, **place}, stdout=subprocess.DEVNULL, stderr=said)
             )
+        if pinned:
+            for process, core in zip(running, sorted(os.sched_getaffinity(0))):
+                os.sched_setaffinity(process.pid, {core})
         peaks = [0.0] * number
         while any([process.poll() is None for process in running]):
             peaks = [max(peak, _peak(process.pid)) for peak, process in zip(peaks, running)]
@@ -69,7 +77,13 @@ def together(words: Sequence[str], number: int) -> Ended:
     for process in running:
         if process.returncode:
             raise GFMError(f"a screening ended with {process.returncode}: {text[-300:]}")
-    return Ended(seconds, peaks)
+    return Ended(seconds, peaks, _children() - before)
+
+
+def _children() -> float:
+    """Processor time of the processes that have ended, s."""
+    used = os.times()
+    return used.children_user + used.children_system
 
 
 def _peak(process: int) -> float:
@@ -88,9 +102,9 @@ def rate(folder: Path, number: int, chunk: int) -> float:
 
 
 def all_of_it(plan: ScreeningPlan) -> dict[str, Any]:
-    """{plan, candidates, processes, rows, doubtful, ranked, minutes, structures_per_s, finishing_s, reading_s, peak_mb, files,
-    mb, billion}: energies alone of every candidate of the plan's file, from the start of the first process to ranking, best
-    structures and page.
+    """{plan, candidates, processes, rows, doubtful, ranked, minutes, cpu_minutes, structures_per_s, finishing_s, reading_s,
+    peak_mb, files, mb, billion}: energies alone of every candidate of the plan's file, from the start of the first process to
+    ranking, best structures and page.
 
     rows: {status: rows}.  finishing_s: from the last chunk to the end, by one process; reading_s: of that, to read and check
     every chunk, which alone grows with their number.  peak_mb: of each process.  billion: {candidates, cores, nodes: {N: hours},
@@ -103,6 +117,7 @@ def all_of_it(plan: ScreeningPlan) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name, Progress("million", "screenings", 1) as progress:
         directory = Path(name) / "run"
         words = [str(path), "-o", str(directory), "--model", plan.model, "--head", plan.head, "--quantity", "energies"]
+        words += ["--chunk", str(_CHUNK)]
         started = time.time()
         ended = together(words, number)
         progress.advance()
@@ -119,7 +134,7 @@ def all_of_it(plan: ScreeningPlan) -> dict[str, Any]:
     return {
         "plan": path.name, "candidates": total, "processes": number,
         "rows": counts["rows"], "doubtful": counts["doubtful"], "ranked": counts["ranked"],
-        "minutes": _figure(ended.seconds / 60), "structures_per_s": _figure(speed),
+        "minutes": _figure(ended.seconds / 60), "cpu_minutes": _figure(ended.cpu / 60), "structures_per_s": _figure(speed),
         "finishing_s": _figure(started + ended.seconds - max(stat.st_mtime for stat in stats)),
         "reading_s": _figure(reading), "peak_mb": [_figure(peak) for peak in ended.peaks], "files": files,
         "mb": _figure(size / 1e6),

@@ -232,6 +232,24 @@ def test_a_million_from_a_sample(small, packaged_model, tmp_path):
     assert "few.toml" in text and "(projected)" in text
 
 
+def test_all_of_a_plan(small, packaged_model, tmp_path, monkeypatch):
+    monkeypatch.setattr("gfm_calc.benchmarks.screening_whole._CHUNK", 50)
+    plan_file = tmp_path / "few.toml"
+    plan_file.write_text(
+        '[[candidates]]\nkind = "substitution"\nprototypes = ["rocksalt"]\nreplace = { Na = ["cations"], Cl = ["anions"] }\n'
+    )
+    total = len(open_streams([plan_file]))
+    plan = ScreeningPlan(parts=("million",), candidates_file=plan_file, processes=1, model=packaged_model, **small)
+    found = run_screening(plan)["whole"]
+    assert found["candidates"] == total == sum(found["rows"].values()) and found["rows"]["ok"] > total / 2
+    assert len(found["peak_mb"]) == 1 and found["peak_mb"][0] > 100 and 0 < found["cpu_minutes"] < 2 * found["minutes"]
+    assert found["billion"]["nodes"]["10"] < found["billion"]["nodes"]["1"]
+    text = markdown({"benchmark": "screening", "settings": {"heads": 6}, "provenance": ABOUT, "whole": found})
+    assert f"{total:,} crystals, energies alone, 1 process" in text
+    with pytest.raises(GFMError, match="ended with"):
+        run_screening(replace(plan, head="none"))
+
+
 def test_every_nth_candidate_is_one_of_the_stream():
     everything = open_streams([ROOT / "examples" / "million.toml"])
     assert len(everything) >= 1_000_000
