@@ -6,6 +6,7 @@ so they see the same structures, the same errors and the same edges.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -58,7 +59,21 @@ def validate_atoms(atoms: Atoms, *, source: str | None = None, frame: int | None
         _validate_cell(atoms.cell.array, atoms.pbc, refuse)
 
 
+def _is_plain(cell: np.ndarray) -> bool:
+    """Whether a cell with three periodic axes is beyond doubt, by a bound that most meet: the product of the other two singular
+    values of three unit vectors is 1.5 at most.  In plain numbers, which for nine of them are ten times as fast as arrays."""
+    (a, b, c), (d, e, f), (g, h, i) = cell.tolist()
+    lengths = math.hypot(a, b, c), math.hypot(d, e, f), math.hypot(g, h, i)
+    if not (min(lengths) >= MIN_CELL_LENGTH and max(lengths) <= MAX_CELL_LENGTH):  # NaN fails, too
+        return False
+    volume = abs(a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g))
+    bound = volume / math.prod(lengths) / 1.5
+    return bound > 1e-6 and bound * min(lengths) > MIN_CELL_LENGTH
+
+
 def _validate_cell(cell: np.ndarray, pbc: np.ndarray, refuse) -> None:
+    if pbc.all() and _is_plain(cell):
+        return
     if not np.isfinite(cell).all():
         refuse("cell holds NaN or inf")
     lengths = np.linalg.norm(cell, axis=1)
@@ -75,11 +90,6 @@ def _validate_cell(cell: np.ndarray, pbc: np.ndarray, refuse) -> None:
     given = lengths > 0
     if not pbc.any():
         return
-    if pbc.all():
-        # The product of the other two singular values of three unit vectors is 1.5 at most: a cheap bound that most meet.
-        bound = abs(np.linalg.det(cell)) / lengths.prod() / 1.5
-        if bound > 1e-6 and bound * lengths.min() > MIN_CELL_LENGTH:
-            return
     flatness = np.linalg.svd(cell[given] / lengths[given, None], compute_uv=False)[-1]
     if flatness < 1e-6:
         refuse("cell is singular (its vectors are linearly dependent): set a cell with a volume or pbc=False")

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from functools import lru_cache
+from math import gcd
 
 import numpy as np
 from ase.data import atomic_numbers, chemical_symbols
 from ase.formula import non_metals
 
 _ALPHABET = sorted(chemical_symbols, key=lambda symbol: (symbol in non_metals, symbol))
-_ORDER = np.array([_ALPHABET.index(symbol) for symbol in chemical_symbols])  # of elements in formulas
+_ORDER = [_ALPHABET.index(symbol) for symbol in chemical_symbols]  # of elements in formulas
 _PART = re.compile(r"([A-Z][a-z]?)(\d*)")
 
 
 def reduced_formula(numbers: np.ndarray) -> str:
     """Of atomic numbers [n]; such as SrTiO3: metals first, each part by alphabet, as ASE's format "metal"."""
-    if not len(numbers):
-        return ""
-    found, counts = np.unique(numbers, return_counts=True)
-    counts //= np.gcd.reduce(counts)
-    order = sorted(zip(_ORDER[found].tolist(), found.tolist(), counts.tolist()))
-    return "".join(chemical_symbols[z] + (str(count) if count > 1 else "") for _, z, count in order)
+    counts = Counter(numbers.tolist())  # of a few atoms, faster than numpy's sorting
+    divisor = gcd(*counts.values())
+    parts = ((chemical_symbols[z], counts[z] // divisor) for z in sorted(counts, key=_ORDER.__getitem__))
+    return "".join(symbol + (str(count) if count > 1 else "") for symbol, count in parts)
 
 
 @lru_cache(1 << 16)
