@@ -37,16 +37,21 @@ def add_output(parser: argparse.ArgumentParser, text: str = "the result as JSON"
 
 def finish(
     args: argparse.Namespace, benchmark: str, *, threads: int | Sequence[int] | None = None,
-    extra_versions: dict[str, str] | None = None, **content: Any,
+    extra_versions: dict[str, str] | None = None, of_model: bool = True, **content: Any,
 ) -> None:  # fmt: skip
-    """Print the tables and, with -o, write the result."""
+    """Print the tables and, with -o, write the result.
+
+    Args:
+        of_model: whether the result is one of the weights that `--model` names.
+    """
     import torch
 
     from gfm_calc.benchmarks.provenance import provenance, result, write_result
     from gfm_calc.benchmarks.report import numeric_columns, tables
 
     about = provenance(
-        [benchmark, *_words_of(args)], model=getattr(args, "model", None), threads=threads or torch.get_num_threads(),
+        [benchmark, *_words_of(args)], model=getattr(args, "model", None) if of_model else None,
+        threads=threads or torch.get_num_threads(),
         extra_versions=extra_versions,
     )  # fmt: skip
     measured = result(benchmark, about, **content)

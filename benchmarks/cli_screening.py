@@ -64,7 +64,7 @@ def run_screening(args: argparse.Namespace) -> None:
     """Measure screening."""
     import torch
 
-    from gfm_calc.benchmarks.screening import PARTS, ScreeningPlan, run_screening
+    from gfm_calc.benchmarks.screening import PARTS, RANDOM_WEIGHTS, ScreeningPlan, run_screening
 
     given = {} if args.checkout is None else {"checkout": args.checkout}
     needs = {"peer": args.peer, "others": args.other, "million": args.candidates_file, "flags": args.data,
@@ -91,4 +91,7 @@ def run_screening(args: argparse.Namespace) -> None:
         "heads": plan.heads,
         "head": plan.head,
     }
-    finish(args, "screening", threads=torch.get_num_threads(), extra_versions=peers, settings=settings, **measured)
+    finish(
+        args, "screening", threads=torch.get_num_threads(), extra_versions=peers, settings=settings,
+        of_model=not set(parts) <= RANDOM_WEIGHTS, **measured,
+    )  # fmt: skip

@@ -59,6 +59,7 @@ PARTS = (
     "flags",
     "discovery",
 )
+RANDOM_WEIGHTS = frozenset({"ablation", "peer", "workload"})  # parts of the lead model alone
 CUTOFF = 5.0  # Å
 _KEPT = 4  # heads that a structure needs, of all
 _ELEMENTS = ("H", "C", "N", "O", "Na", "Al", "Si", "Cl", "Ti", "Cu")
@@ -123,7 +124,7 @@ def run_screening(plan: ScreeningPlan) -> dict[str, Any]:
     """Measure; a table for each part of the plan (see the functions), and "structures" of ablation and peer."""
     found: dict[str, Any] = {}
     structures = lead_structures(plan)
-    if {"ablation", "peer", "workload"} & set(plan.parts):
+    if RANDOM_WEIGHTS & set(plan.parts):
         model = lead_model(plan.heads)
         batches = batches_of(structures, plan.max_edges)
         atoms, edges = sum(int(b.num_nodes) for b in batches), sum(b.edge_index.shape[1] for b in batches)
