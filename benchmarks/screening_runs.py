@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 import time
 from pathlib import Path
@@ -72,33 +71,23 @@ def _one(plan: ScreeningPlan, path: Path, folder: Path, quantity: str, compiled:
 
 
 def processes(plan: ScreeningPlan) -> list[dict[str, Any]]:
-    """Rows {processes, structures_per_s, times_one}: each with one thread on a core of its own, on one folder; from its first
-    chunk to its last."""
+    """Rows {processes, structures_per_s, times_one}: each with one thread, on one folder; from its first chunk to its last.
+    (Beside one process the thread that writes has a free core; two processes pay for theirs.)"""
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name, Progress("processes", "runs", len(_NUMBERS)) as progress:
         path = write_candidates(Path(name), plan.candidates)
         for number in _NUMBERS:
-            rate = _together(plan, path, Path(name) / f"run{number}", number)
-            times = rate / rows[0]["structures_per_s"] if rows else 1.0
-            rows.append({"processes": number, "structures_per_s": _figure(rate), "times_one": _figure(times, 3)})
+            speed = _together(plan, path, Path(name) / f"run{number}", number)
+            times = speed / rows[0]["structures_per_s"] if rows else 1.0
+            rows.append({"processes": number, "structures_per_s": _figure(speed), "times_one": _figure(times, 3)})
             progress.advance(note=f"{number} processes")
     return rows
 
 
 def _together(plan: ScreeningPlan, path: Path, folder: Path, number: int) -> float:
-    words = [
-        str(path),
-        "-o",
-        str(folder),
-        "--model",
-        plan.model,
-        "--head",
-        plan.head,
-        "--chunk",
-        str(_CHUNK),
-        "--no-report",
-    ]
-    together(words, number, pinned=hasattr(os, "sched_setaffinity") and number <= len(os.sched_getaffinity(0)))
+    words = [str(path), "-o", str(folder), "--model", plan.model, "--head", plan.head]
+    words += ["--chunk", str(_CHUNK), "--no-report"]
+    together(words, number)
     return rate(folder, number, _CHUNK)
 
 

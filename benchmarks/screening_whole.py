@@ -39,11 +39,8 @@ class Ended(NamedTuple):
     cpu: float
 
 
-def together(words: Sequence[str], number: int, *, pinned: bool = False) -> Ended:
+def together(words: Sequence[str], number: int) -> Ended:
     """`gfm screen WORDS` as `number` processes that share the folder, a thread each.
-
-    Args:
-        pinned: each to a core of its own, so that the thread that writes does not get a second one where there are few processes.
 
     Raises:
         GFMError: one of them ended badly.
@@ -64,9 +61,6 @@ def together(words: Sequence[str], number: int, *, pinned: bool = False) -> Ende
             running.append(
                 subprocess.Popen(command, env={**environment, **place}, stdout=subprocess.DEVNULL, stderr=said)
             )
-        if pinned:
-            for process, core in zip(running, sorted(os.sched_getaffinity(0))):
-                os.sched_setaffinity(process.pid, {core})
         peaks = [0.0] * number
         while any([process.poll() is None for process in running]):
             peaks = [max(peak, _peak(process.pid)) for peak, process in zip(peaks, running)]
