@@ -339,7 +339,8 @@ class GFMModel(nn.Module):
         roots = [tensor for tensor in (encoded.scalars, encoded.gate, encoded.repulsion) if tensor is not None]
         leaves = [root.detach().requires_grad_() for root in roots]
         cut = Encoded(encoded.atomic_numbers, leaves[0], encoded.vectors, leaves[1], leaves[2] if leaves[2:] else None)
-        rows, gradients = [], []
+        rows: list[Tensor] = []
+        gradients: list[Tensor] = []
         for place, head in enumerate(order):
             row = self.decode(cut, torch.tensor([head], device=self.device))
             seeds = torch.autograd.grad(row.sum(), leaves)
