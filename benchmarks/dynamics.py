@@ -13,6 +13,7 @@ from ase.md.verlet import VelocityVerlet
 from ase.optimize import FIRE
 
 from gfm_calc.benchmarks import structures
+from gfm_calc.benchmarks.numbers import rounded
 from gfm_calc.benchmarks.peers.measure import thermalize
 from gfm_calc.calculator import GFMCalculator
 from gfm_calc.commands.progress import Progress
@@ -98,12 +99,8 @@ def drift(times: np.ndarray, energies: np.ndarray) -> dict[str, Any]:
     slope, intercept = np.polyfit(times, energies, 1)
     residual = energies - (slope * times + intercept)
     return {
-        "slope_mev_per_atom_per_ps": _figure(1e3 * slope),
-        "slope_first_half": _figure(1e3 * np.polyfit(times[:half], energies[:half], 1)[0]),
-        "slope_second_half": _figure(1e3 * np.polyfit(times[half:], energies[half:], 1)[0]),
-        "rms_fluctuation_mev_per_atom": _figure(1e3 * np.sqrt(np.square(residual).mean())),
+        "slope_mev_per_atom_per_ps": rounded(1e3 * slope, 3),
+        "slope_first_half": rounded(1e3 * np.polyfit(times[:half], energies[:half], 1)[0], 3),
+        "slope_second_half": rounded(1e3 * np.polyfit(times[half:], energies[half:], 1)[0], 3),
+        "rms_fluctuation_mev_per_atom": rounded(1e3 * np.sqrt(np.square(residual).mean()), 3),
     }
-
-
-def _figure(value: float) -> float:
-    return float(f"{value:.3g}")

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from gfm_calc.benchmarks.numbers import rounded
 from gfm_calc.graph import AtomicGraph, GraphBatch
 from gfm_calc.model import GFMModel
 
@@ -90,7 +91,7 @@ def ceilings(turns: int = 7) -> dict[str, float]:
         found[name] = 12e-9 * size / seconds
     a, b = torch.ones(_MATRIX, _MATRIX), torch.ones(_MATRIX, _MATRIX)
     found["gemm_gflop_per_s"] = 2e-9 * _MATRIX**3 / _median(lambda: a @ b, turns, 4)
-    return {name: _figure(value) for name, value in found.items()}
+    return {name: rounded(value) for name, value in found.items()}
 
 
 def roofline(model: GFMModel, head: str, graphs: Sequence[AtomicGraph], turns: int) -> dict[str, Any]:
@@ -113,10 +114,10 @@ def roofline(model: GFMModel, head: str, graphs: Sequence[AtomicGraph], turns: i
         bound = max(least, key=lambda name: least[name])
         rows.append({
             "what": what, "structures": len(graphs), "atoms": int(batch.num_nodes), "edges": int(batch.edge_index.shape[1]),
-            "ms": _figure(1e3 * seconds), "gb": _figure(gigabytes), "gflop": _figure(gigaflop),
-            "gb_per_s": _figure(gigabytes / seconds), "gflop_per_s": _figure(gigaflop / seconds), "bound": bound,
-            "share": _figure(least[bound] / seconds, 3),
-            "largest": {name: _figure(moved / count.bytes, 3) for name, moved in count.operations.most_common(4)},
+            "ms": rounded(1e3 * seconds), "gb": rounded(gigabytes), "gflop": rounded(gigaflop),
+            "gb_per_s": rounded(gigabytes / seconds), "gflop_per_s": rounded(gigaflop / seconds), "bound": bound,
+            "share": rounded(least[bound] / seconds, 3),
+            "largest": {name: rounded(moved / count.bytes, 3) for name, moved in count.operations.most_common(4)},
         })  # fmt: skip
     return {"ceilings": top, "rows": rows}
 
@@ -130,7 +131,3 @@ def _median(call: Callable[[], Any], turns: int, repeats: int) -> float:
             call()
         seconds.append((time.perf_counter() - since) / repeats)
     return statistics.median(seconds)
-
-
-def _figure(value: float, digits: int = 4) -> float:
-    return float(f"{value:.{digits}g}")

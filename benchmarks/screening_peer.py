@@ -14,6 +14,7 @@ from ase import Atoms
 from torch.utils.flop_counter import FlopCounterMode
 
 from gfm_calc.benchmarks.contenders import Process
+from gfm_calc.benchmarks.numbers import rounded
 from gfm_calc.commands.progress import Progress
 from gfm_calc.errors import ConfigError, GFMError
 from gfm_calc.graph import AtomicGraph, GraphBatch
@@ -110,10 +111,10 @@ def _match(run: Callable[[], Any], peer: Process, job: dict[str, Any], plan: Scr
             theirs.append(float(answer["seconds"]))
     ratios = [b / a for a, b in zip(own, theirs)]
     return {
-        "ours_per_s": _figure(plan.count / statistics.median(own)),
-        "peer_per_s": _figure(plan.count / statistics.median(theirs)),
-        "ratio": _figure(statistics.median(ratios), 3), "least": _figure(min(ratios), 3),
-        "largest": _figure(max(ratios), 3),
+        "ours_per_s": rounded(plan.count / statistics.median(own)),
+        "peer_per_s": rounded(plan.count / statistics.median(theirs)),
+        "ratio": rounded(statistics.median(ratios), 3), "least": rounded(min(ratios), 3),
+        "largest": rounded(max(ratios), 3),
     }  # fmt: skip
 
 
@@ -128,8 +129,8 @@ def _work(run: Callable[[], Any], theirs: dict[str, Any], count: int) -> dict[st
     with FlopCounterMode(display=False) as counted:
         run()
     return {
-        "ours_gflop": _figure(1e-9 * counted.get_total_flops() / count, 3),
-        "peer_gflop": _figure(1e-9 * theirs["flops"] / count, 3),
+        "ours_gflop": rounded(1e-9 * counted.get_total_flops() / count, 3),
+        "peer_gflop": rounded(1e-9 * theirs["flops"] / count, 3),
     }
 
 
@@ -147,7 +148,3 @@ def write_batches(batches: Sequence[GraphBatch], path: Path) -> None:
         }  # fmt: skip
         arrays |= {f"{number}.{name}": array for name, array in own.items()}
     np.savez(path, **arrays)  # type: ignore[arg-type]
-
-
-def _figure(value: float, digits: int = 4) -> float:
-    return float(f"{value:.{digits}g}")

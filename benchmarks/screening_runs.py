@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import ase.io
 
+from gfm_calc.benchmarks.numbers import rounded
 from gfm_calc.benchmarks.screening_whole import rate, together
 from gfm_calc.benchmarks.structures import crystals
 from gfm_calc.commands.progress import Progress
@@ -64,9 +65,9 @@ def _one(plan: ScreeningPlan, path: Path, folder: Path, quantity: str, compiled:
     counts = engine.tally.counts
     return {
         "candidates": counts["candidates"], "atoms": counts["atoms"], "edges": counts["edges"],
-        "structures_per_s": _figure(counts["candidates"] / seconds), "atoms_per_s": _figure(counts["atoms"] / seconds),
-        "opening_s": _figure(opening), "finishing_s": _figure(finishing),
-        "shares": {name: _figure(spent / seconds, 3) for name, spent in sorted(engine.tally.seconds.items())},
+        "structures_per_s": rounded(counts["candidates"] / seconds), "atoms_per_s": rounded(counts["atoms"] / seconds),
+        "opening_s": rounded(opening), "finishing_s": rounded(finishing),
+        "shares": {name: rounded(spent / seconds, 3) for name, spent in sorted(engine.tally.seconds.items())},
     }  # fmt: skip
 
 
@@ -79,7 +80,7 @@ def processes(plan: ScreeningPlan) -> list[dict[str, Any]]:
         for number in _NUMBERS:
             speed = _together(plan, path, Path(name) / f"run{number}", number)
             times = speed / rows[0]["structures_per_s"] if rows else 1.0
-            rows.append({"processes": number, "structures_per_s": _figure(speed), "times_one": _figure(times, 3)})
+            rows.append({"processes": number, "structures_per_s": rounded(speed), "times_one": rounded(times, 3)})
             progress.advance(note=f"{number} processes")
     return rows
 
@@ -96,7 +97,3 @@ def write_candidates(folder: Path, count: int) -> Path:
     path = folder / "candidates.extxyz"
     ase.io.write(path, crystals(-(-count // _CHUNK) * _CHUNK))
     return path
-
-
-def _figure(value: float, digits: int = 4) -> float:
-    return float(f"{value:.{digits}g}")

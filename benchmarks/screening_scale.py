@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from gfm_calc.benchmarks.numbers import rounded
 from gfm_calc.benchmarks.structures import crystals, molecules
 from gfm_calc.commands.progress import Progress
 from gfm_calc.errors import ConfigError
@@ -104,15 +105,15 @@ def million(plan: ScreeningPlan) -> dict[str, Any]:
     two = opening + page + factor * (seconds / 2 + reading)
     return {
         "plan": plan.candidates_file.name, "candidates": len(everything), "sampled": counts["candidates"],
-        "ok": found.statuses[plan.head]["ok"], "opening_s": _figure(opening), "reading_s": _figure(reading),
-        "page_s": _figure(page),
-        "structures_per_s": _figure(counts["candidates"] / seconds), "atoms_per_s": _figure(counts["atoms"] / seconds),
-        "cpu_ms": _figure(1e3 * cpu / counts["candidates"]), "shares": {
-            name: _figure(spent / seconds, 3) for name, spent in sorted(engine.tally.seconds.items())},
-        "peak_mb": _figure(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
-        "mb_per_million": _figure(size / counts["candidates"]),
-        "minutes": {"1 process": _figure(one / 60), "2 processes": _figure(two / 60)},
-        "billion": {"candidates": _BILLION, "cores": _CORES, "hours": _figure(
+        "ok": found.statuses[plan.head]["ok"], "opening_s": rounded(opening), "reading_s": rounded(reading),
+        "page_s": rounded(page),
+        "structures_per_s": rounded(counts["candidates"] / seconds), "atoms_per_s": rounded(counts["atoms"] / seconds),
+        "cpu_ms": rounded(1e3 * cpu / counts["candidates"]), "shares": {
+            name: rounded(spent / seconds, 3) for name, spent in sorted(engine.tally.seconds.items())},
+        "peak_mb": rounded(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "mb_per_million": rounded(size / counts["candidates"]),
+        "minutes": {"1 process": rounded(one / 60), "2 processes": rounded(two / 60)},
+        "billion": {"candidates": _BILLION, "cores": _CORES, "hours": rounded(
             _BILLION / counts["candidates"] * seconds / _CORES / 3600)},
     }  # fmt: skip
 
@@ -144,8 +145,8 @@ def workload(model: GFMModel, plan: ScreeningPlan) -> list[dict[str, Any]]:
             counts = engine.tally.counts
             rows.append({
                 "dtype": dtype, "heads": len(heads), "device": str(own.device), "max_atoms": plan.max_atoms,
-                "structures_per_s": _figure(counts["candidates"] / seconds), "atoms_per_s": _figure(counts["atoms"] / seconds),
-                "shares": {part: _figure(spent / seconds, 3) for part, spent in sorted(engine.tally.seconds.items())},
+                "structures_per_s": rounded(counts["candidates"] / seconds), "atoms_per_s": rounded(counts["atoms"] / seconds),
+                "shares": {part: rounded(spent / seconds, 3) for part, spent in sorted(engine.tally.seconds.items())},
             })  # fmt: skip
     return rows
 
@@ -179,12 +180,8 @@ def precision(plan: ScreeningPlan) -> list[dict[str, Any]]:
             energies.append(np.abs(own[0] - exact[head][0]))
             forces.append(np.abs(own[1] - exact[head][1]).ravel())
         off = {"energy": np.concatenate(energies), "forces": np.concatenate(forces)}
-        row: dict[str, Any] = {"dtype": dtype, "structures_per_s": _figure(count / seconds)}
+        row: dict[str, Any] = {"dtype": dtype, "structures_per_s": rounded(count / seconds)}
         for name, values in off.items():
-            row |= {f"{name}_mean": _figure(1e3 * values.mean(), 2), f"{name}_largest": _figure(1e3 * values.max(), 2)}
+            row |= {f"{name}_mean": rounded(1e3 * values.mean(), 2), f"{name}_largest": rounded(1e3 * values.max(), 2)}
         rows.append(row)
     return rows
-
-
-def _figure(value: float, digits: int = 4) -> float:
-    return float(f"{value:.{digits}g}")

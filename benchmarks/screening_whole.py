@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gfm_calc
 from gfm_calc.artifacts import parse_json
+from gfm_calc.benchmarks.numbers import rounded
 from gfm_calc.commands.progress import Progress
 from gfm_calc.errors import ConfigError, GFMError
 from gfm_calc.screening.folder import Folder
@@ -124,20 +125,16 @@ def all_of_it(plan: ScreeningPlan) -> dict[str, Any]:
         files = sum(1 for found in directory.rglob("*") if found.is_file())
         speed = rate(directory, number, folder.settings.chunk)
     size = sum(stat.st_size for stat in stats)
-    nodes = {str(n): _figure(_BILLION * number / speed / (_CORES * n) / 3600, 3) for n in _NODES}
+    nodes = {str(n): rounded(_BILLION * number / speed / (_CORES * n) / 3600, 3) for n in _NODES}
     return {
         "plan": path.name, "candidates": total, "processes": number,
         "rows": counts["rows"], "doubtful": counts["doubtful"], "ranked": counts["ranked"],
-        "minutes": _figure(ended.seconds / 60), "cpu_minutes": _figure(ended.cpu / 60), "structures_per_s": _figure(speed),
-        "finishing_s": _figure(started + ended.seconds - max(stat.st_mtime for stat in stats)),
-        "reading_s": _figure(reading), "peak_mb": [_figure(peak) for peak in ended.peaks], "files": files,
-        "mb": _figure(size / 1e6),
+        "minutes": rounded(ended.seconds / 60), "cpu_minutes": rounded(ended.cpu / 60), "structures_per_s": rounded(speed),
+        "finishing_s": rounded(started + ended.seconds - max(stat.st_mtime for stat in stats)),
+        "reading_s": rounded(reading), "peak_mb": [rounded(peak) for peak in ended.peaks], "files": files,
+        "mb": rounded(size / 1e6),
         "billion": {
             "candidates": _BILLION, "cores": _CORES, "nodes": nodes,
-            "reading_hours": _figure(_BILLION / total * reading / 3600, 3), "gb": _figure(_BILLION / total * size / 1e9, 3),
+            "reading_hours": rounded(_BILLION / total * reading / 3600, 3), "gb": rounded(_BILLION / total * size / 1e9, 3),
         },
     }  # fmt: skip
-
-
-def _figure(value: float, digits: int = 4) -> float:
-    return float(f"{value:.{digits}g}")

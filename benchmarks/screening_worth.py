@@ -16,6 +16,7 @@ import ase.io
 import numpy as np
 
 from gfm_calc.benchmarks.accuracy import draw
+from gfm_calc.benchmarks.numbers import rounded
 from gfm_calc.checkpoint import load_model
 from gfm_calc.cli import main
 from gfm_calc.config import HeadSpec
@@ -226,7 +227,7 @@ def _ranking(run: Screened, chosen: str | None) -> list[int]:
 
 def _recall(several: np.ndarray, ranked: Sequence[int], reference: np.ndarray, k: int) -> float:
     wanted = set(several[np.argsort(reference[several], kind="stable")[:k]].tolist())
-    return _figure(len(wanted & set(ranked[:k])) / k)
+    return rounded(len(wanted & set(ranked[:k])) / k, 3)
 
 
 def _left(errors: np.ndarray, signal: np.ndarray, dropped: float) -> float | None:
@@ -236,7 +237,7 @@ def _left(errors: np.ndarray, signal: np.ndarray, dropped: float) -> float | Non
 
 def _milli(errors: np.ndarray) -> float | None:
     known = errors[np.isfinite(errors)]
-    return _figure(1e3 * float(known.mean())) if len(known) else None
+    return rounded(1e3 * float(known.mean()), 3) if len(known) else None
 
 
 def _rank(first: np.ndarray, second: np.ndarray) -> float | None:
@@ -246,8 +247,4 @@ def _rank(first: np.ndarray, second: np.ndarray) -> float | None:
     known = np.isfinite(first) & np.isfinite(second)
     if known.sum() < 3 or np.ptp(first[known]) == 0 or np.ptp(second[known]) == 0:
         return None
-    return _figure(float(spearmanr(first[known], second[known])[0]))
-
-
-def _figure(value: float, digits: int = 3) -> float:
-    return float(f"{value:.{digits}g}")
+    return rounded(float(spearmanr(first[known], second[known])[0]), 3)

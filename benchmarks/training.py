@@ -25,6 +25,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 
 from gfm_calc.benchmarks import structures
 from gfm_calc.benchmarks.contenders import Process
+from gfm_calc.benchmarks.numbers import rounded
 from gfm_calc.benchmarks.training_steps import ready_batches
 from gfm_calc.commands.progress import Progress
 from gfm_calc.config import HeadSpec, ModelConfig, to_mapping
@@ -207,9 +208,9 @@ def write_batches(dataset: Dataset, size: int, path: Path) -> dict[str, Any]:
         counts = {name: counts[name] + sizes[name] for name in counts}
     np.savez(path, **arrays)  # type: ignore[arg-type]
     return {
-        "count": counts["structures"], "atoms_per_structure": _figure(counts["atoms"] / counts["structures"]),
-        "edges_per_atom": _figure(counts["edges"] / counts["atoms"]),
-        "edges_per_atom_capped": _figure(counts["capped"] / counts["atoms"]),
+        "count": counts["structures"], "atoms_per_structure": rounded(counts["atoms"] / counts["structures"]),
+        "edges_per_atom": rounded(counts["edges"] / counts["atoms"]),
+        "edges_per_atom_capped": rounded(counts["capped"] / counts["atoms"]),
     }  # fmt: skip
 
 
@@ -296,8 +297,8 @@ def _speed(times: Sequence[float], batch: int) -> dict[str, float]:
     """From the seconds a step of each turn."""
     median = statistics.median(times)
     return {
-        "structures_per_s": _figure(batch / median), "ms_per_step": _figure(1e3 * median),
-        "spread": _figure((max(times) - min(times)) / median, 3),
+        "structures_per_s": rounded(batch / median), "ms_per_step": rounded(1e3 * median),
+        "spread": rounded((max(times) - min(times)) / median, 3),
     }  # fmt: skip
 
 
@@ -310,11 +311,7 @@ def _ratios(rows: Sequence[Mapping[str, Any]], times: Sequence[Sequence[float]])
                 continue
             turns = [b / a for a, b in zip(own, theirs)]
             found.append({
-                "ours": row["contender"], "edges": other["edges"], "ratio": _figure(statistics.median(turns), 3),
-                "least": _figure(min(turns), 3), "largest": _figure(max(turns), 3),
+                "ours": row["contender"], "edges": other["edges"], "ratio": rounded(statistics.median(turns), 3),
+                "least": rounded(min(turns), 3), "largest": rounded(max(turns), 3),
             })  # fmt: skip
     return found
-
-
-def _figure(value: float, digits: int = 4) -> float:
-    return float(f"{value:.{digits}g}")
