@@ -40,6 +40,9 @@ class Source(Protocol):
         """Their atoms an Å³, NaN where they are not periodic."""
 
 
+_KEPT = 2000  # structures; the graphs of so few fit into memory, and they are drawn again and again
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LabelledBatch:
     """A batch of B structures (N atoms) and their labels; NaN stands where a structure has no such label.
@@ -73,22 +76,29 @@ class LabelledBatch:
 
 
 def labelled_batches(
-    block: Block, drawn: Batch, cutoff: float, *, max_edges: float = float("inf"), names: Sequence[str] = ()
-) -> list[LabelledBatch]:
+    block: Block, drawn: Batch, cutoff: float, *, max_edges: float = float("inf"), names: Sequence[str] = (),
+    kept: dict[tuple[int, int], AtomicGraph] | None = None,
+) -> list[LabelledBatch]:  # fmt: skip
     """The structures of `block` as one batch, or as several in a row where they have more than `max_edges` edges.
 
     Args:
         drawn: head and index of each structure.
         cutoff: Å.
         names: of the sources, for messages.
+        kept: graphs by head and index, filled here: structures that are drawn again are not searched for neighbours again.
 
     Raises:
         InvalidStructureError: two atoms at one place (everything else was checked when the dataset was built).
     """
     graphs, starts, held = [], [0], 0
     for k, record in enumerate(block.records()):
-        name = names[drawn.head[k]] if names else None
-        graph = AtomicGraph.build(record.structure(), cutoff, source=name, frame=int(drawn.index[k]))
+        key = int(drawn.head[k]), int(drawn.index[k])
+        graph = None if kept is None else kept.get(key)
+        if graph is None:
+            name = names[key[0]] if names else None
+            graph = AtomicGraph.build(record.structure(), cutoff, source=name, frame=key[1])
+            if kept is not None:
+                kept[key] = graph
         edges = graph.edge_index.shape[1]
         if k > starts[-1] and held + edges > max_edges:
             starts.append(k)
@@ -148,7 +158,8 @@ class Loader:
         self._edges_per_atom = None if edges_per_atom is None else np.asarray(edges_per_atom, float)
         self._max_edges = max_edges
         self._read_here = any(getattr(source, "in_memory", False) for source in sources)
-        self._maker = _Maker(None if self._read_here else self.sources, cutoff, max_edges, tuple(names))
+        few = sum(map(len, self.sources)) <= _KEPT
+        self._maker = _Maker(None if self._read_here else self.sources, cutoff, max_edges, tuple(names), keep=few)
 
     def steps(self, plan: SamplingPlan, start: int = 0, stop: int | None = None) -> Iterator[list[LabelledBatch]]:
         """This rank's batches of the steps `start` to `stop` (default: without end), a list a step.
@@ -248,8 +259,11 @@ def read_drawn(sources: Sequence[Source], drawn: Batch) -> Block:
 class _Maker:
     """Makes batches of jobs; a copy of it goes to each worker (DataLoader calls it a dataset)."""
 
-    def __init__(self, sources: Sequence[Source] | None, cutoff: float, max_edges: float, names: Sequence[str]):
+    def __init__(
+        self, sources: Sequence[Source] | None, cutoff: float, max_edges: float, names: Sequence[str], *, keep: bool
+    ):  # fmt: skip
         self.sources, self.cutoff, self.max_edges, self.names = sources, cutoff, max_edges, names
+        self.kept: dict[tuple[int, int], AtomicGraph] | None = {} if keep else None
 
     def __getitem__(self, job: _Job) -> _Made | GFMError:
         drawn, block, is_last = job
@@ -257,7 +271,9 @@ class _Maker:
             return [], is_last
         try:
             block = read_drawn(self.sources, drawn) if block is None else block  # type: ignore[arg-type]
-            found = labelled_batches(block, drawn, self.cutoff, max_edges=self.max_edges, names=self.names)
+            found = labelled_batches(
+                block, drawn, self.cutoff, max_edges=self.max_edges, names=self.names, kept=self.kept
+            )
         except GFMError as error:
             return error  # as a value, so that it arrives as what it is
         return found, is_last
@@ -284,7 +300,7 @@ def _made(maker: _Maker, jobs: Iterable[_Job], workers: int, ahead: int) -> Iter
 
 
 def _by_workers(maker: _Maker, jobs: Iterable[_Job], workers: int, ahead: int) -> Iterator[_Made | GFMError]:
-    packing: Any = _PackedMaker(maker.sources, maker.cutoff, maker.max_edges, maker.names)
+    packing: Any = _PackedMaker(maker.sources, maker.cutoff, maker.max_edges, maker.names, keep=maker.kept is not None)
     loader: Any = torch.utils.data.DataLoader(
         packing,
         batch_size=None, sampler=_Once(jobs), num_workers=workers, prefetch_factor=ahead,

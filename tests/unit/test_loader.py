@@ -142,6 +142,17 @@ def test_workers_and_memory_change_nothing(datasets, plan):
     assert torch.equal(before, torch.get_rng_state()), "the program's random numbers were used"
 
 
+def test_graphs_of_few_structures_are_made_once_and_change_nothing(datasets, plan, monkeypatch):
+    keeping = Loader(datasets, CUTOFF, max_atoms=60, max_edges=900)
+    kept = collected(keeping.steps(plan, 0, 6))
+    built = []
+    monkeypatch.setattr(AtomicGraph, "build", lambda *a, **k: built.append(a))  # from here on it would be seen
+    assert collected(keeping.steps(plan, 0, 6)) == kept and not built
+    monkeypatch.undo()
+    monkeypatch.setattr("gfm_calc.data.loader._KEPT", 0)
+    assert collected(Loader(datasets, CUTOFF, max_atoms=60, max_edges=900).steps(plan, 0, 6)) == kept
+
+
 def test_edges_keep_to_their_budget(datasets, plan):
     atoms_only = Loader(datasets, CUTOFF, max_atoms=400)
     loader = Loader(datasets, CUTOFF, max_atoms=400, max_edges=800)
