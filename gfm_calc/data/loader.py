@@ -40,7 +40,7 @@ class Source(Protocol):
         """Their atoms an Å³, NaN where they are not periodic."""
 
 
-_KEPT = 2000  # structures; the graphs of so few fit into memory, and they are drawn again and again
+_KEPT = 40_000  # atoms; the graphs of so few fit into memory, and they are drawn again and again
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -158,7 +158,8 @@ class Loader:
         self._edges_per_atom = None if edges_per_atom is None else np.asarray(edges_per_atom, float)
         self._max_edges = max_edges
         self._read_here = any(getattr(source, "in_memory", False) for source in sources)
-        few = sum(map(len, self.sources)) <= _KEPT
+        count = sum(map(len, self.sources))  # first: sizes of millions are not read for nothing
+        few = count <= _KEPT and sum(int(s.atom_counts(np.arange(len(s))).sum()) for s in self.sources) <= _KEPT
         self._maker = _Maker(None if self._read_here else self.sources, cutoff, max_edges, tuple(names), keep=few)
 
     def steps(self, plan: SamplingPlan, start: int = 0, stop: int | None = None) -> Iterator[list[LabelledBatch]]:

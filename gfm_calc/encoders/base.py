@@ -116,7 +116,7 @@ def soft_norm(values: Tensor) -> Tensor:
     are large.
 
     Scalars and vectors of a layer multiply each other; without a bound each layer raises what is unusual about an atom to a
-    higher power, and a crowded one comes out at any energy.  Smooth everywhere, and vectors only change their length.
+    higher power.  Smooth everywhere, and vectors only change their length.
 
     Args:
         values: scalars [N, F] or vectors [N, 3, F].
