@@ -18,6 +18,7 @@ import torch
 from ase.data import chemical_symbols
 from torch import Tensor
 
+from gfm_calc.benchmarks.kinds import groups_of, system_type
 from gfm_calc.checkpoint import load_model, open_model, resolve, save_model
 from gfm_calc.commands.progress import Progress
 from gfm_calc.config import HeadSpec
@@ -29,6 +30,7 @@ from gfm_calc.train.preparation import Head
 
 _BLOCK = 4096  # structures that are read at a time
 BASELINES = ("mean", "references", "composition")
+PARTS = ("by_source", "by_type", "by_elements")
 
 
 def measure(
@@ -43,8 +45,10 @@ def measure(
 
     Returns:
         {head: {"model": figures, "mean": figures, "references": ..., "composition": ..., "by_source": {file: figures},
-        "test_frames": on the test side, "refused": {reason: structures}, "compositions": different formulas among the
-        structures measured}}; figures are those of `evaluation.figures`, rounded.
+        "by_type": {kind of system: figures}, "by_elements": {group of elements: figures, forces of its atoms, energies and
+        stresses of structures with such an atom}, "test_frames": on the test side, "refused": {reason: structures},
+        "compositions": different formulas among the structures measured}}; figures are those of `evaluation.figures`,
+        rounded.
     """
     known = {head.spec.name: head for head in heads}
     for name in predictor_of:
@@ -65,20 +69,25 @@ def draw(indices: np.ndarray, limit: int | None, seed: int) -> np.ndarray:
 
 @dataclass(kw_only=True)
 class _Tally:
-    """Sums of errors (see `evaluation.SUMS`) of the model and the baselines, and of the model by file."""
+    """Sums of errors (see `evaluation.SUMS`) of the model and the baselines, and of the model by what `PARTS` names."""
 
     sums: dict[str, Tensor] = field(default_factory=dict)
-    sources: dict[str, Tensor] = field(default_factory=dict)
+    parts: dict[str, dict[str, Tensor]] = field(default_factory=lambda: {part: {} for part in PARTS})
     formulas: set[tuple[int, ...]] = field(default_factory=set)
     refused: dict[str, int] = field(default_factory=dict)
 
     def add(self, name: str, record: Record, energy: float, forces: Tensor | None, stress: Tensor | None) -> None:
         """The errors of one prediction; forces or stress None stands for zero."""
-        row = error_sums(_pairs(record, energy, forces, stress))
-        self.sums[name] = self.sums.get(name, 0.0) + row
+        pairs = pairs_of(record, energy, forces, stress)
+        row = error_sums(pairs)
+        _add_to(self.sums, name, row)
         if name == "model":
-            source = record.source.partition(".")[0]
-            self.sources[source] = self.sources.get(source, 0.0) + row
+            _add_to(self.parts["by_source"], record.source.partition(".")[0], row)
+            _add_to(self.parts["by_type"], system_type(record), row)
+            groups = groups_of(record.atomic_numbers)
+            for group in np.unique(groups):
+                mine = tuple(of_atoms[groups == group] for of_atoms in pairs[1])
+                _add_to(self.parts["by_elements"], str(group), error_sums([pairs[0], mine, pairs[2]]))
 
     def refuse(self, error: GFMError) -> None:
         """Count a structure that cannot be predicted."""
@@ -89,11 +98,16 @@ class _Tally:
         """What `measure` gives of a head."""
         nothing = error_sums([(torch.zeros(0), torch.zeros(0))])
         found = {name: rounded(figures(self.sums.get(name, nothing))) for name in ("model", *BASELINES)}
-        sources = {source: rounded(figures(self.sources[source])) for source in sorted(self.sources)}
+        parts = {
+            part: {name: rounded(figures(sums[name])) for name in sorted(sums)} for part, sums in self.parts.items()
+        }
         return {
-            "test_frames": test_frames, "refused": self.refused, "compositions": len(self.formulas), **found,
-            "by_source": sources,
+            "test_frames": test_frames, "refused": self.refused, "compositions": len(self.formulas), **found, **parts
         }  # fmt: skip
+
+
+def _add_to(sums: dict[str, Tensor], name: str, row: Tensor) -> None:
+    sums[name] = sums.get(name, 0.0) + row
 
 
 def _measure(predictor: Predictor, head: Head, chosen: np.ndarray) -> dict[str, Any]:
@@ -121,7 +135,9 @@ def _predictions(predictor: Predictor, head: Head, chosen: np.ndarray) -> Iterat
         yield from zip(block.records(), stream)
 
 
-def _pairs(record: Record, energy: float, forces: Tensor | None, stress: Tensor | None) -> list[tuple[Tensor, Tensor]]:
+def pairs_of(
+    record: Record, energy: float, forces: Tensor | None, stress: Tensor | None
+) -> list[tuple[Tensor, Tensor]]:
     """Predictions and labels of one structure, for `error_sums`."""
     size = len(record)
     pairs = [

@@ -91,6 +91,11 @@ def _add_accuracy(benches: Any) -> None:
     parser.add_argument("--cache", type=Path, metavar="DIR", help="keep here what was prepared, for the next time")
     parser.add_argument("--max-frames", type=positive_int, metavar="N", help="test frames a head (default: all)")
     parser.add_argument("--before", metavar="MODEL", help="an older model: its errors on the same frames, beside")
+    parser.add_argument("--peer", type=peer, action="append", default=[], metavar="NAME=PYTHON",
+                        help="a published model beside, on heads of its level of theory: chgnet or sevennet, and the python "
+                        "of its environment; may be repeated")  # fmt: skip
+    parser.add_argument("--peer-frames", type=positive_int, default=100, metavar="N",
+                        help="test frames a head for --peer (default: %(default)s)")  # fmt: skip
     parser.add_argument("--write-cards", action="store_true", help="put the errors into the head cards of the model")
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="default: %(default)s")
     add_device(parser, None)
@@ -196,7 +201,11 @@ def run_heads(args: argparse.Namespace) -> None:
 
 def run_accuracy(args: argparse.Namespace) -> None:
     """Measure errors on the test split."""
+    import torch
+
     from gfm_calc.benchmarks.accuracy import measure, write_cards
+    from gfm_calc.benchmarks.accuracy_peers import measure_peers
+    from gfm_calc.benchmarks.remote import remote_calculators
     from gfm_calc.checkpoint import load_model
     from gfm_calc.predictor import Predictor, parse_device, parse_dtype
     from gfm_calc.train.cli import recipe_on
@@ -206,7 +215,12 @@ def run_accuracy(args: argparse.Namespace) -> None:
     model = load_model(args.model, dtype=parse_dtype(args.dtype), device=parse_device(args.device))
     names = [model.spec(args.head).name] if args.head else list(model.energy_heads)
     found = load_heads(recipe, args.cache)
-    heads = measure({name: Predictor(model, [name]) for name in names}, found, max_frames=args.max_frames)
+    ours = {name: Predictor(model, [name]) for name in names}
+    heads = measure(ours, found, max_frames=args.max_frames)
+    peers: list[dict[str, Any]] = []
+    if args.peer:
+        with remote_calculators(dict(args.peer), threads=torch.get_num_threads()) as calculators:
+            peers = measure_peers(ours, found, calculators, frames=args.peer_frames)
     if args.before:
         older = load_model(args.before, dtype=parse_dtype(args.dtype), device=parse_device(args.device))
         both = {name: Predictor(older, [name]) for name in names if name in older.energy_heads}
@@ -215,7 +229,8 @@ def run_accuracy(args: argparse.Namespace) -> None:
     if args.write_cards:
         write_cards(args.model, heads)
     settings = {"recipe": Path(args.recipe).name, "max_frames": args.max_frames or 0, "dtype": args.dtype}
-    finish(args, "accuracy", settings=settings, heads=[{"head": name, **entry} for name, entry in heads.items()])
+    entries = [{"head": name, **entry} for name, entry in heads.items()]
+    finish(args, "accuracy", settings=settings, heads=entries, peers=peers)
 
 
 def run_uncertainty(args: argparse.Namespace) -> None:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from gfm_calc.benchmarks.report_accuracy import accuracy
 from gfm_calc.benchmarks.report_physics import crystals, stability, torsions
 from gfm_calc.benchmarks.report_screening import screening
 from gfm_calc.benchmarks.report_training import ablation, finetune, multitask, scaling, training
@@ -127,45 +128,6 @@ def _heads(result: Mapping[str, Any]) -> Iterator[Table]:
 
 def _ratio(cell: Mapping[str, float]) -> list[str]:
     return [figure(cell["one"]), figure(cell["all"]), f"{cell['ratio']:.2f}"]
-
-
-def _accuracy(result: Mapping[str, Any]) -> Iterator[Table]:
-    energy, forces, stress = "energy_mae_mev_per_atom", "forces_mae_mev_per_a", "stress_mae_mev_per_a3"
-    header = ["head", "frames", "formulas", "energy", "mean", "references", "forces", "zero", "stress", "zero"]
-    rows = []
-    for entry in result["heads"]:
-        name, model, mean = entry["head"], entry["model"], entry["mean"]
-        cells = [model.get(energy), mean.get(energy), entry["references"].get(energy)]
-        cells += [model.get(forces), mean.get(forces), model.get(stress), mean.get(stress)]
-        rows.append([name, str(model["frames"]), str(entry["compositions"]), *map(figure, cells)])
-    unit = "energy meV/atom, forces meV/Å, stress meV/Å³"
-    yield Table(f"Test errors (MAE, {unit}) beside predictors that know nothing", header, rows)
-    yield _before(result["heads"])
-    header = ["data file", "head", "frames", "energy MAE", "RMSE", "forces MAE", "RMSE", "stress MAE"]
-    rows = []
-    for entry in result["heads"]:
-        for source, found in entry["by_source"].items():
-            keys = (energy, "energy_rmse_mev_per_atom", forces, "forces_rmse_mev_per_a", stress)
-            rows.append([source, entry["head"], str(found["frames"]), *(figure(found.get(key)) for key in keys)])
-    yield Table(f"Test errors by data file ({unit})", header, rows, detail=True)
-
-
-def _before(entries: Sequence[Mapping[str, Any]]) -> Table:
-    """Errors of the older weights and of these on the same frames."""
-    rows, changes = [], []
-    for entry in entries:
-        if "before" in entry:
-            row = [entry["head"]]
-            for key in ("energy_mae_mev_per_atom", "forces_mae_mev_per_a"):
-                before, after = entry["before"].get(key), entry["model"].get(key)
-                change = None if before is None or after is None else 100 * (after / before - 1)
-                changes += [change] if change is not None and "forces" in key else []
-                row += [figure(before), figure(after), "-" if change is None else f"{change:+.0f} %"]
-            rows.append(row)
-    title = "The weights packaged before, and these, on the same frames (MAE, meV/atom and meV/Å)"
-    if changes:
-        title += f"; forces on average {sum(changes) / len(changes):+.0f} %"
-    return Table(title, ["head", "energy before", "now", "", "forces before", "now", ""], rows)
 
 
 def _physics(result: Mapping[str, Any]) -> Iterator[Table]:
@@ -309,7 +271,7 @@ def _reliability(result: Mapping[str, Any]) -> Iterator[Table]:
 
 
 _TABLES: dict[str, Callable[[Mapping[str, Any]], Iterator[Table]]] = {
-    "speed": _speed, "heads": _heads, "accuracy": _accuracy, "physics": _physics, "data": _data,
+    "speed": _speed, "heads": _heads, "accuracy": accuracy, "physics": _physics, "data": _data,
     "reliability": _reliability, "scaling": scaling, "multitask": multitask, "ablation": ablation, "training": training,
     "screening": screening, "finetune": finetune, "uncertainty": uncertainty, "crystals": crystals, "torsions": torsions,
     "stability": stability,

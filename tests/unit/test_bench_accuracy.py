@@ -6,11 +6,18 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
+from ase import Atoms
+from ase.build import bulk, fcc111, molecule
+from ase.data import chemical_symbols
 from labelled import need_adios
 from support import predict, random_model
 
-from gfm_calc.benchmarks.accuracy import draw, measure, write_cards
+from gfm_calc.benchmarks.accuracy import _Tally, draw, measure, write_cards
+from gfm_calc.benchmarks.accuracy_peers import measure_peers
+from gfm_calc.benchmarks.kinds import ELEMENT_GROUPS, groups_of, system_type
 from gfm_calc.benchmarks.provenance import read_result, weights_id
+from gfm_calc.benchmarks.remote import RemoteCalculator
+from gfm_calc.benchmarks.report import tables
 from gfm_calc.checkpoint import load_model, open_model, save_model
 from gfm_calc.cli import main
 from gfm_calc.config import HeadSpec
@@ -136,6 +143,108 @@ def test_figures_by_source_leave_out_what_has_no_labels(entry):
     assert "stress_mae_mev_per_a3" not in entry["by_source"]["b"]
     assert "forces_mae_mev_per_a" not in entry["by_source"]["c"]
     assert entry["compositions"] == 2
+
+
+def test_figures_by_kind_of_system(entry):
+    assert {kind: found["frames"] for kind, found in entry["by_type"].items()} == {"crystals": 1, "molecules": 1}
+    assert entry["by_type"]["molecules"] == entry["by_source"]["b"]
+
+
+def test_figures_by_group_of_elements(entry):
+    """Forces of the group's atoms; energies and stresses of structures with one of them."""
+    assert {group: found["frames"] for group, found in entry["by_elements"].items()} == {"C N O": 2, "H": 1}
+    assert entry["by_elements"]["H"]["energy_mae_mev_per_atom"] == pytest.approx(30.0, abs=1e-3)
+    assert entry["by_elements"]["C N O"]["energy_mae_mev_per_atom"] == pytest.approx(40.0, abs=1e-3)
+    assert entry["by_elements"]["H"]["forces_mae_mev_per_a"] == pytest.approx(20.0, abs=1e-3)
+    assert "stress_mae_mev_per_a3" in entry["by_elements"]["C N O"]
+    assert "stress_mae_mev_per_a3" not in entry["by_elements"]["H"]
+
+
+def test_forces_of_a_group_are_those_of_its_atoms_alone(heads):
+    """With the error on hydrogen alone, oxygen's is zero."""
+    tally = _Tally()
+    record = next(heads[0].select("test").read(np.array([0])).records())
+    wrong = torch.from_numpy(record.forces).clone()
+    wrong[torch.from_numpy(record.atomic_numbers == 1)] += 0.5
+    tally.add("model", record, record.energy, wrong, None)
+    found = tally.entry(1)["by_elements"]
+    assert found["H"]["forces_mae_mev_per_a"] == 500.0 and found["C N O"]["forces_mae_mev_per_a"] == 0.0
+
+
+def test_every_element_is_in_one_group():
+    listed = [symbol for symbols in ELEMENT_GROUPS.values() for symbol in symbols]
+    assert len(listed) == len(set(listed)) and set(chemical_symbols[1:104]) == set(listed)
+    assert groups_of(np.array([1, 8, 92, 118])).tolist() == ["H", "C N O", "f", "others"]
+
+
+@pytest.mark.parametrize(
+    "atoms, kind",
+    [
+        (molecule("H2O"), "molecules"),
+        (bulk("Cu"), "crystals"),
+        (bulk("Cu", cubic=True), "crystals"),
+        (fcc111("Cu", (1, 1, 3), vacuum=5.0), "slabs"),
+        (fcc111("Cu", (1, 1, 3), vacuum=5.0, periodic=True), "slabs"),
+        (Atoms("Xe", cell=np.eye(3) * 6.2, pbc=True), "crystals"),
+    ],
+)
+@pytest.mark.parametrize("shift", [0.0, 7.3])
+def test_kinds_of_systems(atoms, kind, shift):
+    moved = atoms.copy()
+    moved.positions += shift
+    assert system_type(Record.from_atoms(moved)) == kind
+
+
+class Fixed:
+    """What stands in for a process of `remote`: a published model's answers."""
+
+    description = {"name": "Published 1.0"}
+
+    def __init__(self, refuses=()):
+        self.refuses = refuses
+
+    def ask(self, job):
+        if set(self.refuses) & set(job["numbers"]):
+            return {"error": "no such element"}
+        return {"energy": 0.0, "forces": np.zeros((len(job["numbers"]), 3)).tolist(), "stress": [0.0] * 6}
+
+
+def comparable_model(functional):
+    model = random_model(elements=ELEMENTS)
+    model.specs["first"] = replace(model.specs["first"], functional=functional, periodicity=("molecule", "bulk"))
+    return model
+
+
+def test_published_models_are_measured_on_the_same_frames(heads):
+    """A structure that one of them cannot do counts for none; energies only where their zero is the same."""
+    ours = {"first": Predictor(comparable_model("PBE(+U)"), ["first"])}
+    (row,) = measure_peers(ours, heads, {"chgnet": RemoteCalculator(Fixed())}, frames=10)
+    assert row["frames"] == 2 and row["failed"] == 1  # ours refuses gold
+    assert row["models"]["gfm-calc"]["energy_mae_mev_per_atom"] == pytest.approx(40.0, abs=1e-3)
+    theirs = row["models"]["Published 1.0"]
+    assert theirs["frames"] == 2 and "energy_mae_mev_per_atom" not in theirs
+    records = list(heads[0].select("test").read(np.arange(3)).records())
+    assert theirs["forces_mae_mev_per_a"] == pytest.approx(1e3 * np.abs(records[0].forces).mean(), rel=1e-4)
+    (row,) = measure_peers(ours, heads, {"sevennet": RemoteCalculator(Fixed(refuses=[6]))}, frames=10)
+    assert row["frames"] == 1 and row["failed"] == 2
+    assert "energy_mae_mev_per_atom" in row["models"]["Published 1.0"]
+
+
+@pytest.mark.parametrize("functional", ["PBEsol", "GFN2-xTB", ""])
+def test_other_levels_of_theory_are_not_compared(heads, functional):
+    ours = {"first": Predictor(comparable_model(functional), ["first"])}
+    assert measure_peers(ours, heads, {"chgnet": RemoteCalculator(Fixed())}, frames=10) == []
+
+
+def test_tables_of_errors(entry):
+    peers = [
+        {"head": "first", "frames": 2, "failed": 0, "models": {"gfm-calc": entry["model"], "Published": {"frames": 2}}}
+    ]
+    text = "\n".join(
+        str(table) for table in tables({"benchmark": "accuracy", "heads": [{"head": "first", **entry}], "peers": peers})
+    )
+    for words in ("Published models", "by kind of system", "by the atom's group", "with such an element"):
+        assert words in text
 
 
 def test_baselines(entry, records):
