@@ -1,4 +1,4 @@
-"""`gfm bench physics | crystals | torsions | stability`: their options, and what they hand on."""
+"""`gfm bench physics | crystals | torsions | conformers | stability`: their options, and what they hand on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gfm_calc.errors import ConfigError
 
 def add_physics(benches: Any) -> None:
     """Register the four."""
-    for add in (_physics_parser, _crystals_parser, _torsions_parser, _stability_parser):
+    for add in (_physics_parser, _crystals_parser, _torsions_parser, _conformers_parser, _stability_parser):
         add(benches)
 
 
@@ -53,16 +53,33 @@ def _crystals_parser(benches: Any) -> None:
 
 
 def _torsions_parser(benches: Any) -> None:
-    parser = new_parser(
-        benches, "torsions", run_torsions, summary="relative energies along torsion scans, beside other methods",
-        example="gfm bench torsions --scans torsions.extxyz -o torsions.json",
+    _relative_parser(
+        benches, "torsions", "relative energies along torsion scans, beside other methods",
+        "frames with torsion (which scan), rel_ccsdt_cbs_kcal and other rel_METHOD_kcal",
     )  # fmt: skip
+
+
+def _conformers_parser(benches: Any) -> None:
+    _relative_parser(
+        benches, "conformers", "relative energies of conformers of molecules, beside other methods",
+        "frames with group (which molecule), rel_dlpno_ccsdt_kcal and other rel_METHOD_kcal",
+    )  # fmt: skip
+
+
+def _relative_parser(benches: Any, name: str, summary: str, frames: str) -> None:
+    parser = new_parser(
+        benches,
+        name,
+        run_relative,
+        summary=summary,
+        example=f"gfm bench {name} --geometries {name}.extxyz -o {name}.json",
+    )
+    parser.set_defaults(kind=name)
     parser.add_argument("--model", default=DEFAULT_MODEL, help="packaged name or directory (default: %(default)s)")
     parser.add_argument("--head", metavar="NAME", default="gfn2-xtb", help="default: %(default)s")
     parser.add_argument("--own-level", metavar="METHOD", default="gfn2",
                         help="which method of the file is the head's level of theory (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--scans", type=Path, metavar="FILE", required=True,
-                        help="frames with torsion (which scan) and rel_METHOD_kcal")  # fmt: skip
+    parser.add_argument("--geometries", type=Path, metavar="FILE", required=True, help=frames)
     add_output(parser)
 
 
@@ -105,11 +122,12 @@ def run_crystals(args: argparse.Namespace) -> None:
     finish(args, "crystals", extra_versions=optional("phonopy"), **run_crystals(plan))
 
 
-def run_torsions(args: argparse.Namespace) -> None:
-    """Measure torsion scans."""
-    from gfm_calc.benchmarks.torsions import run_torsions
+def run_relative(args: argparse.Namespace) -> None:
+    """Measure relative energies of torsion scans or conformers."""
+    from gfm_calc.benchmarks.relative_energies import run_relative_energies
 
-    finish(args, "torsions", **run_torsions(args.model, args.head, args.scans, args.own_level))
+    found = run_relative_energies(args.kind, args.model, args.head, args.geometries, args.own_level)
+    finish(args, args.kind, **found)
 
 
 def run_stability(args: argparse.Namespace) -> None:

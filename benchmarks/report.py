@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from gfm_calc.benchmarks.report_accuracy import accuracy
-from gfm_calc.benchmarks.report_physics import crystals, stability, torsions
+from gfm_calc.benchmarks.report_physics import conformers, crystals, stability, torsions
 from gfm_calc.benchmarks.report_screening import screening
 from gfm_calc.benchmarks.report_training import ablation, finetune, multitask, scaling, training
 from gfm_calc.benchmarks.report_uncertainty import uncertainty
@@ -274,5 +274,6 @@ _TABLES: dict[str, Callable[[Mapping[str, Any]], Iterator[Table]]] = {
     "speed": _speed, "heads": _heads, "accuracy": accuracy, "physics": _physics, "data": _data,
     "reliability": _reliability, "scaling": scaling, "multitask": multitask, "ablation": ablation, "training": training,
     "screening": screening, "finetune": finetune, "uncertainty": uncertainty, "crystals": crystals, "torsions": torsions,
+    "conformers": conformers,
     "stability": stability,
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""The tables of `gfm bench crystals | torsions | stability`."""
+"""The tables of `gfm bench crystals | torsions | conformers | stability`."""
 
 from __future__ import annotations
 
@@ -39,20 +39,32 @@ def crystals(result: Mapping[str, Any]) -> Iterator[Table]:
 
 
 def torsions(result: Mapping[str, Any]) -> Iterator[Table]:
-    """Mean errors of the methods; then scan by scan."""
-    head, reference = result["head"], result["reference"]
-    rows = [[method, str(len(result["rows"])), figure(value)] for method, value in sorted(
-        result["means"].items(), key=lambda item: item[1])]  # fmt: skip
-    rows.append(
-        [f"{head} against {result['own_level']}", str(len(result["rows"])), figure(result["mean_against_own_level"])]
-    )
-    title = f"Torsion scans: root mean square of relative energies against {reference}, kcal/mol, mean over scans"
-    yield Table(title, ["method", "scans", "error"], rows)
+    """Torsion scans."""
+    return _relative_energies(result, "Torsion scans")
+
+
+def conformers(result: Mapping[str, Any]) -> Iterator[Table]:
+    """Conformers of molecules."""
+    return _relative_energies(result, "Conformers")
+
+
+def _relative_energies(result: Mapping[str, Any], what: str) -> Iterator[Table]:
+    """Mean errors of the methods; then molecule by molecule."""
+    head, reference, own = result["head"], result["reference"], result["own_level"]
+    count = str(len(result["rows"]))
     rows = [
-        [row["name"], row["formula"], figure(row["errors"][head]), figure(row["against"])] for row in result["rows"]
+        [method, count, figure(value), figure(result["mean_ranks"][method])]
+        for method, value in sorted(result["means"].items(), key=lambda item: item[1])
     ]
-    header = ["scan", "molecule", f"{head} against {reference}", f"against {result['own_level']}"]
-    yield Table("Torsion scans", header, rows, detail=True)
+    rows.append([f"{head} against {own}", count, figure(result["mean_against_own_level"]), "-"])
+    title = f"{what}: {result['error']} of relative energies against {reference}, kcal/mol, mean over molecules"
+    yield Table(title, ["method", "molecules", "error", "rank correlation"], rows)
+    rows = [
+        [row["name"], row["formula"], str(row["points"]), figure(row["errors"][head]), figure(row["against"])]
+        for row in result["rows"]
+    ]
+    header = ["", "molecule", "geometries", f"{head} against {reference}", f"against {own}"]
+    yield Table(f"{what}, one by one", header, rows, detail=True)
 
 
 def stability(result: Mapping[str, Any]) -> Iterator[Table]:

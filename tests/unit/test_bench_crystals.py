@@ -15,10 +15,10 @@ import gfm_calc.benchmarks
 from gfm_calc.benchmarks import stability
 from gfm_calc.benchmarks.contenders import Process
 from gfm_calc.benchmarks.crystals import choose, means, phonon_row, volume_row
+from gfm_calc.benchmarks.relative_energies import run_relative_energies
 from gfm_calc.benchmarks.remote import RemoteCalculator, remote_calculators
 from gfm_calc.benchmarks.report import tables
 from gfm_calc.benchmarks.stability import System, nearest, run_system, systems, water_box
-from gfm_calc.benchmarks.torsions import run_torsions
 from gfm_calc.checkpoint import load_model
 from gfm_calc.errors import ConfigError, GFMError
 from gfm_calc.predictor import Predictor
@@ -119,29 +119,58 @@ def test_peers_that_are_none_are_named():
         pass
 
 
-def test_torsions_of_the_model_itself_have_no_error_against_its_own_level(tmp_path):
-    frames, model = [], load_model("gfm-small")
+REFERENCES = {"torsions": "ccsdt_cbs", "conformers": "dlpno_ccsdt"}
+
+
+@pytest.fixture(scope="module")
+def scan():
+    """Ethanol turned about its C-O bond: as `gfn2` the packaged model's own numbers, as reference a tent of 1 kcal/mol."""
+    frames = []
     for k, angle in enumerate(np.linspace(0, 180, 5)):
         atoms = molecule("CH3CH2OH")
         atoms.rotate_dihedral(0, 1, 2, 3, angle, indices=[3])
-        atoms.info |= {"torsion": 7, "angle": angle, "rel_ccsdt_cbs_kcal": 1.0 - abs(k - 2)}
+        atoms.info |= {f"rel_{name}_kcal": 1.0 - abs(k - 2) for name in REFERENCES.values()}
         frames.append(atoms)
-    rows = list(
-        Predictor(model, ["gfn2-xtb"], forces=False).predict([Atoms(a.numbers, positions=a.positions) for a in frames])
-    )
+    rows = list(Predictor(load_model("gfm-small"), ["gfn2-xtb"], forces=False).predict(frames))
     for atoms, row in zip(frames, rows):
         atoms.info["rel_gfn2_kcal"] = 23.060548 * (row["gfn2-xtb"].energy.item() - rows[0]["gfn2-xtb"].energy.item())
-    charged = [atoms.copy() for atoms in frames]
-    for atoms in charged:
-        atoms.info |= {"torsion": 8, "charge": 1}
+    return frames
+
+
+def labelled(frames, key, name, **info):
+    copies = [atoms.copy() for atoms in frames]
+    for atoms in copies:
+        atoms.info |= {key: name, **info}
+    return copies
+
+
+@pytest.mark.parametrize("kind, key", [("torsions", "torsion"), ("conformers", "group")])
+def test_relative_energies_of_the_model_itself_have_no_error_against_its_own_level(scan, tmp_path, kind, key):
     path = tmp_path / "scans.extxyz"
-    ase.io.write(path, [*frames, *charged], format="extxyz")
-    found = run_torsions("gfm-small", "gfn2-xtb", path)
+    frames = [*labelled(scan, key, "seven"), *labelled(scan, key, "eight", charge=1), *labelled(scan[:1], key, "nine")]
+    ase.io.write(path, frames, format="extxyz")
+    found = run_relative_energies(kind, "gfm-small", "gfn2-xtb", path)
     (row,) = found["rows"]
     assert row["points"] == 5 and row["against"] < 0.01  # positions have 8 digits in the file
     assert row["errors"]["gfn2"] == pytest.approx(row["errors"]["gfn2-xtb"], abs=0.02)
-    assert found["left_out"] == {"charged": 1, "unseen elements": 0}
-    assert len(tables({"benchmark": "torsions", **found})) == 2
+    assert row["ranks"]["gfn2"] == row["ranks"]["gfn2-xtb"]
+    assert found["left_out"] == {"charged": 1, "unseen elements": 0, "single geometries": 1}
+    own, right = (np.array([atoms.info[f"rel_{name}_kcal"] for atoms in scan]) for name in ("gfn2", REFERENCES[kind]))
+    lowest = int(np.argmin(right))
+    wanted = {
+        "torsions": np.sqrt(np.square((own - own[lowest]) - (right - right[lowest])).mean()),
+        "conformers": np.abs((own - own.mean()) - (right - right.mean())).mean(),
+    }
+    assert row["errors"]["gfn2"] == pytest.approx(wanted[kind], rel=1e-3)
+    assert len(tables({"benchmark": kind, **found})) == 2
+
+
+def test_geometries_without_the_reference_are_named(scan, tmp_path):
+    frames = labelled(scan, "torsion", "seven")
+    del frames[3].info["rel_ccsdt_cbs_kcal"]
+    ase.io.write(tmp_path / "scans.extxyz", frames, format="extxyz")
+    with pytest.raises(GFMError, match="seven: a geometry without rel_ccsdt_cbs_kcal"):
+        run_relative_energies("torsions", "gfm-small", "gfn2-xtb", tmp_path / "scans.extxyz")
 
 
 def test_twenty_systems_of_many_kinds():
