@@ -90,6 +90,8 @@ def _add_runs(parser: argparse.ArgumentParser, seeds: int) -> None:
 
 
 def _add_finetune(benches: Any) -> None:
+    from gfm_calc.finetune.cli import add_cheap
+
     parser = new_parser(
         benches, "finetune", run_finetune, summary="downstream tasks: fine-tuned models against random weights",
         example="gfm bench finetune rmd17 --data FOLDER --cases aspirin,ethanol --sizes 50 -o rmd17.json",
@@ -107,6 +109,7 @@ def _add_finetune(benches: Any) -> None:
     parser.add_argument("--steps", type=positive_int, metavar="N", help="of each run (default: as gfm finetune)")
     parser.add_argument("--max-minutes", type=positive, metavar="M", help="of each run (default: no limit)")
     parser.add_argument("--strategy", metavar="NAME", help="of gfm finetune (default: its choice)")
+    add_cheap(parser)
     add_output(parser)
 
 
@@ -164,10 +167,12 @@ def run_finetune(args: argparse.Namespace) -> None:
     """Fine-tune on a downstream task."""
     from gfm_calc.benchmarks.finetune_tasks import load_task
     from gfm_calc.benchmarks.finetuning import FinetunePlan, about, run_finetune
+    from gfm_calc.finetune.cli import cheap_of
 
     task = load_task(args.task)
     plan = FinetunePlan(
         task=task, data=args.data, models=args.model or [DEFAULT_MODEL], cases=args.cases, sizes=args.sizes,
         scratch=args.scratch, seeds=args.seeds, steps=args.steps, max_minutes=args.max_minutes, strategy=args.strategy,
+        cheap=cheap_of(args),
     )  # fmt: skip
     finish(args, "finetune", threads=1, task=about(task), rows=run_finetune(plan))

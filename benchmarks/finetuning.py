@@ -1,7 +1,8 @@
 """`gfm bench finetune`: what pre-training is worth, task by task.
 
-Arms: every model that is named, fine-tuned as `gfm finetune` does it, and `scratch`: the architecture of the first one with
-random weights, on the same structures for as many steps.  What decides a run (steps, batch) is that of `gfm finetune`.
+Arms: every model that is named, fine-tuned as `gfm finetune` does it (after cheap labels where the plan says so), and
+`scratch`: the architecture of the first one with random weights, on the same structures for as many steps.  What decides a
+run (steps, batch) is that of `gfm finetune`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from gfm_calc.data.readers import ReadOptions
 from gfm_calc.data.split_files import save_split
 from gfm_calc.data.splits import fixed
 from gfm_calc.errors import ConfigError
-from gfm_calc.finetune.plan import Job
+from gfm_calc.finetune.plan import Cheap, Job
 from gfm_calc.finetune.run import card, errors_of, finetune
 from gfm_calc.finetune.setup import Setup
 from gfm_calc.train.parallel import Ranks, discover
@@ -48,7 +49,7 @@ class FinetunePlan:
         task; data: folder of its files.  cases: of the task, () for all.  sizes: training structures, () for the task's.
         models: names or directories.  scratch: beside them, the architecture of the first with random weights.
         seeds: of each run.  steps: instead of those that `gfm finetune` takes.  max_minutes: of each run.
-        strategy: of `gfm finetune`, None for its choice.
+        strategy: of `gfm finetune`, None for its choice.  cheap: labels that every model learns first.
     """
 
     task: Task
@@ -61,6 +62,7 @@ class FinetunePlan:
     steps: int | None = None
     max_minutes: float | None = None
     strategy: str | None = None
+    cheap: Cheap | None = None
 
 
 def run_finetune(plan: FinetunePlan) -> list[dict[str, Any]]:
@@ -87,7 +89,7 @@ def run_finetune(plan: FinetunePlan) -> list[dict[str, Any]]:
                     for arm, found in _runs(plan, case, size, seed).items():
                         runs[arm].append(found)
                         progress.advance()
-                rows += [_row(plan.task, case, size, arm, found) for arm, found in runs.items()]
+                rows += [_row(plan, case, size, arm, found) for arm, found in runs.items()]
     return rows
 
 
@@ -107,7 +109,7 @@ def _runs(plan: FinetunePlan, case: Case, size: int, seed: int) -> dict[str, Map
             outcome = finetune(job, resume=False, say=lambda line: None)
             if isinstance(outcome, str):
                 raise KeyboardInterrupt
-            start = outcome.setup.start
+            start = outcome.setup.origin
             seen = "; ".join(text for head, text in plan.task.overlaps.items() if head in start.specs)
             about = {"strategy": outcome.setup.strategy.name, "model_id": start.model_id, "overlap": seen}
             found[model] = _result(outcome.after, outcome.steps, since) | about
@@ -127,7 +129,7 @@ def _job(plan: FinetunePlan, case: Case, files: Files, seed: int) -> Job:
         inputs=(files.train,), test_files=(files.test,) if files.test else (), model="", output=Path(),
         card=card(_HEAD, [files.train], about), options=ReadOptions(**task.read, property_key=case.label), drop_shared=True,
         validation=0.0, test=0.0 if files.test else _HELD_OUT, seed=seed, steps=plan.steps, max_minutes=plan.max_minutes,
-        strategy=plan.strategy, keep=(), isolated=files.isolated, device="cpu", report=False,
+        strategy=plan.strategy, cheap=plan.cheap, keep=(), isolated=files.isolated, device="cpu", report=False,
         accepted=_ACCEPTED,  # published data are what they are
     )  # fmt: skip
 
@@ -161,10 +163,13 @@ def _result(errors: Mapping[str, Any], steps: int, since: float) -> dict[str, An
     return {"errors": dict(errors), "steps": steps, "seconds": round(time.perf_counter() - since, 1)}
 
 
-def _row(task: Task, case: Case, size: int, arm: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _row(plan: FinetunePlan, case: Case, size: int, arm: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    task, name = plan.task, Path(arm).name
+    if plan.cheap is not None and arm != SCRATCH:
+        name = f"{name} after {plan.cheap.structures:,} x {plan.cheap.calculator}"
     names = [name for name in runs[0]["errors"] if name != "frames"]
     return {
-        "case": case.name, "metric": task.metric_of(case), "size": size, "arm": Path(arm).name,
+        "case": case.name, "metric": task.metric_of(case), "size": size, "arm": name,
         "overlap": runs[0]["overlap"], "model_id": runs[0]["model_id"],
         "strategy": runs[0]["strategy"], "steps": runs[0]["steps"], "test_frames": runs[0]["errors"]["frames"],
         "seconds": round(statistics.fmean(run["seconds"] for run in runs), 1),

@@ -6,16 +6,20 @@ import argparse
 import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gfm_calc.commands.data import BY
 from gfm_calc.commands.options import DEFAULT_MODEL, apply_threads, natural, new_parser, positive, positive_int
 from gfm_calc.commands.read_options import add_property_kind, add_read_options, property_values, read_options
 from gfm_calc.errors import ConfigError
 
+if TYPE_CHECKING:
+    from gfm_calc.finetune.plan import Cheap
+
 _EXAMPLE = """gfm finetune frames.extxyz --from gfm-small --head my-dft -o my-model
   gfm finetune train.extxyz --test-file test.extxyz --head my-dft --max-minutes 20 -o my-model
   gfm finetune train.extxyz --test-file test.extxyz --head my-dft --max-minutes 20 -o my-model --resume
+  gfm finetune few.extxyz --head my-dft --cheap-labels tblite:GFN2-xTB -o my-model
   gfm finetune oxides.extxyz --head gap --property band_gap --kind intensive --unit eV -o gaps"""
 _CARD = ("code", "functional", "basis", "dispersion", "labels", "description", "licence", "citation")
 
@@ -35,6 +39,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--no-report", dest="report", action="store_false", help="leave the HTML pages out")
     _add_data(parser.add_argument_group("data"))
     _add_training(parser.add_argument_group("training"))
+    add_cheap(parser.add_argument_group("cheap labels first"))
     card = parser.add_argument_group("the head's card")
     add_property_kind(card)
     for name in _CARD:
@@ -73,6 +78,20 @@ def _add_training(group: Any) -> None:
     group.add_argument("--threads", type=positive_int, metavar="N", help="CPU threads (default: torch's)")
 
 
+def add_cheap(group: Any) -> None:
+    """The options of `cheap_of`."""
+    group.add_argument("--cheap-labels", metavar="CALCULATOR",
+                       help="label structures around the training ones with it and learn those first: tblite:GFN2-xTB, or "
+                       "another name of gfm data label")  # fmt: skip
+    group.add_argument("--cheap-options", metavar="JSON", default="{}", help="arguments for the calculator")
+    group.add_argument("--cheap-structures", type=positive_int, default=1000, metavar="N", help="default: %(default)s")
+    group.add_argument("--cheap-temperature", type=positive, default=500.0, metavar="K",
+                       help="of the dynamics that makes them (default: %(default)s)")  # fmt: skip
+    group.add_argument(
+        "--cheap-steps", type=positive_int, metavar="N", help="of learning them (default: by their number)"
+    )
+
+
 def run(args: argparse.Namespace) -> None:
     """Fine-tune; exit code 0 where there is a model, 128 + signal where one ended the run.
 
@@ -94,11 +113,24 @@ def run(args: argparse.Namespace) -> None:
         format=args.format, max_train=args.max_train, drop_shared=args.drop_shared,
         validation=args.validation, test=args.test, by=args.by,
         seed=args.seed, strategy=args.strategy, steps=args.steps, max_minutes=args.max_minutes, naive=args.naive,
-        keep=keep, accepted=tuple(args.accept), device=args.device, dtype=args.dtype, report=args.report,
+        keep=keep, cheap=cheap_of(args), accepted=tuple(args.accept), device=args.device, dtype=args.dtype,
+        report=args.report,
     )  # fmt: skip
     found = finetune(job, resume=args.resume, say=_say)
     if isinstance(found, str):
         sys.exit(128 + signal.Signals[found])
+
+
+def cheap_of(args: argparse.Namespace) -> Cheap | None:
+    """What the options ask for."""
+    from gfm_calc.finetune.plan import Cheap
+
+    if args.cheap_labels is None:
+        return None
+    return Cheap(
+        calculator=args.cheap_labels, options=args.cheap_options, structures=args.cheap_structures,
+        temperature=args.cheap_temperature, steps=args.cheap_steps,
+    )  # fmt: skip
 
 
 def _say(line: str) -> None:

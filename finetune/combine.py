@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
 
+from gfm_calc.config import HeadSpec
 from gfm_calc.model import GFMModel
 
 
-def combine(trained: GFMModel, start: GFMModel, old: Sequence[str], *, note: str) -> GFMModel:
+def combine(
+    trained: GFMModel, start: GFMModel, old: Sequence[str], *, cards: Mapping[str, HeadSpec], note: str
+) -> GFMModel:
     """The trained encoder with the old heads, then the new ones.
 
     Args:
         trained: with the new head, and old ones where they were replayed.
         start: the model that training began with.
         old: names of its heads that are kept; those that were not trained keep their weights.
+        cards: of the old heads.
         note: put into the cards of old heads, whose test errors were measured with another encoder; "": the encoder is the
             same, and the cards stay as they are.
     """
     new = [spec for name, spec in trained.specs.items() if name not in start.specs]
-    kept = [start.specs[name] for name in old]
+    kept = [cards[name] for name in old]
     if note:
         kept = [replace(s, test_errors={}, description=f"{s.description} {note}".strip()) for s in kept]
     with torch.random.fork_rng(devices=[]):

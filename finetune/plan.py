@@ -20,6 +20,23 @@ _FILE = "job.json"
 
 
 @dataclass(frozen=True, kw_only=True)
+class Cheap:
+    """Labels to learn first, see `cheap`.
+
+    Attributes:
+        calculator: a name of `data.calculators.NAMES`.  options: its arguments, a JSON object.
+        structures: to label.  temperature: of the dynamics that makes them, K.
+        steps: of the training to them, None: by their number.
+    """
+
+    calculator: str
+    options: str = "{}"
+    structures: int = 1000
+    temperature: float = 500.0
+    steps: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """One fine-tuning.
 
@@ -34,6 +51,7 @@ class Job:
         strategy, steps, max_minutes: None: chosen by the size of the data, not bounded.
         naive: no guards.  keep: old heads in the new model, None for all.
         accepted: codes of findings that shall not stop the run.
+        cheap: what the model learns before the labels, None for nothing.
         device, dtype, compile: of the run.
     """
 
@@ -57,6 +75,7 @@ class Job:
     naive: bool = False
     keep: tuple[str, ...] | None = None
     accepted: tuple[str, ...] = ()
+    cheap: Cheap | None = None
     device: str | None = None
     dtype: str = "float32"
     report: bool = True
@@ -103,7 +122,7 @@ def begin(job: Job, *, resume: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise GFMError(f"{folder}: is a file; give a folder")
     if path.exists():
-        if not (folder / "run").exists():
+        if not any((folder / part / "run").exists() for part in (".", "cheap")):
             return
         if not resume:
             raise GFMError(f"{folder}: holds a fine-tuning; go on with --resume, or choose another folder")
@@ -116,7 +135,7 @@ def take(job: Job) -> None:
     """Make the folder that of this job, without what another one left that never came to train."""
     path, identity = job.output / _FILE, job.identity()
     if path.exists() and _read(path) != identity:
-        for name in ("datasets", "replay"):
+        for name in ("datasets", "replay", "cheap", "cheap-labels"):
             shutil.rmtree(job.output / name, ignore_errors=True)
         decisions_file(job.output).unlink(missing_ok=True)
     write(path, canonical_json(identity))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,11 +15,11 @@ from gfm_calc.artifacts import canonical_json
 from gfm_calc.checkpoint import load_model, save_model
 from gfm_calc.config import HeadSpec
 from gfm_calc.errors import ConfigError
-from gfm_calc.finetune import forgetting
+from gfm_calc.finetune import cheap, forgetting
 from gfm_calc.finetune.classes import auc_of
 from gfm_calc.finetune.combine import combine
-from gfm_calc.finetune.plan import Job, begin, old_heads, write
-from gfm_calc.finetune.setup import Say, Setup, set_up
+from gfm_calc.finetune.plan import Cheap, Job, begin, old_heads, write
+from gfm_calc.finetune.setup import Beginning, Material, Say, Setup, look, set_up
 from gfm_calc.model import GFMModel
 from gfm_calc.train.evaluation import in_words, rounded
 from gfm_calc.train.outcome import provenance, trained_model
@@ -25,6 +27,9 @@ from gfm_calc.train.parallel import Place, Ranks, discover, quiet
 from gfm_calc.train.preparation import Head
 from gfm_calc.train.run_folder import open_run
 from gfm_calc.train.trainer import Trainer
+
+_CHEAP_SHARE = 0.6  # of the user's minutes, for cheap labels and what is learnt of them
+_LEAST_SHARE = 0.3  # of them for the user's own labels, however long that took
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,16 +72,13 @@ def finetune(job: Job, *, resume: bool, say: Say = print) -> Outcome | str:
     place = discover()
     if place.world > 1:
         raise ConfigError("gfm finetune runs on one process; gfm train goes on from a saved model with [start] on many")
-    start = load_model(job.model)
-    kept = old_heads(job.keep, list(start.specs), job.card.name)
-    begin(job, resume=resume)
-    setup = set_up(job, start, kept, say)
-    outcome = _train(job, setup, place, say)
+    if job.cheap is not None:
+        cheap.check(job, job.cheap)
+    outcome = _fit(job, place, say, resume=resume)
     if isinstance(outcome, str):
         return outcome
     for line in _forgotten(outcome):
         say(line)
-    write(job.output / "errors.json", canonical_json(_plain(_summary(outcome))))
     if job.report:
         from gfm_calc.finetune.report import write_report
 
@@ -95,6 +97,58 @@ print(atoms.get_potential_energy(), atoms.get_forces())"""
 _USE_OF_PROPERTY = """from gfm_calc import Predictor  # or GFMCalculator(...).predict_property(atoms, "{head}")
 for row in Predictor("{model}", ["{head}"]).predict(structures):
     print(row["{head}"].value)"""
+
+
+def _fit(job: Job, place: Place, say: Say, *, resume: bool) -> Outcome | str:
+    """DIR/model and DIR/errors.json; the signal that ended the run, where one did."""
+    since = time.monotonic()
+    start = load_model(job.model)
+    kept = old_heads(job.keep, list(start.specs), job.card.name)
+    begin(job, resume=resume)
+    found = look(job, start, say)
+    begins: Beginning | str = Beginning(model=start, where=job.model, origin=start, origin_where=job.model)
+    if job.cheap is not None:
+        begins = _after_cheap(job, job.cheap, found, start, place, say)
+        job = _shortened(job, since, least=_LEAST_SHARE)
+    if isinstance(begins, str):
+        return begins
+    setup = set_up(job, found, begins, kept, say)
+    outcome = _train(job, setup, place, say)
+    if not isinstance(outcome, str):
+        write(job.output / "errors.json", canonical_json(_plain(_summary(outcome))))
+    return outcome
+
+
+def _after_cheap(
+    job: Job, asked: Cheap, found: Material, origin: GFMModel, place: Place, say: Say
+) -> Beginning | str:  # fmt: skip
+    """Where the job begins when the model has learnt cheap labels; what an earlier run has learnt stays."""
+    first = cheap.first_job(job, asked)
+    since = time.monotonic()
+    done = first.output / "errors.json"
+    if not done.exists():
+        records = list(found.dataset.read(found.sides.train, names=True).records())
+        cheap.make_labels(job, asked, [record for record in records if len(record) > 1], say)
+        if job.max_minutes is not None:
+            first = _shortened(replace(first, max_minutes=_CHEAP_SHARE * job.max_minutes), since, least=0.5)
+        goes_on = (first.output / "run").exists()
+        outcome = _fit(first, place, lambda line: say(f"  {asked.calculator}: {line}"), resume=goes_on)
+        if isinstance(outcome, str):
+            return outcome
+    learnt = json.loads(done.read_bytes())
+    model = first.output / "model"
+    return Beginning(
+        model=load_model(model), where=str(model), origin=origin, origin_where=job.model,
+        reason=cheap.in_words(asked, learnt["after"], learnt["side"]),
+    )  # fmt: skip
+
+
+def _shortened(job: Job, since: float, *, least: float) -> Job:
+    """The job with what is left of its minutes, at least a part of them."""
+    if job.max_minutes is None:
+        return job
+    spent = (time.monotonic() - since) / 60
+    return replace(job, max_minutes=max(least * job.max_minutes, job.max_minutes - spent))
 
 
 def _train(job: Job, setup: Setup, place: Place, say: Say) -> Outcome | str:
@@ -145,12 +199,12 @@ def _save(
         replace(head, spec=replace(head.spec, test_errors=rounded(errors))) if head.spec.name == name else head
         for head in trainer.heads
     ]
-    moved = trainer.recipe.start.encoder_rate > 0
+    moved = trainer.recipe.start.encoder_rate > 0 or setup.origin is not setup.start
     note = f"Its encoder was fine-tuned for {name} afterwards." if moved else ""
-    model = combine(trained_model(trainer, own), setup.start, setup.kept, note=note)
-    about = provenance(trainer) | {"started_from": {"model": Path(job.model).name, "model_id": setup.start.model_id}}
+    model = combine(trained_model(trainer, own), setup.start, setup.kept, cards=setup.origin.specs, note=note)
+    about = provenance(trainer) | {"started_from": {"model": Path(job.model).name, "model_id": setup.origin.model_id}}
     save_model(model, job.output / "model", provenance=about)
-    drifts = forgetting.measure(setup.start, model, setup.old_energy_heads) if moved else []
+    drifts = forgetting.measure(setup.origin, model, setup.old_energy_heads) if moved else []
     return model, drifts
 
 
@@ -172,7 +226,7 @@ def _summary(outcome: Outcome) -> dict[str, Any]:
         "steps": outcome.steps, "ranking": [asdict(one) for one in setup.ranking],
         "forgetting": [asdict(one) for one in outcome.drifts], "strategy": asdict(setup.strategy),
         "structures": {side: len(rows) for side, rows in setup.sides.as_mapping().items()},
-        "model_id": outcome.model.model_id, "started_from": setup.start.model_id,
+        "model_id": outcome.model.model_id, "started_from": setup.origin.model_id,
     }  # fmt: skip
 
 

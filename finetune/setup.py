@@ -46,11 +46,39 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Material:
+    """The user's structures: what the inspection found, the dataset, how it is divided (`data`: by which recipe)."""
+
+    checks: Preflight
+    dataset: Dataset
+    data: DataRecipe
+    sides: Sides
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beginning:
+    """Where a run begins.
+
+    Attributes:
+        model: what it begins with.  where: name or directory.
+        origin: what old heads shall go on to say: the user's model; another one than `model` where cheap labels came first.
+        origin_where: name or directory of that.
+        reason: what `model` has learnt since, in words; "": nothing.
+    """
+
+    model: GFMModel
+    where: str
+    origin: GFMModel
+    origin_where: str
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Setup:
     """What a run is made of.
 
     Attributes:
-        start: the model it begins with.  kept: its heads that the new model keeps.
+        start: the model it begins with.  origin: the user's (see `Beginning`).  kept: heads that the new model keeps.
         checks, sides, ranking, references, strategy: what was found and chosen, see there; no ranking and no references for a
             property, whose head begins with random weights.
         dataset: the user's structures.  replay: those of the old heads that learn on.
@@ -58,6 +86,7 @@ class Setup:
     """
 
     start: GFMModel
+    origin: GFMModel
     kept: Sequence[str]
     checks: Preflight
     dataset: Dataset
@@ -83,8 +112,8 @@ class Setup:
         return with_shares([new, *(old_head(self.start, name, d) for name, d in self.replay.items())], recipe)
 
 
-def set_up(job: Job, start: GFMModel, kept: Sequence[str], say: Say) -> Setup:
-    """Look at the data and decide; the same again for a job that goes on.
+def look(job: Job, start: GFMModel, say: Say) -> Material:
+    """Inspect the data, and divide them; the same again for a job that goes on.
 
     Raises:
         GFMError: data that cannot be used, or a disk that is full.
@@ -99,30 +128,41 @@ def set_up(job: Job, start: GFMModel, kept: Sequence[str], say: Say) -> Setup:
     )  # fmt: skip
     if job.isolated is not None:
         sides = replace(sides, isolated={**sides.isolated, **read_reference_energies(job.isolated)})
-    is_property = job.card.kind != "energy"
-    if not is_property and not start.energy_heads:
+    if job.card.kind == "energy" and not start.energy_heads:
         raise ConfigError(f"--from {job.model}: has no head of energies that a new one could begin as")
+    _say_sides(sides, say)
+    return Material(checks=checks, dataset=dataset, data=data, sides=sides)
+
+
+def set_up(job: Job, found: Material, begins: Beginning, kept: Sequence[str], say: Say) -> Setup:
+    """Decide; the same again for a job that goes on.
+
+    Raises:
+        GFMError: a strategy that does not exist, or a disk that is full.
+    """
+    start, dataset, sides = begins.model, found.dataset, found.sides
+    is_property = job.card.kind != "energy"
     ranking = [] if is_property else rank_heads(start, sample(dataset, sides.train))
     references = None if is_property else find_references(start, ranking[0].head, dataset, sides)
-    _say_sides(sides, say)
     if references is not None:
         _say_start(ranking, references, say)
     old = [head for head in kept if head in start.energy_heads]
-    plan = _strategy(job, start, dataset, sides, old)
+    plan = _strategy(job, begins, dataset, sides, old)
     for reason in plan.reasons:
         say(f"  {reason}")
     replay = build_replay(
-        job.output / "replay", start, job.model, old if plan.replay else [], count=REPLAY_COUNT, seed=job.seed
-    )
+        job.output / "replay", begins.origin, begins.origin_where, old if plan.replay else [], count=REPLAY_COUNT,
+        seed=job.seed,
+    )  # fmt: skip
     recipe = recipe_of(
-        plan, model=(str(resolve(job.model)), start.model_id), data=data, config=start.config, head=job.card.name,
+        plan, model=(str(resolve(begins.where)), start.model_id), data=found.data, config=start.config, head=job.card.name,
         nearest=ranking[0].head if ranking else None, old_heads=tuple(replay), dtype=job.dtype,
     )  # fmt: skip
     patience = _PATIENCE if len(sides.validation) >= _ENOUGH else 0
     run = replace(recipe.run, max_minutes=job.max_minutes, seed=job.seed, stop_after=patience)
     return Setup(
-        start=start, kept=kept, checks=checks, dataset=dataset, sides=sides, ranking=ranking, references=references,
-        strategy=plan, replay=replay, recipe=replace(recipe, run=run),
+        start=start, origin=begins.origin, kept=kept, checks=found.checks, dataset=dataset, sides=sides, ranking=ranking,
+        references=references, strategy=plan, replay=replay, recipe=replace(recipe, run=run),
     )  # fmt: skip
 
 
@@ -150,7 +190,7 @@ def _dataset(job: Job) -> Dataset:
     return open_dataset(place)
 
 
-def _strategy(job: Job, start: GFMModel, dataset: Dataset, sides: Sides, old: Sequence[str]) -> Strategy:
+def _strategy(job: Job, begins: Beginning, dataset: Dataset, sides: Sides, old: Sequence[str]) -> Strategy:
     """The strategy of the job: decided once, since it depends on the time that a step takes."""
     known = read_decisions(job.output)
     if known is not None:
@@ -166,9 +206,10 @@ def _strategy(job: Job, start: GFMModel, dataset: Dataset, sides: Sides, old: Se
         keeps_heads=bool(old),
         steps=job.steps,
         fresh=job.card.kind != "energy",
+        begun=begins.reason,
     )
     if job.max_minutes is not None:
-        step = _seconds_of_step(start, dataset, sides, found.structures) / (1 - REPLAY_SHARE * found.replay)
+        step = _seconds_of_step(begins.model, dataset, sides, found.structures) / (1 - REPLAY_SHARE * found.replay)
         most = max(_LEAST_STEPS, int(60 * job.max_minutes * _MARGIN / step))
         if most < found.steps:
             text = f"{most} steps instead: as many as {job.max_minutes:g} minutes allow at {1000 * step:.0f} ms each"

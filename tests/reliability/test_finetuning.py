@@ -50,6 +50,51 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(frames, whole, tmp_path, wh
     assert weights(folder) == weights(whole) and losses(folder) == losses(whole)
 
 
+CHEAP = (*SHORT, "--cheap-labels", "gfm:gfm-small:gfn1-xtb", "--cheap-structures", "40", "--cheap-steps", "8")
+
+
+@pytest.fixture(scope="module")
+def whole_after_cheap(frames, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cheap") / "out"
+    assert main(words(frames, folder, *CHEAP)) == 0
+    return folder
+
+
+@pytest.mark.promise("R1", count=2)
+@pytest.mark.parametrize("folder_of_fault, step", [("first", 7), ("second", 10)])
+def test_a_run_that_learns_cheap_labels_first_goes_on_to_the_same_bits(
+    frames, whole_after_cheap, tmp_path, folder_of_fault, step
+):
+    """Killed while it learns those, or its own."""
+    folder = tmp_path / "out"
+    job = Job(words(frames, folder, *CHEAP), fault=("at_step", step, "kill"), log=tmp_path / "log")
+    assert job.wait() == [-signal.SIGKILL], job.said()
+    assert (folder / "cheap" / "model").exists() == (folder_of_fault == "second")
+    other = Job(words(frames, folder, *CHEAP, "--seed", "3"), log=tmp_path / "log1")
+    assert other.wait() == [1] and "go on with --resume" in other.said()
+    goes_on = Job(words(frames, folder, *CHEAP, "--resume"), log=tmp_path / "log2")
+    assert goes_on.wait() == [0], goes_on.said()
+    assert weights(folder) == weights(whole_after_cheap) and losses(folder) == losses(whole_after_cheap)
+
+
+def test_what_cheap_labels_leave_behind(whole, whole_after_cheap):
+    """A model of the old heads and the new one, other weights than without, old heads measured against the user's model."""
+    told = json.loads((whole_after_cheap / "errors.json").read_text())
+    calculator = GFMCalculator(whole_after_cheap / "model", head="mine", device="cpu")
+    assert list(calculator.heads) == ["gfn2-xtb", "mine"]
+    assert "cheap" not in calculator.heads["gfn2-xtb"].description
+    assert weights(whole_after_cheap) != weights(whole)
+    assert told["started_from"] == json.loads((whole / "errors.json").read_text())["started_from"]
+    assert any("gfm:gfm-small:gfn1-xtb" in reason and "meV/Å" in reason for reason in told["strategy"]["reasons"])
+    assert told["ranking"][0]["head"] in ("mine-cheap", "gfn2-xtb")
+    assert [row["head"] for row in told["forgetting"]] == ["gfn2-xtb"]
+    structures = ase.io.read(whole_after_cheap / "cheap-labels" / "labels.extxyz", ":")
+    assert len(structures) >= 40
+    energies = [atoms.get_potential_energy() for atoms in structures]
+    teacher = GFMCalculator("gfm-small", head="gfn1-xtb", device="cpu")
+    assert energies[5] == pytest.approx(teacher.get_potential_energy(structures[5]), abs=1e-3)
+
+
 @pytest.mark.promise("R10", count=4)
 @pytest.mark.parametrize("where", ["datasets", "checkpoints", "model", "errors.json"])
 def test_a_full_disk_loses_nothing(frames, whole, tmp_path, where):

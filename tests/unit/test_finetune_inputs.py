@@ -152,6 +152,33 @@ def test_other_things_that_cannot_be_done(sound, tmp_path, capsys):
     assert (other / "thesis.txt").read_text() == "dear to me"
 
 
+@pytest.mark.parametrize(
+    "more, said",
+    [
+        (["emtt"], "did you mean 'emt'"),
+        (["gfm:gfm-small:gfn2-xtb", "--cheap-options", "{"], "must be a JSON object"),
+        (["emt", "--strategy", "heads"], "not with --strategy heads"),
+        (
+            ["gfm:gfm-small:pbe-vasp"],
+            "--cheap-labels gfm:gfm-small:pbe-vasp: start.extxyz, frame 0: head pbe-vasp has not seen H",
+        ),
+        (["emt", "--property", "gap", "--kind", "intensive"], "not for properties"),
+    ],
+)
+def test_cheap_labels_that_cannot_be_had(more, said, sound, tmp_path, capsys):
+    frames = [atoms.copy() for atoms in sound] if "--property" in more else sound
+    for k, atoms in enumerate(frames):
+        atoms.info |= {"gap": float(k)} if "--property" in more else {}
+    data = write(tmp_path / "frames.extxyz", frames)
+    assert said in refused(capsys, data, tmp_path / "out", "--cheap-labels", *more)
+
+
+def test_too_few_cheap_labels(sound, tmp_path, capsys):
+    data = write(tmp_path / "frames.extxyz", sound[:12])
+    words = ("--cheap-labels", "gfm:gfm-small:gfn1-xtb", "--cheap-structures", "5", "--keep-heads", "none")
+    assert "too few" in refused(capsys, data, tmp_path / "out", *words)
+
+
 def test_a_test_file_that_shares_structures_is_refused(sound, tmp_path, capsys):
     data, test = write(tmp_path / "a.extxyz", sound), write(tmp_path / "b.extxyz", sound[:5])
     line = refused(capsys, data, tmp_path / "out", "--test-file", str(test), "--accept", "duplicates")

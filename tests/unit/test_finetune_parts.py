@@ -112,7 +112,7 @@ def test_reference_energies_are_found_again(small, records):
 def test_old_heads_keep_their_bits_where_the_encoder_did_not_move():
     start = random_model(dtype=torch.float32, properties=True)
     trained = random_model(dtype=torch.float32, heads=("mine",))
-    model = combine(trained, start, ["second", "gap", "dipoles"], note="")
+    model = combine(trained, start, ["second", "gap", "dipoles"], cards=start.specs, note="")
     assert list(model.specs) == ["second", "gap", "dipoles", "mine"]
     assert model.specs["second"] == start.specs["second"]
     row, other = model.energy_heads.index("second"), start.energy_heads.index("second")
