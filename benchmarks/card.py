@@ -117,6 +117,10 @@ def _figures(results: Sequence[Mapping[str, Any]]) -> list[str]:
         "The networks' inputs and settings were chosen with figures of some of these structures in view, beside those of "
         "validation: they are a little too good.",
         "physics": "## Physics",
+        "crystals": "## Crystals",
+        "torsions": "## Torsions",
+        "conformers": "## Conformers",
+        "stability": "## Dynamics",
         "heads": "## Cost of many heads",
         "speed": "## Speed",
         "reliability": "## Promises",

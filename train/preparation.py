@@ -7,6 +7,7 @@ under it.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -218,7 +219,8 @@ def _head(
     statistics = statistics_of(dataset, own["train"], cutoff)
     spec = replace(
         dataset.head, elements=tuple(fit.energies), reference_energies=dict(fit.energies),
-        training_data=_origins(dataset, wanted), reference_kind="isolated-atom" if set(fit.energies) <= set(known) else "fitted",
+        training_data=_origins(dataset, wanted, statistics["frames"]),
+        reference_kind="isolated-atom" if set(fit.energies) <= set(known) else "fitted",
         charges=statistics["charges"], max_excess_spin=statistics["excess"], periodicity=statistics["periodicity"],
     )  # fmt: skip
     shift = {s: fitted.energies[s] - fit.energies[s] for s in fit.energies}
@@ -237,7 +239,7 @@ def _property_head(
     statistics = statistics_of(dataset, own["train"], cutoff)
     spec = replace(
         dataset.head, elements=tuple(references), reference_energies=references,
-        training_data=_origins(dataset, recipe.head(dataset.head.name)),
+        training_data=_origins(dataset, recipe.head(dataset.head.name), statistics["frames"]),
         charges=statistics["charges"], max_excess_spin=statistics["excess"], periodicity=statistics["periodicity"],
     )  # fmt: skip
     return Head(
@@ -258,11 +260,22 @@ def _without_unseen(
     return kept, unseen
 
 
-def _origins(dataset: Dataset, wanted: HeadRecipe) -> tuple[dict[str, Any], ...]:
-    """Where the labels come from, for the card."""
-    sources = [{"name": entry["name"], "frames": int(entry.get("structures", 0))} for entry in dataset.inputs]
-    data = [dict(entry) for entry in dataset.head.training_data] or sources
+def _origins(dataset: Dataset, wanted: HeadRecipe, frames: Mapping[str, int]) -> tuple[dict[str, Any], ...]:
+    """Where the labels come from, for the card.
+
+    Args:
+        frames: of the training side, by file without its endings.
+    """
+    data = [dict(entry) for entry in dataset.head.training_data] or [
+        {"name": entry["name"]} for entry in dataset.inputs
+    ]
+    files = {entry["name"].partition(".")[0] for entry in dataset.inputs}
     for entry in data:
+        name = entry["name"].partition(".")[0]
+        if name in files:
+            entry["frames"] = frames.get(name, 0)
+        elif len(data) == 1:
+            entry["frames"] = sum(frames.values())
         for key in ("licence", "citation"):
             if getattr(wanted, key) is not None:
                 entry[key] = getattr(wanted, key)
@@ -274,13 +287,15 @@ def statistics_of(dataset: Dataset, indices: np.ndarray, cutoff: float) -> dict[
 
     Returns:
         scale (eV), charges (lowest, highest), excess (unpaired electrons), periodicity, neighbors (an atom), atoms (a
-        structure).
+        structure), frames (of each file, by its name without endings).
     """
     squares, count, excess, atoms = 0.0, 0, 0, 0
     charges: list[int] = [0]
     axes = np.zeros(4, int)
+    frames: Counter[str] = Counter()
     for first in range(0, len(indices), 4096):
-        block = dataset.read(indices[first : first + 4096])
+        block = dataset.read(indices[first : first + 4096], names=True)
+        frames.update(source.partition(".")[0] for source in block.source or ())
         atoms += len(block.atomic_numbers)
         if block.forces is not None:
             clipped = np.clip(block.forces[np.isfinite(block.forces)], -10, 10)
@@ -300,6 +315,7 @@ def statistics_of(dataset: Dataset, indices: np.ndarray, cutoff: float) -> dict[
     return {
         "scale": float(np.clip(scale, *_SCALES)), "charges": (min(charges), max(charges)), "excess": excess,
         "periodicity": tuple(kinds), "neighbors": edges / nodes, "atoms": atoms / len(indices),
+        "frames": dict(frames),
     }  # fmt: skip
 
 

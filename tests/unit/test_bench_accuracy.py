@@ -131,6 +131,12 @@ def test_model_figures(entry):
     }
 
 
+def test_the_card_says_how_many_frames_of_each_file_are_trained_on(heads):
+    (head,) = heads
+    found = {data["name"].partition(".")[0]: data["frames"] for data in head.spec.training_data}
+    assert found == {"a": 3, "b": 0, "c": 0}
+
+
 def test_refused_frames_are_counted_with_their_reason(entry):
     assert entry["test_frames"] == 3
     ((reason, count),) = entry["refused"].items()
