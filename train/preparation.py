@@ -261,11 +261,7 @@ def _without_unseen(
 
 
 def _origins(dataset: Dataset, wanted: HeadRecipe, frames: Mapping[str, int]) -> tuple[dict[str, Any], ...]:
-    """Where the labels come from, for the card.
-
-    Args:
-        frames: of the training side, by file without its endings.
-    """
+    """Where the labels come from, for the card; `frames`: of the training side, by file without its endings."""
     data = [dict(entry) for entry in dataset.head.training_data] or [
         {"name": entry["name"]} for entry in dataset.inputs
     ]
