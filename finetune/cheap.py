@@ -1,7 +1,7 @@
 """Labels of a cheap calculator around the user's structures: a model that has learnt them needs far fewer of the user's own.
 
 Fifty frames of a molecule say little about the shape of its energy surface between them.  A semi-empirical method, wrong by
-some 0.1 eV/Å, has nearly that shape, and a thousand of its labels cost less than one of a density functional.  So the model
+tenths of an eV/Å, has nearly that shape, and a thousand of its labels cost less than one of a density functional.  So the model
 first learns those (a fine-tuning like any other, in a folder of the job), and the new head begins from there.
 """
 
@@ -32,7 +32,7 @@ _ACCEPTED = ("duplicates", "contradictions", "energy-unit", "force-scale", "stre
 
 
 def check(job: Job, cheap: Cheap) -> None:
-    """Refuse in vain here, not after an hour.
+    """Refuse here, not after an hour.
 
     Raises:
         ConfigError: a property, a strategy that keeps the encoder as it is, or no such calculator.

@@ -10,7 +10,6 @@ from ase.optimize import BFGS
 from support import predict
 
 from gfm_calc import GFMCalculator
-from gfm_calc.benchmarks.card import FEW_FRAMES
 from gfm_calc.checkpoint import describe, load_model, read_golden, resolve
 from gfm_calc.selfcheck import check_derivatives, check_golden, check_rotation, golden_structures
 
@@ -45,10 +44,14 @@ def test_isolated_atoms_of_every_head_and_element(exact, tally):
             )
 
 
+# Known defect of these weights: a site so soft (0.2 eV/Å²) that 0.01 Å is not small there; without a kink, see below.
+SOFT = {("NaCl", "pbe-u-mp"): 0.15}
+
+
 @pytest.mark.promise("R6")
 @pytest.mark.parametrize("crystal", CRYSTALS)
 def test_forces_are_smooth_at_symmetric_sites(exact, crystal):
-    """The slope of a force does not depend on the step, and at that of phonons little: what they stand on."""
+    """The slope of a force does not depend on the step: what phonons stand on."""
     ideal = CRYSTALS[crystal] * (2, 2, 2)
     heads = [head for head in exact.energy_heads if not exact.specs[head].unseen(ideal.numbers)]
     assert heads
@@ -62,7 +65,8 @@ def test_forces_are_smooth_at_symmetric_sites(exact, crystal):
                 forces.append(predict(exact, atoms, head).forces[0, 0].item())
             found.append((forces[0] - forces[1]) / (2 * step))
         np.testing.assert_allclose(found[1], found[2], rtol=0.01, atol=0.01, err_msg=head)
-        np.testing.assert_allclose(found[0], found[2], rtol=0.15, atol=0.01, err_msg=head)  # soft sites are anharmonic
+        bound = SOFT.get((crystal, head), 0.01)
+        np.testing.assert_allclose(found[1:], found[0], rtol=bound, atol=0.01, err_msg=head)
 
 
 def test_size_and_card(packaged_model):
@@ -86,13 +90,13 @@ def test_size_and_card(packaged_model):
 
 
 def test_every_head_knows_its_errors(packaged_model, exact):
-    """And expects larger ones where atoms are squeezed to where no training data are; the card names heads that do not."""
+    """And expects larger ones where atoms are squeezed to where no training data are; the card names the one that does not."""
     assert set(exact.uncertainty.figures) == set(exact.energy_heads)
     golden = read_golden(packaged_model)
     text = (resolve(packaged_model) / "MODEL_CARD.md").read_text(encoding="utf-8")
     for head in exact.energy_heads:
-        if f"`{head}`: expected errors learnt from" in text:
-            assert sum(data["frames"] for data in exact.specs[head].training_data) < FEW_FRAMES
+        if head == "gaas-pbe-qe":  # known defect of these weights: learnt from 76 frames, and vanishing far from them
+            assert f"`{head}`: expected errors learnt from" in text
             continue
         (atoms, *_) = golden_structures(golden, head)
         squeezed = atoms.copy()
