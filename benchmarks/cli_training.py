@@ -85,6 +85,10 @@ def _add_runs(parser: argparse.ArgumentParser, seeds: int) -> None:
     parser.add_argument("--seeds", type=positive_int, default=seeds, help="runs of each kind; default: %(default)s")
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="TABLE.KEY=VALUE",
                         help="instead of what the recipe says, for all runs")  # fmt: skip
+    _add_work(parser)
+
+
+def _add_work(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--work", type=Path, metavar="DIR",
                         help="keep the runs there: the same command goes on where it was (default: nothing is kept)")  # fmt: skip
 
@@ -110,6 +114,7 @@ def _add_finetune(benches: Any) -> None:
     parser.add_argument("--max-minutes", type=positive, metavar="M", help="of each run (default: no limit)")
     parser.add_argument("--strategy", metavar="NAME", help="of gfm finetune (default: its choice)")
     add_cheap(parser)
+    _add_work(parser)
     add_output(parser)
 
 
@@ -173,6 +178,6 @@ def run_finetune(args: argparse.Namespace) -> None:
     plan = FinetunePlan(
         task=task, data=args.data, models=args.model or [DEFAULT_MODEL], cases=args.cases, sizes=args.sizes,
         scratch=args.scratch, seeds=args.seeds, steps=args.steps, max_minutes=args.max_minutes, strategy=args.strategy,
-        cheap=cheap_of(args),
+        cheap=cheap_of(args), work=args.work,
     )  # fmt: skip
     finish(args, "finetune", threads=1, task=about(task), rows=run_finetune(plan))

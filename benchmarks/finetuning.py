@@ -1,30 +1,34 @@
 """`gfm bench finetune`: what pre-training is worth, task by task.
 
-Arms: every model that is named, fine-tuned as `gfm finetune` does it (after cheap labels where the plan says so), and
-`scratch`: the architecture of the first one with random weights, on the same structures for as many steps.  What decides a
-run (steps, batch) is that of `gfm finetune`.
+Arms: every model that is named, fine-tuned as `gfm finetune` does it; the same after cheap labels, where the plan says so;
+and `scratch`: the architecture of the first one with random weights, on the same structures for as many steps.  What decides a
+run (steps, batch) is that of `gfm finetune`.  What came out of a case, a size and a seed is kept, where the plan names a folder.
 """
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import json
 import statistics
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from gfm_calc.artifacts import canonical_json, sha256_of_file, write_file
 from gfm_calc.benchmarks.finetune_tasks import KINDS, Case, Task
-from gfm_calc.benchmarks.task_files import Files, files_of, require
-from gfm_calc.checkpoint import load_model
+from gfm_calc.benchmarks.runs import folder_of_runs
+from gfm_calc.benchmarks.task_files import Files, files_of, find, require
+from gfm_calc.checkpoint import load_model, open_model
 from gfm_calc.commands.progress import Progress
 from gfm_calc.data.readers import ReadOptions
 from gfm_calc.data.split_files import save_split
 from gfm_calc.data.splits import fixed
 from gfm_calc.errors import ConfigError
-from gfm_calc.finetune.plan import Cheap, Job
+from gfm_calc.finetune.plan import HARMLESS, Cheap, Job
 from gfm_calc.finetune.run import card, errors_of, finetune
 from gfm_calc.finetune.setup import Setup
 from gfm_calc.train.parallel import Ranks, discover
@@ -36,7 +40,6 @@ from gfm_calc.train.trainer import Trainer
 SCRATCH = "scratch"
 _HEAD = "task"
 _HELD_OUT = 0.2  # of the structures, where a task has no official split
-_ACCEPTED = ("duplicates", "contradictions", "energy-unit", "force-scale", "stress-scale", "stress-unit", "energy-kind")
 # Random weights want a higher learning rate than trained ones; Muon's is that of pre-training.
 _SCRATCH_RATES = {"adamw": 1e-3, "muon": 3e-3}
 
@@ -49,7 +52,8 @@ class FinetunePlan:
         task; data: folder of its files.  cases: of the task, () for all.  sizes: training structures, () for the task's.
         models: names or directories.  scratch: beside them, the architecture of the first with random weights.
         seeds: of each run.  steps: instead of those that `gfm finetune` takes.  max_minutes: of each run.
-        strategy: of `gfm finetune`, None for its choice.  cheap: labels that every model learns first.
+        strategy: of `gfm finetune`, None for its choice.  cheap: labels that every model learns first, in a run of its own.
+        work: folder that keeps what came out, see `runs.folder_of_runs`.
     """
 
     task: Task
@@ -63,6 +67,7 @@ class FinetunePlan:
     max_minutes: float | None = None
     strategy: str | None = None
     cheap: Cheap | None = None
+    work: Path | None = None
 
 
 def run_finetune(plan: FinetunePlan) -> list[dict[str, Any]]:
@@ -77,20 +82,52 @@ def run_finetune(plan: FinetunePlan) -> list[dict[str, Any]]:
     sizes = plan.sizes or plan.task.sizes
     if not plan.models:
         raise ConfigError("give at least one --model to fine-tune")
-    arms = [*plan.models, *([SCRATCH] if plan.scratch else [])]
+    arms = _arms(plan)
+    if len(set(arms)) < len(arms):
+        raise ConfigError(f"--model: two directories of one name ({', '.join(plan.models)}): rename one, rows go by it")
     for case in cases:
         require(plan.data, plan.task, case)
     rows = []
-    with Progress("finetune", "runs", len(cases) * len(sizes) * plan.seeds * len(arms)) as progress:
+    total = len(cases) * len(sizes) * plan.seeds * len(arms)
+    with folder_of_runs(plan.work) as folder, Progress("finetune", "runs", total) as progress:
         for case in cases:
             for size in sizes:
                 runs: dict[str, list[Mapping[str, Any]]] = {arm: [] for arm in arms}
                 for seed in range(plan.seeds):
-                    for arm, found in _runs(plan, case, size, seed).items():
+                    for arm, found in _kept(folder, plan, case, size, seed).items():
                         runs[arm].append(found)
                         progress.advance()
                 rows += [_row(plan, case, size, arm, found) for arm, found in runs.items()]
     return rows
+
+
+def _kept(folder: Path, plan: FinetunePlan, case: Case, size: int, seed: int) -> dict[str, Mapping[str, Any]]:
+    """`_runs`, or what `folder` keeps of the same."""
+    asked = asdict(replace(plan, data=Path(), work=None, cases=(case.name,), sizes=(size,), seeds=1))
+    names = (case.train, case.test, case.isolated, case.table, case.test_rows.get("file"))
+    files = [sha256_of_file(find(plan.data, plan.task, name)) for name in names if name]
+    models = [open_model(model).digest for model in plan.models]
+    about = json.dumps([asked, seed, files, models], default=str, sort_keys=True)
+    kept = folder / f"run-{hashlib.sha256(about.encode()).hexdigest()[:16]}.json"
+    if not kept.exists():
+        write_file(kept, canonical_json(_runs(plan, case, size, seed)))
+    found: dict[str, Mapping[str, Any]] = json.loads(kept.read_text())
+    return {arm: found[arm] for arm in _arms(plan)}
+
+
+def _arms(plan: FinetunePlan) -> list[str]:
+    """Names of what is compared, in the order of the rows."""
+    tuned = [_arm(model, cheap) for model in plan.models for cheap in _labels_first(plan)]
+    return [*tuned, *([SCRATCH] if plan.scratch else [])]
+
+
+def _labels_first(plan: FinetunePlan) -> list[Cheap | None]:
+    return [None] if plan.cheap is None else [None, plan.cheap]
+
+
+def _arm(model: str, cheap: Cheap | None) -> str:
+    name = Path(model).name
+    return name if cheap is None else f"{name} after {cheap.structures:,} x {cheap.calculator}"
 
 
 def _runs(plan: FinetunePlan, case: Case, size: int, seed: int) -> dict[str, Mapping[str, Any]]:
@@ -98,12 +135,13 @@ def _runs(plan: FinetunePlan, case: Case, size: int, seed: int) -> dict[str, Map
     found: dict[str, Mapping[str, Any]] = {}
     with tempfile.TemporaryDirectory(prefix="gfm-finetune-") as folder:
         files = files_of(plan.data, plan.task, case, size=size, seed=seed, place=Path(folder))
-        for number, model in enumerate(plan.models):
+        for model, cheap in itertools.product(plan.models, _labels_first(plan)):
             job = replace(
                 _job(plan, case, files, seed),
                 max_train=size or None,
                 model=model,
-                output=Path(folder) / f"model{number}",
+                cheap=cheap,
+                output=Path(folder) / f"model{len(found)}",
             )
             since = time.perf_counter()
             outcome = finetune(job, resume=False, say=lambda line: None)
@@ -112,8 +150,8 @@ def _runs(plan: FinetunePlan, case: Case, size: int, seed: int) -> dict[str, Map
             start = outcome.setup.origin
             seen = "; ".join(text for head, text in plan.task.overlaps.items() if head in start.specs)
             about = {"strategy": outcome.setup.strategy.name, "model_id": start.model_id, "overlap": seen}
-            found[model] = _result(outcome.after, outcome.steps, since) | about
-            if plan.scratch and not number:
+            found[_arm(model, cheap)] = _result(outcome.after, outcome.steps, since) | about
+            if plan.scratch and SCRATCH not in found:
                 since = time.perf_counter()
                 errors, steps = _scratch(outcome.setup, Path(folder) / SCRATCH)
                 found[SCRATCH] = _result(errors, steps, since) | {"strategy": SCRATCH, "model_id": "", "overlap": ""}
@@ -121,7 +159,7 @@ def _runs(plan: FinetunePlan, case: Case, size: int, seed: int) -> dict[str, Map
 
 
 def _job(plan: FinetunePlan, case: Case, files: Files, seed: int) -> Job:
-    """The fine-tuning of a case; number of structures, model and folder are still to be set."""
+    """The fine-tuning of a case; number of structures, model, cheap labels and folder are still to be set."""
     task, (kind, extensive) = plan.task, KINDS[case.kind]
     about = {**task.card, "licence": task.licence, "citation": task.citation, "kind": kind, "extensive": extensive}
     about |= {"quantity": case.label, "unit": case.unit} if case.label else {}
@@ -129,8 +167,8 @@ def _job(plan: FinetunePlan, case: Case, files: Files, seed: int) -> Job:
         inputs=(files.train,), test_files=(files.test,) if files.test else (), model="", output=Path(),
         card=card(_HEAD, [files.train], about), options=ReadOptions(**task.read, property_key=case.label), drop_shared=True,
         validation=0.0, test=0.0 if files.test else _HELD_OUT, seed=seed, steps=plan.steps, max_minutes=plan.max_minutes,
-        strategy=plan.strategy, cheap=plan.cheap, keep=(), isolated=files.isolated, device="cpu", report=False,
-        accepted=_ACCEPTED,  # published data are what they are
+        strategy=plan.strategy, keep=(), isolated=files.isolated, device="cpu", report=False,
+        accepted=HARMLESS,  # published data are what they are
     )  # fmt: skip
 
 
@@ -164,12 +202,10 @@ def _result(errors: Mapping[str, Any], steps: int, since: float) -> dict[str, An
 
 
 def _row(plan: FinetunePlan, case: Case, size: int, arm: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    task, name = plan.task, Path(arm).name
-    if plan.cheap is not None and arm != SCRATCH:
-        name = f"{name} after {plan.cheap.structures:,} x {plan.cheap.calculator}"
+    task = plan.task
     names = [name for name in runs[0]["errors"] if name != "frames"]
     return {
-        "case": case.name, "metric": task.metric_of(case), "size": size, "arm": name,
+        "case": case.name, "metric": task.metric_of(case), "size": size, "arm": arm,
         "overlap": runs[0]["overlap"], "model_id": runs[0]["model_id"],
         "strategy": runs[0]["strategy"], "steps": runs[0]["steps"], "test_frames": runs[0]["errors"]["frames"],
         "seconds": round(statistics.fmean(run["seconds"] for run in runs), 1),

@@ -22,13 +22,11 @@ from gfm_calc.data.perturb import PerturbJob, perturb
 from gfm_calc.data.readers.options import DEFAULTS
 from gfm_calc.data.schema import Record
 from gfm_calc.errors import ConfigError, GFMError
-from gfm_calc.finetune.plan import Cheap, Job
+from gfm_calc.finetune.plan import HARMLESS, Cheap, Job
 
 FOLDER, LABELS = "cheap", "cheap-labels"  # of the fine-tuning to cheap labels, of the labels themselves
 _TIME_STEP, _EVERY, _FRICTION = 1.0, 15, 0.02  # fs, steps between structures, 1/fs
 _LEAST = 20  # structures; fewer are not worth a training
-# What the inspection may say of snapshots of short walks, which are alike, in the calculator's own units.
-_ACCEPTED = ("duplicates", "contradictions", "energy-unit", "force-scale", "stress-scale", "stress-unit", "energy-kind")
 
 
 def check(job: Job, cheap: Cheap) -> None:
@@ -46,7 +44,10 @@ def check(job: Job, cheap: Cheap) -> None:
 
 
 def first_job(job: Job, cheap: Cheap) -> Job:
-    """The fine-tuning to cheap labels that comes before the job."""
+    """The fine-tuning to cheap labels that comes before the job.
+
+    Units are ASE's, so that the work of forces along a walk, whose snapshots are far apart, has nothing to tell of them.
+    """
     labels, output = job.output / LABELS / "labels.extxyz", job.output / FOLDER
     card = HeadSpec(
         name=f"{job.card.name}-cheap", code=cheap.calculator, labels="calculated",
@@ -55,7 +56,7 @@ def first_job(job: Job, cheap: Cheap) -> Job:
     return replace(
         job, inputs=(labels,), test_files=(), isolated=None, output=output, card=card, options=DEFAULTS, format=None,
         max_train=None, drop_shared=False, validation=0.1, test=0.0, by="auto", steps=cheap.steps,
-        strategy=job.strategy or "full", accepted=_ACCEPTED, cheap=None, report=False,
+        strategy=job.strategy or "full", accepted=(*HARMLESS, "forces-unit"), cheap=None, report=False,
     )  # fmt: skip
 
 

@@ -16,6 +16,8 @@ from gfm_calc.data.readers.options import DEFAULTS
 from gfm_calc.errors import ConfigError, CorruptFileError, GFMError, one_line
 
 PREFLIGHT = "preflight.html"
+# What the inspection may say of labels whose source is known: published data, or snapshots of short walks, which are alike.
+HARMLESS = ("duplicates", "contradictions", "energy-unit", "force-scale", "stress-scale", "stress-unit", "energy-kind")
 _FILE = "job.json"
 
 

@@ -3,6 +3,7 @@
 import json
 import lzma
 import zipfile
+from dataclasses import replace
 
 import ase.io
 import pytest
@@ -14,6 +15,7 @@ from gfm_calc.benchmarks.report import tables
 from gfm_calc.benchmarks.task_files import files_of, require
 from gfm_calc.data.readers import ReadOptions, read
 from gfm_calc.errors import ConfigError, InputFileError
+from gfm_calc.finetune.plan import Cheap
 
 TASK = """
 name = "methanol"
@@ -56,10 +58,35 @@ def test_a_task_is_run_with_and_without_what_was_learnt_before(task, tmp_path):
     assert len(shown.rows) == 2 and "somebody" in shown.header
 
 
+def test_cheap_labels_are_an_arm_beside_the_others(task, tmp_path):
+    cheap = Cheap(calculator="gfm:gfm-small:gfn1-xtb", structures=24, steps=2)
+    plan = FinetunePlan(task=task, data=tmp_path, models=["gfm-small"], steps=2, scratch=False, cheap=cheap)
+    rows = run_finetune(plan)
+    assert [row["arm"] for row in rows] == ["gfm-small", "gfm-small after 24 x gfm:gfm-small:gfn1-xtb"]
+    assert rows[0]["model_id"] == rows[1]["model_id"] and rows[0]["errors"] != rows[1]["errors"]
+
+
+def test_what_came_out_is_kept_until_something_else_is_asked(task, tmp_path):
+    plan = FinetunePlan(task=task, data=tmp_path, models=["gfm-small"], steps=2, scratch=False, work=tmp_path / "work")
+    first = run_finetune(plan)
+    (kept,) = plan.work.glob("run-*.json")
+    written = kept.stat().st_mtime_ns
+    assert run_finetune(plan) == first  # with the same seconds: it is not run again
+    assert (
+        run_finetune(replace(plan, seeds=2))[0]["errors"]["forces_mae_mev_per_a"][:1]
+        == first[0]["errors"]["forces_mae_mev_per_a"]
+    )
+    assert kept.stat().st_mtime_ns == written and len(list(plan.work.glob("run-*.json"))) == 2
+    write(tmp_path / "methanol" / "train.extxyz", molecules(20, seed=3))  # other data: another run
+    assert run_finetune(plan)[0]["errors"] != first[0]["errors"]
+
+
 def test_what_cannot_be_run(task, tmp_path):
     plan = FinetunePlan(task=task, data=tmp_path, models=["gfm-small"])
     with pytest.raises(ConfigError, match="no case 'on'.*did you mean 'one'"):
         run_finetune(FinetunePlan(task=task, data=tmp_path, models=["gfm-small"], cases=["on"]))
+    with pytest.raises(ConfigError, match="two directories of one name"):
+        run_finetune(replace(plan, models=["a/gfm-small", "b/gfm-small"]))
     (tmp_path / "methanol" / "test.extxyz").unlink()
     with pytest.raises(InputFileError, match=r"holds neither methanol/test.extxyz nor test.extxyz"):
         run_finetune(plan)
