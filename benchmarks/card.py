@@ -27,7 +27,6 @@ _SURE = (
     "knows apart, and say little about structures far from all of them. Of elements, charges and spin states that a head has "
     "not seen, which are refused unless asked for, they say nothing."
 )
-FEW_FRAMES = 100  # of training; expected errors learnt from fewer may vanish far from them
 _LABELS = {
     "semi-empirical": "semi-empirical calculations, not first principles",
     "distilled": "predictions of another machine-learned model, not calculations: its errors come on top",
@@ -140,12 +139,6 @@ def _limits(about: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> s
     unsure = [f"`{h['name']}`" for h in about["heads"] if h["kind"] == "energy" and h["name"] not in sure]
     points += [_UNSURE.format(heads=", ".join(unsure) if sure else "this model")] if unsure else []
     points += [_SURE] if sure else []
-    for head in about["heads"]:
-        frames = sum(source.get("frames", 0) for source in head["training_data"])
-        if head["name"] in sure and 0 < frames < FEW_FRAMES:
-            points.append(
-                f"`{head['name']}`: expected errors learnt from {frames} frames; far from them they are far too small."
-            )
     for labels, meaning in _LABELS.items():
         named = [f"`{h['name']}`" for h in about["heads"] if h["labels"] == labels]
         if named:

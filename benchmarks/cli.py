@@ -242,7 +242,8 @@ def run_uncertainty(args: argparse.Namespace) -> None:
 
     recipe = recipe_on(args.data, args.recipe)
     model = load_model(args.model)
-    names = [model.spec(args.head).name] if args.head else list(model.energy_heads)
+    known = () if model.uncertainty is None else model.uncertainty.figures
+    names = [model.spec(args.head).name] if args.head else list(known or model.energy_heads)
     plan = UncertaintyPlan(heads=names, outside=args.outside, max_frames=args.max_frames, strict=args.strict)
     rows = run_uncertainty(model, load_heads(recipe, args.cache), plan)
     settings = {"recipe": Path(args.recipe).name, "max_frames": args.max_frames}

@@ -37,12 +37,12 @@ def add_output(parser: argparse.ArgumentParser, text: str = "the result as JSON"
 
 def finish(
     args: argparse.Namespace, benchmark: str, *, threads: int | Sequence[int] | None = None,
-    extra_versions: dict[str, str] | None = None, of_model: bool = True, **content: Any,
+    extra_versions: dict[str, str] | None = None, of_model: bool = True, model: str | None = None, **content: Any,
 ) -> None:  # fmt: skip
     """Print the tables and, with -o, write the result.
 
     Args:
-        of_model: whether the result is one of the weights that `--model` names.
+        of_model: whether the result is one of the weights that `--model` names; or `model`, where that may be several.
     """
     import torch
 
@@ -50,7 +50,7 @@ def finish(
     from gfm_calc.benchmarks.report import numeric_columns, tables
 
     about = provenance(
-        [benchmark, *_words_of(args)], model=getattr(args, "model", None) if of_model else None,
+        [benchmark, *_words_of(args)], model=(model or getattr(args, "model", None)) if of_model else None,
         threads=threads or torch.get_num_threads(),
         extra_versions=extra_versions,
     )  # fmt: skip

@@ -27,6 +27,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--cache", type=Path, metavar="DIR", help="keep here what was prepared, for the next time")
     parser.add_argument("--structures", type=positive_int, default=1500, metavar="N",
                         help="training structures a head (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--fewest", type=positive_int, default=100, metavar="N",
+                        help="training structures without which a head gets none (default: %(default)s)")  # fmt: skip
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="where to save it (default: in its place)")
     parser.add_argument("--threads", type=positive_int, metavar="N", help="CPU threads of this run (default: torch's)")
 
@@ -47,9 +49,11 @@ def run(args: argparse.Namespace) -> None:
         recipe = recipe_on(args.data, args.recipe)
         heads = load_heads(recipe, args.cache)
     provenance = open_model(args.model).read_json("provenance.json")
-    model.uncertainty = fit_uncertainty(model, heads, FitPlan(structures=args.structures))
+    model.uncertainty = fit_uncertainty(model, heads, FitPlan(structures=args.structures, fewest=args.fewest))
     directory = args.output or resolve(args.model)
     save_model(model, directory, provenance=provenance)
     print(f"{directory}: expected errors of {', '.join(model.uncertainty.figures)}")
     if unknown := [head for head in model.energy_heads if head not in model.uncertainty.figures]:
-        print(f"gfm: note: no labelled forces to learn from, hence no uncertainty: {', '.join(unknown)}")
+        print(
+            f"gfm: note: no labelled forces of {args.fewest} training structures, hence no uncertainty: {', '.join(unknown)}"
+        )

@@ -11,8 +11,11 @@ from finetuning import molecules, relabelled, write
 
 from gfm_calc.benchmarks.finetune_tasks import Case, Task, load_task, task_names
 from gfm_calc.benchmarks.finetuning import FinetunePlan, about, run_finetune
+from gfm_calc.benchmarks.provenance import weights_id
 from gfm_calc.benchmarks.report import tables
 from gfm_calc.benchmarks.task_files import files_of, require
+from gfm_calc.checkpoint import open_model
+from gfm_calc.cli import main
 from gfm_calc.data.readers import ReadOptions, read
 from gfm_calc.errors import ConfigError, InputFileError
 from gfm_calc.finetune.plan import Cheap
@@ -56,6 +59,25 @@ def test_a_task_is_run_with_and_without_what_was_learnt_before(task, tmp_path):
     assert rows[0]["model_id"] and rows[0]["published"] == {"somebody": 7.5}
     (shown,) = tables({"benchmark": "finetune", "task": about(task), "rows": rows})
     assert len(shown.rows) == 2 and "somebody" in shown.header
+
+
+def test_the_command(task, tmp_path, capsys):
+    words = [
+        "bench",
+        "finetune",
+        str(tmp_path / "methanol.toml"),
+        "--data",
+        str(tmp_path),
+        "--steps",
+        "1",
+        "--no-scratch",
+    ]
+    assert main([*words, "--work", str(tmp_path / "work"), "-o", str(tmp_path / "r.json")]) == 0
+    assert "Methanol" in capsys.readouterr().out
+    found = json.loads((tmp_path / "r.json").read_text())
+    assert found["rows"][0]["arm"] == "gfm-small" and found["provenance"]["weights"] == weights_id(
+        open_model("gfm-small")
+    )
 
 
 def test_cheap_labels_are_an_arm_beside_the_others(task, tmp_path):

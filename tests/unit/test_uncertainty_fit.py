@@ -91,7 +91,7 @@ def fitted(data):
         "-o",
         str(data / "fitted"),
     ]
-    assert main([*words, "--structures", "20", "--cache", str(data / "cache")]) == 0
+    assert main([*words, "--structures", "20", "--fewest", "10", "--cache", str(data / "cache")]) == 0
     return data / "fitted"
 
 
@@ -123,20 +123,40 @@ def test_what_the_data_do_not_hold_is_kept_or_named(data, fitted, tmp_path, caps
         str(tmp_path / "m"),
         "--structures",
         "10",
+        "--fewest",
+        "10",
     ]
     assert main(words) == 0
-    assert "no labelled forces to learn from, hence no uncertainty: molecules" in capsys.readouterr().out
+    assert "no labelled forces of 10 training structures, hence no uncertainty: molecules" in capsys.readouterr().out
     old, new = load_model(fitted).uncertainty, load_model(tmp_path / "m").uncertainty
     assert list(new.figures) == ["clusters", "crystals"] and new.figures["crystals"]["structures"] == 10
     for name, tensor in new.tensors.items():
         assert torch.equal(tensor[0], old.tensors[name][0]) and not torch.equal(tensor[1], old.tensors[name][1])
 
 
+def test_a_head_of_few_structures_gets_none_and_loses_what_it_had(data, fitted, tmp_path, capsys):
+    words = ["uncertainty", str(fitted), "--data", str(data / "data"), "--recipe", "tiny", "-o", str(tmp_path / "m")]
+    assert main(words) == 1  # 24 structures, where 100 are wanted
+    assert "labelled forces of 100 training structures" in capsys.readouterr().err
+    sizes = {
+        h.spec.name: len(h.sides["train"]) for h in prepare(find_recipe("tiny", [f'data.path="{data / "data"}"']), 4.5)
+    }
+    few, many = sorted(("clusters", "crystals"), key=sizes.__getitem__)
+    assert sizes[few] < sizes[many], sizes
+    assert main([*words, "--fewest", str(sizes[many])]) == 0
+    assert f"hence no uncertainty: {few}" in capsys.readouterr().out.replace("molecules, ", "")
+    assert list(load_model(tmp_path / "m").uncertainty.figures) == [many]
+
+
 def test_data_without_forces_are_refused(data, tmp_path, capsys):
     recipe = find_recipe("tiny", [f'data.path="{data / "data"}"', 'data.heads=["molecules"]'])
     save_preparation(tmp_path / "run" / "data", prepare(recipe, 4.5))
-    assert main(["uncertainty", str(data / "model"), "--run", str(tmp_path / "run"), "-o", str(tmp_path / "m")]) == 1
-    assert "labelled forces of no energy head of this model" in capsys.readouterr().err
+    words = ["uncertainty", str(data / "model"), "--run", str(tmp_path / "run"), "--fewest", "1"]
+    assert main([*words, "-o", str(tmp_path / "m")]) == 1
+    assert (
+        "of no energy head of this model (crystals, clusters, molecules) do the data hold labelled forces"
+        in capsys.readouterr().err
+    )
     assert not (tmp_path / "m").exists()
 
 
