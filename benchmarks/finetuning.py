@@ -2,24 +2,25 @@
 
 Arms: every model that is named, fine-tuned as `gfm finetune` does it; the same after cheap labels, where the plan says so;
 and `scratch`: the architecture of the first one with random weights, on the same structures for as many steps.  What decides a
-run (steps, batch) is that of `gfm finetune`.  What came out of a case, a size and a seed is kept, where the plan names a folder.
+run (steps, batch) is that of `gfm finetune`.  What came out of a run is kept, where the plan names a folder.
 """
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gfm_calc.artifacts import canonical_json, sha256_of_file, write_file
+from gfm_calc import __version__
+from gfm_calc.artifacts import canonical_json, read_json, sha256_of_file, write_file
 from gfm_calc.benchmarks.finetune_tasks import KINDS, Case, Task
+from gfm_calc.benchmarks.provenance import weights_id
 from gfm_calc.benchmarks.runs import folder_of_runs
 from gfm_calc.benchmarks.task_files import Files, files_of, find, require
 from gfm_calc.checkpoint import load_model, open_model
@@ -27,7 +28,8 @@ from gfm_calc.commands.progress import Progress
 from gfm_calc.data.readers import ReadOptions
 from gfm_calc.data.split_files import save_split
 from gfm_calc.data.splits import fixed
-from gfm_calc.errors import ConfigError
+from gfm_calc.errors import ConfigError, CorruptFileError
+from gfm_calc.finetune.cheap import check
 from gfm_calc.finetune.plan import HARMLESS, Cheap, Job
 from gfm_calc.finetune.run import card, errors_of, finetune
 from gfm_calc.finetune.setup import Setup
@@ -82,11 +84,13 @@ def run_finetune(plan: FinetunePlan) -> list[dict[str, Any]]:
     sizes = plan.sizes or plan.task.sizes
     if not plan.models:
         raise ConfigError("give at least one --model to fine-tune")
-    arms = _arms(plan)
+    arms = [arm.name for arm in _arms(plan)]
     if len(set(arms)) < len(arms):
         raise ConfigError(f"--model: two directories of one name ({', '.join(plan.models)}): rename one, rows go by it")
     for case in cases:
         require(plan.data, plan.task, case)
+        if plan.cheap is not None:
+            check(plan.cheap, kind=KINDS[case.kind][0], strategy=plan.strategy)
     rows = []
     total = len(cases) * len(sizes) * plan.seeds * len(arms)
     with folder_of_runs(plan.work) as folder, Progress("finetune", "runs", total) as progress:
@@ -94,55 +98,77 @@ def run_finetune(plan: FinetunePlan) -> list[dict[str, Any]]:
             for size in sizes:
                 runs: dict[str, list[Mapping[str, Any]]] = {arm: [] for arm in arms}
                 for seed in range(plan.seeds):
-                    for arm, found in _kept(folder, plan, case, size, seed).items():
+                    for arm, found in _finished(folder, plan, case, size, seed).items():
                         runs[arm].append(found)
                         progress.advance()
                 rows += [_row(plan, case, size, arm, found) for arm, found in runs.items()]
     return rows
 
 
-def _kept(folder: Path, plan: FinetunePlan, case: Case, size: int, seed: int) -> dict[str, Mapping[str, Any]]:
-    """`_runs`, or what `folder` keeps of the same."""
-    asked = asdict(replace(plan, data=Path(), work=None, cases=(case.name,), sizes=(size,), seeds=1))
+@dataclass(frozen=True)
+class _Arm:
+    """`model` is fine-tuned, after `cheap` labels or at once; or `scratch`, random weights of its architecture."""
+
+    model: str
+    cheap: Cheap | None = None
+    scratch: bool = False
+
+    @property
+    def name(self) -> str:
+        """In the rows."""
+        if self.scratch:
+            return SCRATCH
+        name = Path(self.model).name
+        return f"{name} after {self.cheap.structures:,} x {self.cheap.calculator}" if self.cheap else name
+
+
+def _arms(plan: FinetunePlan) -> list[_Arm]:
+    """What is compared, in the order of the rows."""
+    before = [None] if plan.cheap is None else [None, plan.cheap]
+    tuned = [_Arm(model, cheap) for model in plan.models for cheap in before]
+    return [*tuned, *([_Arm(plan.models[0], scratch=True)] if plan.scratch else [])]
+
+
+def _finished(folder: Path, plan: FinetunePlan, case: Case, size: int, seed: int) -> dict[str, Mapping[str, Any]]:
+    """{name of an arm: what came out} of a case, size and seed; what `folder` keeps is not run again."""
+    kept = {arm: folder / _kept_as(plan, arm, case, size, seed) for arm in _arms(plan)}
+    missing = [arm for arm, path in kept.items() if not path.exists()]
+    for arm, found in _runs(plan, case, size, seed, missing):
+        write_file(kept[arm], canonical_json(found))
+    return {arm.name: _read(path) for arm, path in kept.items()}
+
+
+def _kept_as(plan: FinetunePlan, arm: _Arm, case: Case, size: int, seed: int) -> str:
+    """Another name for everything that another result may come from, but for changes of our code within a version."""
     names = (case.train, case.test, case.isolated, case.table, case.test_rows.get("file"))
     files = [sha256_of_file(find(plan.data, plan.task, name)) for name in names if name]
-    models = [open_model(model).digest for model in plan.models]
-    about = json.dumps([asked, seed, files, models], default=str, sort_keys=True)
-    kept = folder / f"run-{hashlib.sha256(about.encode()).hexdigest()[:16]}.json"
-    if not kept.exists():
-        write_file(kept, canonical_json(_runs(plan, case, size, seed)))
-    found: dict[str, Mapping[str, Any]] = json.loads(kept.read_text())
-    return {arm: found[arm] for arm in _arms(plan)}
+    task = replace(plan.task, cases=(case,), sizes=(size,), title="", published=(), note="")  # words change no run
+    how = [seed, plan.steps, plan.max_minutes, plan.strategy, __version__]
+    about = [asdict(task), asdict(replace(arm, model="")), weights_id(open_model(arm.model)), files, how]
+    return f"run-{hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]}.json"
 
 
-def _arms(plan: FinetunePlan) -> list[str]:
-    """Names of what is compared, in the order of the rows."""
-    tuned = [_arm(model, cheap) for model in plan.models for cheap in _labels_first(plan)]
-    return [*tuned, *([SCRATCH] if plan.scratch else [])]
+def _read(path: Path) -> dict[str, Any]:
+    found = read_json(path)
+    if not isinstance(found, dict) or not {"errors", "steps", "seconds"} <= set(found):
+        raise CorruptFileError(f"{path}: holds no result of a run: damaged, remove it")
+    return found
 
 
-def _labels_first(plan: FinetunePlan) -> list[Cheap | None]:
-    return [None] if plan.cheap is None else [None, plan.cheap]
-
-
-def _arm(model: str, cheap: Cheap | None) -> str:
-    name = Path(model).name
-    return name if cheap is None else f"{name} after {cheap.structures:,} x {cheap.calculator}"
-
-
-def _runs(plan: FinetunePlan, case: Case, size: int, seed: int) -> dict[str, Mapping[str, Any]]:
-    """{arm: what came out} of one case, size and seed."""
-    found: dict[str, Mapping[str, Any]] = {}
+def _runs(
+    plan: FinetunePlan, case: Case, size: int, seed: int, wanted: Sequence[_Arm]
+) -> Iterator[tuple[_Arm, Mapping[str, Any]]]:
+    """Arms of a case, size and seed, and what came out.  Random weights need the first arm, which says what to do."""
+    if not wanted:
+        return
+    first, scratch = _Arm(plan.models[0]), _Arm(plan.models[0], scratch=True)
     with tempfile.TemporaryDirectory(prefix="gfm-finetune-") as folder:
         files = files_of(plan.data, plan.task, case, size=size, seed=seed, place=Path(folder))
-        for model, cheap in itertools.product(plan.models, _labels_first(plan)):
-            job = replace(
-                _job(plan, case, files, seed),
-                max_train=size or None,
-                model=model,
-                cheap=cheap,
-                output=Path(folder) / f"model{len(found)}",
-            )
+        for number, arm in enumerate(_arms(plan)):
+            if arm.scratch or (arm not in wanted and (arm != first or scratch not in wanted)):
+                continue
+            where = {"model": arm.model, "cheap": arm.cheap, "output": Path(folder) / f"model{number}"}
+            job = replace(_job(plan, case, files, seed), max_train=size or None, **where)
             since = time.perf_counter()
             outcome = finetune(job, resume=False, say=lambda line: None)
             if isinstance(outcome, str):
@@ -150,12 +176,11 @@ def _runs(plan: FinetunePlan, case: Case, size: int, seed: int) -> dict[str, Map
             start = outcome.setup.origin
             seen = "; ".join(text for head, text in plan.task.overlaps.items() if head in start.specs)
             about = {"strategy": outcome.setup.strategy.name, "model_id": start.model_id, "overlap": seen}
-            found[_arm(model, cheap)] = _result(outcome.after, outcome.steps, since) | about
-            if plan.scratch and SCRATCH not in found:
+            yield arm, _result(outcome.after, outcome.steps, since) | about
+            if arm == first and scratch in wanted:
                 since = time.perf_counter()
                 errors, steps = _scratch(outcome.setup, Path(folder) / SCRATCH)
-                found[SCRATCH] = _result(errors, steps, since) | {"strategy": SCRATCH, "model_id": "", "overlap": ""}
-    return found
+                yield scratch, _result(errors, steps, since) | {"strategy": SCRATCH, "model_id": "", "overlap": ""}
 
 
 def _job(plan: FinetunePlan, case: Case, files: Files, seed: int) -> Job:

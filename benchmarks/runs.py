@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gfm_calc.artifacts import canonical_json, write_file
+from gfm_calc.artifacts import canonical_json, read_json, write_file
 from gfm_calc.errors import GFMError
 from gfm_calc.train.preparation import Head
 from gfm_calc.train.recipe import Recipe, to_toml
@@ -28,6 +28,8 @@ from gfm_calc.train.run_folder import begin
 def folder_of_runs(work: Path | None) -> Iterator[Path]:
     """Where the runs of a comparison work: `work`, which stays, or a folder that is gone afterwards."""
     if work is not None:
+        if work.exists() and not work.is_dir():
+            raise GFMError(f"--work {work}: is a file; give a folder")
         work.mkdir(parents=True, exist_ok=True)
         yield work
         return
@@ -51,7 +53,7 @@ def train(folder: Path, recipe: Recipe, heads: Sequence[Head]) -> dict[str, Any]
     run = folder / _name_of(recipe, heads)
     kept = run.with_suffix(".json")
     if kept.exists():
-        return json.loads(kept.read_text())
+        return read_json(kept)
     if not (run / "recipe.toml").exists():
         begin(run, recipe, heads)
     words = [str(run / "recipe.toml"), "-o", str(run), "--device", "cpu", "--threads", "1", "--no-report", "--resume"]

@@ -7,104 +7,178 @@ first learns those (a fine-tuning like any other, in a folder of the job), and t
 
 from __future__ import annotations
 
+import hashlib
+import math
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+import shutil
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import closing
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import torch
+from ase import Atoms
 
-from gfm_calc.artifacts import write_file
+from gfm_calc.artifacts import canonical_json, read_json, sha256_of_file
+from gfm_calc.commands.progress import Progress
 from gfm_calc.config import HeadSpec
 from gfm_calc.data.calculators import make_calculator
 from gfm_calc.data.label import LabelJob, extxyz_text, label
 from gfm_calc.data.perturb import PerturbJob, perturb
 from gfm_calc.data.readers.options import DEFAULTS
 from gfm_calc.data.schema import Record
-from gfm_calc.errors import ConfigError, GFMError
-from gfm_calc.finetune.plan import HARMLESS, Cheap, Job
+from gfm_calc.errors import ConfigError, CorruptFileError, GFMError
+from gfm_calc.finetune.plan import CHEAP, CHEAP_LABELS, HARMLESS, Cheap, Job, write
+from gfm_calc.train.evaluation import spread_indices
+from gfm_calc.train.preparation import FEW_GROUPS, is_isolated
 
-FOLDER, LABELS = "cheap", "cheap-labels"  # of the fine-tuning to cheap labels, of the labels themselves
 _TIME_STEP, _EVERY, _FRICTION = 1.0, 15, 0.02  # fs, steps between structures, 1/fs
 _LEAST = 20  # structures; fewer are not worth a training
+_WALKING = 0.25  # of the user's minutes, for dynamics
 
 
-def check(job: Job, cheap: Cheap) -> None:
+def check(cheap: Cheap, *, kind: str, strategy: str | None) -> None:
     """Refuse here, not after an hour.
 
+    Args:
+        kind, strategy: of the job that comes after.
+
     Raises:
-        ConfigError: a property, a strategy that keeps the encoder as it is, or no such calculator.
+        ConfigError: a property, a strategy that keeps the encoder as it is, too few structures, or no such calculator.
         MissingDependencyError: the calculator's package is not installed.
     """
-    if job.card.kind != "energy":
+    if kind != "energy":
         raise ConfigError("--cheap-labels is for energies and forces, not for properties")
-    if job.strategy == "heads":
+    if strategy == "heads":
         raise ConfigError("--cheap-labels moves the encoder: not with --strategy heads")
+    if cheap.structures < _LEAST:
+        raise ConfigError(f"--cheap-structures {cheap.structures}: {_LEAST} at least are worth a training")
     make_calculator(cheap.calculator, cheap.options)
 
 
-def first_job(job: Job, cheap: Cheap) -> Job:
+def first_job(job: Job, cheap: Cheap, taken: Collection[str]) -> Job:
     """The fine-tuning to cheap labels that comes before the job.
 
     Units are ASE's, so that the work of forces along a walk, whose snapshots are far apart, has nothing to tell of them.
+
+    Args:
+        taken: names of heads that the model has.
     """
-    labels, output = job.output / LABELS / "labels.extxyz", job.output / FOLDER
+    labels, output = job.output / CHEAP_LABELS / "labels.extxyz", job.output / CHEAP
+    name = f"{job.card.name}-cheap"
+    while name in taken:
+        name += "-cheap"
     card = HeadSpec(
-        name=f"{job.card.name}-cheap", code=cheap.calculator, labels="calculated",
+        name=name, code=cheap.calculator, labels="calculated",
         training_data=({"name": f"{cheap.calculator} around the structures of {job.card.name}"},),
     )  # fmt: skip
     return replace(
         job, inputs=(labels,), test_files=(), isolated=None, output=output, card=card, options=DEFAULTS, format=None,
         max_train=None, drop_shared=False, validation=0.1, test=0.0, by="auto", steps=cheap.steps,
-        strategy=job.strategy or "full", accepted=(*HARMLESS, "forces-unit"), cheap=None, report=False,
+        strategy=job.strategy or "full", accepted=(*job.accepted, *HARMLESS, "forces-unit"), cheap=None, report=False,
     )  # fmt: skip
 
 
 def make_labels(
     job: Job, cheap: Cheap, records: Sequence[Record], say: Callable[[str], None] = lambda line: None
 ) -> None:  # fmt: skip
-    """Write the labels that `first_job` learns; what is there is kept, and an interrupted run goes on where it was.
+    """Write the labels that `first_job` learns.
 
     Structures are snapshots of short Langevin dynamics with the calculator from the training structures, whose own labels
-    are not used.
+    are not used.  What an earlier run has made for the same structures in the same way is kept; labels of an interrupted run
+    are not made again, its dynamics are.
 
     Args:
         records: training structures of the job.
 
     Raises:
         GFMError: the calculator could do too few of them.
+        CorruptFileError: what is kept is damaged.
     """
-    output = job.output / LABELS
-    start, walked, labels = output / "start.extxyz", output / "structures.extxyz", output / "labels.extxyz"
-    if labels.exists():
+    output = job.output / CHEAP_LABELS
+    walked, labels, made = output / "structures.extxyz", output / "labels.extxyz", output / "made.json"
+    records = [record for record in records if not is_isolated(record)]
+    if not records:
+        raise GFMError("--cheap-labels: all training structures are free atoms, there is nothing to walk from")
+    chosen = [records[k] for k in spread_indices(len(records), cheap.structures)]
+    start = "".join(extxyz_text(atoms) for atoms in _starts(chosen)).encode()
+    asked = {**asdict(replace(cheap, steps=None)), "seed": job.seed, "start": hashlib.sha256(start).hexdigest()}
+    before = read_json(made) if made.exists() else {}
+    if before.get("asked") != asked:
+        shutil.rmtree(output, ignore_errors=True)
+        write(made, canonical_json({"asked": asked}))
+        before = {}
+    if "labels" in before:
+        if not labels.exists() or sha256_of_file(labels) != before["labels"]:
+            raise CorruptFileError(
+                f"{labels}: damaged; remove {output} and {job.output / CHEAP}, and --resume makes them again"
+            )
         return
-    output.mkdir(parents=True, exist_ok=True)
     processes = max(1, min(torch.get_num_threads(), os.cpu_count() or 1))
+    failed = None
     if not walked.exists():
-        chosen = list(records)[: cheap.structures]
-        write_file(start, "".join(extxyz_text(_bare(record, k)) for k, record in enumerate(chosen)).encode())
-        walks = PerturbJob(
-            inputs=(start,), copies=-(-cheap.structures // len(chosen)), seed=job.seed, calculator=cheap.calculator,
-            options=cheap.options, temperature=cheap.temperature, time_step=_TIME_STEP, every=_EVERY, friction=_FRICTION,
-            processes=processes,
+        write(output / "start.extxyz", start)
+        frames, failed = _walk(job, cheap, output / "start.extxyz", len(chosen), processes, say)
+        write(walked, "".join(frames[k] for k in spread_indices(len(frames), cheap.structures)).encode())
+    with Progress(cheap.calculator, "labels", cheap.structures) as progress:
+        found = label(
+            LabelJob(inputs=(walked,), output=labels, calculator=cheap.calculator, options=cheap.options, processes=processes,
+                     overwrite=True),
+            on_progress=progress.advance,
         )  # fmt: skip
-        outcomes = list(perturb(walks))
-        texts = [found for found in outcomes if isinstance(found, str)]
-        if not texts:
-            raise GFMError(f"--cheap-labels {cheap.calculator}: {outcomes[0]}")
-        write_file(walked, "".join(texts).encode())
-    made = label(
-        LabelJob(
-            inputs=(walked,), output=labels, calculator=cheap.calculator, options=cheap.options, processes=processes
-        )
-    )
-    if made.labelled < _LEAST:
-        labels.unlink()
+    if found.labelled < _LEAST:
+        shutil.rmtree(output)
         raise GFMError(
-            f"--cheap-labels {cheap.calculator}: {made.labelled} structures could be labelled, too few: "
-            f"{made.first_failure or 'ask for more'}"
+            f"--cheap-labels {cheap.calculator}: {found.labelled} structures could be labelled, too few: "
+            f"{found.first_failure or failed or 'ask for more'}"
         )
-    say(f"{cheap.calculator}: {made.labelled} structures at {cheap.temperature:g} K around the training ones labelled")
+    write(made, canonical_json({"asked": asked, "labels": sha256_of_file(labels)}))
+    say(f"{cheap.calculator}: {found.labelled} structures at {cheap.temperature:g} K around the training ones labelled")
+
+
+def _walk(
+    job: Job, cheap: Cheap, start: Path, count: int, processes: int, say: Callable[[str], None]
+) -> tuple[list[str], str | None]:
+    """Snapshots of all walks, as text of a frame each; and why a walk failed, where one did.
+
+    Walks end early, those that have not begun are left out, when their share of the user's minutes is over.
+    """
+    walks = PerturbJob(
+        inputs=(start,), copies=-(-cheap.structures // count), seed=job.seed, calculator=cheap.calculator,
+        options=cheap.options, temperature=cheap.temperature, time_step=_TIME_STEP, every=_EVERY, friction=_FRICTION,
+        processes=processes,
+    )  # fmt: skip
+    until = math.inf if job.max_minutes is None else time.monotonic() + 60 * _WALKING * job.max_minutes
+    say(f"{cheap.calculator}: dynamics from {count} training structures at {cheap.temperature:g} K")
+    frames: list[str] = []
+    failures: list[str] = []
+    done = 0
+    with Progress(cheap.calculator, "walks", count) as progress, closing(perturb(walks)) as outcomes:
+        for outcome in outcomes:
+            if isinstance(outcome, str):
+                frames += _frames(outcome)
+            else:
+                failures.append(str(outcome))
+            done += 1
+            progress.advance()
+            if time.monotonic() > until and len(frames) >= _LEAST:
+                break
+    if not frames:
+        raise GFMError(f"--cheap-labels {cheap.calculator}: {failures[0]}")
+    if failures:
+        say(f"{cheap.calculator}: {len(failures)} of {done} walks failed and are left out; the first: {failures[0]}")
+    if done < count:
+        say(f"{cheap.calculator}: {count - done} of {count} walks left out, their share of the minutes is over")
+    return frames, failures[0] if failures else None
+
+
+def _frames(text: str) -> list[str]:
+    """The frames of extended XYZ, all of one number of atoms."""
+    lines = text.splitlines(keepends=True)
+    size = int(lines[0]) + 2
+    return ["".join(lines[k : k + size]) for k in range(0, len(lines), size)]
 
 
 def in_words(cheap: Cheap, after: dict[str, Any], side: str) -> str:
@@ -114,7 +188,10 @@ def in_words(cheap: Cheap, after: dict[str, Any], side: str) -> str:
     return f"begins with what {cheap.calculator} says of structures around these{error}"
 
 
-def _bare(record: Record, number: int) -> Any:
-    atoms = record.structure()
-    atoms.info["group"] = record.group or f"walk-{number}"
-    return atoms
+def _starts(records: Sequence[Record]) -> Iterator[Atoms]:
+    """Bare structures; what must stay on one side of a split is the user's group, or where those are too few, a walk."""
+    grouped = len({record.group for record in records}) >= FEW_GROUPS and all(record.group for record in records)
+    for number, record in enumerate(records):
+        atoms = record.structure()
+        atoms.info["group"] = record.group if grouped else f"walk-{number}"
+        yield atoms

@@ -122,15 +122,16 @@ def run(args: argparse.Namespace) -> None:
 
 
 def cheap_of(args: argparse.Namespace) -> Cheap | None:
-    """What the options ask for."""
+    """What the options ask for; ConfigError for details of what is not asked for."""
     from gfm_calc.finetune.plan import Cheap
 
-    if args.cheap_labels is None:
-        return None
-    return Cheap(
-        calculator=args.cheap_labels, options=args.cheap_options, structures=args.cheap_structures,
+    found = Cheap(
+        calculator=args.cheap_labels or "", options=args.cheap_options, structures=args.cheap_structures,
         temperature=args.cheap_temperature, steps=args.cheap_steps,
     )  # fmt: skip
+    if args.cheap_labels is None and found != Cheap(calculator=""):
+        raise ConfigError("--cheap-options, -structures, -temperature and -steps are for --cheap-labels CALCULATOR")
+    return None if args.cheap_labels is None else found
 
 
 def _say(line: str) -> None:

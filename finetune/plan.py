@@ -9,15 +9,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from gfm_calc.artifacts import canonical_json, sha256_of_file, write_file
+from gfm_calc.artifacts import canonical_json, read_json, sha256_of_file, write_file
 from gfm_calc.config import HeadSpec
 from gfm_calc.data.readers import ReadOptions
 from gfm_calc.data.readers.options import DEFAULTS
-from gfm_calc.errors import ConfigError, CorruptFileError, GFMError, one_line
+from gfm_calc.errors import ConfigError, GFMError, one_line
 
 PREFLIGHT = "preflight.html"
 # What the inspection may say of labels whose source is known: published data, or snapshots of short walks, which are alike.
 HARMLESS = ("duplicates", "contradictions", "energy-unit", "force-scale", "stress-scale", "stress-unit", "energy-kind")
+CHEAP, CHEAP_LABELS = (
+    "cheap",
+    "cheap-labels",
+)  # folders of the fine-tuning to cheap labels, and of the labels themselves
 _FILE = "job.json"
 
 
@@ -54,7 +58,7 @@ class Job:
         naive: no guards.  keep: old heads in the new model, None for all.
         accepted: codes of findings that shall not stop the run.
         cheap: what the model learns before the labels, None for nothing.
-        device, dtype, compile: of the run.
+        device, dtype: of the run.  report: whether to write report.html.
     """
 
     inputs: tuple[Path, ...]
@@ -114,7 +118,7 @@ class Job:
 def begin(job: Job, *, resume: bool) -> None:
     """Make sure that the folder is free, or with `resume` that it holds the same job; nothing is written.
 
-    A job that never came to train holds nothing worth keeping: another one may take its place.
+    A job that never came to train holds nothing that another one could lose: that may take its place.
 
     Raises:
         GFMError: it holds a job (without `resume`) or other files.
@@ -124,20 +128,23 @@ def begin(job: Job, *, resume: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise GFMError(f"{folder}: is a file; give a folder")
     if path.exists():
-        if not any((folder / part / "run").exists() for part in (".", "cheap")):
+        if not any((folder / part / "run").exists() for part in (".", CHEAP)):
             return
         if not resume:
             raise GFMError(f"{folder}: holds a fine-tuning; go on with --resume, or choose another folder")
-        _refuse_changes(folder, _read(path), job.identity())
+        _refuse_changes(folder, read_json(path), job.identity())
     elif folder.exists() and any(entry.name != PREFLIGHT for entry in folder.iterdir()):
         raise GFMError(f"{folder}: holds other files; give a new or empty folder")
 
 
 def take(job: Job) -> None:
-    """Make the folder that of this job, without what another one left that never came to train."""
+    """Make the folder that of this job, without what another one left that never came to train.
+
+    Cheap labels stay: they know themselves what they were made for.
+    """
     path, identity = job.output / _FILE, job.identity()
-    if path.exists() and _read(path) != identity:
-        for name in ("datasets", "replay", "cheap", "cheap-labels"):
+    if path.exists() and read_json(path) != identity:
+        for name in ("datasets", "replay"):
             shutil.rmtree(job.output / name, ignore_errors=True)
         decisions_file(job.output).unlink(missing_ok=True)
     write(path, canonical_json(identity))
@@ -147,22 +154,19 @@ def _refuse_changes(folder: Path, began: Mapping[str, Any], now: Mapping[str, An
     changed = [name for name in now if began.get(name) != now[name]]
     if changed:
         name = changed[0]
+        old, new = began.get(name), now[name]
+        if isinstance(old, dict) and isinstance(new, dict):
+            inner = next(key for key in {**new, **old} if old.get(key) != new.get(key))
+            name, old, new = f"{name} {inner}", old.get(inner), new.get(inner)
         raise ConfigError(
-            f"{folder}: the job began with {name} = {_short(began.get(name))}, not {_short(now[name])}: take back the change, or "
-            "start a new job in another folder"
+            f"{folder}: the job began with {name} = {_short(old)}, not {_short(new)}: take back the change, or start "
+            "a new job in another folder"
         )
 
 
 def _short(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) < 60 else text[:57] + "..."
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_bytes())
-    except ValueError as error:
-        raise CorruptFileError(f"{path}: not valid JSON ({one_line(error)}): damaged") from error
 
 
 def decisions_file(folder: Path) -> Path:
@@ -173,7 +177,7 @@ def decisions_file(folder: Path) -> Path:
 def read_decisions(folder: Path) -> dict[str, Any] | None:
     """What an earlier run decided; None where it did not come so far."""
     path = decisions_file(folder)
-    return _read(path) if path.exists() else None
+    return read_json(path) if path.exists() else None
 
 
 def write_decisions(folder: Path, found: Mapping[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -11,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from gfm_calc.artifacts import canonical_json
+from gfm_calc.artifacts import canonical_json, read_json
 from gfm_calc.checkpoint import load_model, save_model
 from gfm_calc.config import HeadSpec
-from gfm_calc.errors import ConfigError
+from gfm_calc.errors import ConfigError, CorruptFileError, one_line
 from gfm_calc.finetune import cheap, forgetting
 from gfm_calc.finetune.classes import auc_of
 from gfm_calc.finetune.combine import combine
@@ -73,7 +72,7 @@ def finetune(job: Job, *, resume: bool, say: Say = print) -> Outcome | str:
     if place.world > 1:
         raise ConfigError("gfm finetune runs on one process; gfm train goes on from a saved model with [start] on many")
     if job.cheap is not None:
-        cheap.check(job, job.cheap)
+        cheap.check(job.cheap, kind=job.card.kind, strategy=job.strategy)
     outcome = _fit(job, place, say, resume=resume)
     if isinstance(outcome, str):
         return outcome
@@ -123,22 +122,25 @@ def _after_cheap(
     job: Job, asked: Cheap, found: Material, origin: GFMModel, place: Place, say: Say
 ) -> Beginning | str:  # fmt: skip
     """Where the job begins when the model has learnt cheap labels; what an earlier run has learnt stays."""
-    first = cheap.first_job(job, asked)
+    first = cheap.first_job(job, asked, list(origin.specs))
     since = time.monotonic()
     done = first.output / "errors.json"
     if not done.exists():
         records = list(found.dataset.read(found.sides.train, names=True).records())
-        cheap.make_labels(job, asked, [record for record in records if len(record) > 1], say)
+        cheap.make_labels(job, asked, records, say)
         if job.max_minutes is not None:
             first = _shortened(replace(first, max_minutes=_CHEAP_SHARE * job.max_minutes), since, least=0.5)
         goes_on = (first.output / "run").exists()
         outcome = _fit(first, place, lambda line: say(f"  {asked.calculator}: {line}"), resume=goes_on)
         if isinstance(outcome, str):
             return outcome
-    learnt = json.loads(done.read_bytes())
-    model = first.output / "model"
+    learnt, model = read_json(done), first.output / "model"
+    try:
+        begins = load_model(model)
+    except CorruptFileError as error:
+        raise CorruptFileError(f"{one_line(error)}; remove {first.output}, and --resume learns it again") from error
     return Beginning(
-        model=load_model(model), where=str(model), origin=origin, origin_where=job.model,
+        model=begins, where=str(model), origin=origin, origin_where=job.model,
         reason=cheap.in_words(asked, learnt["after"], learnt["side"]),
     )  # fmt: skip
 

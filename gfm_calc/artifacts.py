@@ -234,6 +234,11 @@ def open_artifact(directory: Path, *, kind: str, newest_version: int) -> Artifac
     return artifact
 
 
+def read_json(path: Path) -> Any:
+    """The JSON of a file of ours; CorruptFileError where it is not."""
+    return parse_json(path.read_bytes(), path)
+
+
 def parse_json(data: bytes, path: Path) -> Any:
     """JSON text -> value; CorruptFileError where it is not JSON."""
     try:

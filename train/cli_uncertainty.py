@@ -28,7 +28,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--structures", type=positive_int, default=1500, metavar="N",
                         help="training structures a head (default: %(default)s)")  # fmt: skip
     parser.add_argument("--fewest", type=positive_int, default=100, metavar="N",
-                        help="training structures without which a head gets none (default: %(default)s)")  # fmt: skip
+                        help="training structures with forces without which a head gets none (default: %(default)s)")  # fmt: skip
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="where to save it (default: in its place)")
     parser.add_argument("--threads", type=positive_int, metavar="N", help="CPU threads of this run (default: torch's)")
 

@@ -37,6 +37,7 @@ from gfm_calc.train.recipe import DataRecipe, HeadRecipe, Recipe, to_toml
 KIND = "training-data"
 FORMAT_VERSION = 1
 _SAMPLE = 128  # structures of a head whose edges are counted
+FEW_GROUPS = 3  # fewer cannot be divided by group
 _BLOCKS = 40  # of frames, where nothing else tells them apart
 _SCALES = (0.3, 3.0)  # eV; least and largest scale of a head
 
@@ -157,7 +158,7 @@ def _keyed(dataset: Dataset, by: str) -> Iterator[tuple[Record, str]]:
     keys = [record.group or by_composition(record) for record in dataset.records()]
     alone = [is_isolated(record) for record in dataset.records()]
     some = {key for key, single in zip(keys, alone) if not single}
-    size = math.ceil(len(keys) / _BLOCKS) if len(some) < 3 else 0
+    size = math.ceil(len(keys) / _BLOCKS) if len(some) < FEW_GROUPS else 0
     for index, (record, key) in enumerate(zip(dataset.records(), keys)):
         yield record, f"{key} {dataset.head.name} block {index // size}" if size else key
 

@@ -32,9 +32,10 @@ _CHECK_EVERY = 100  # steps
 
 @dataclass(frozen=True, kw_only=True)
 class FitPlan:
-    """Attributes: `structures` of each side of a head, and `atoms` in all, at most; `fewest`, training structures without which
-    a head gets none (learnt from 76, expected errors vanished where atoms came close, and that is worse than none);
-    `members` M, networks a head, and their `width` K; `steps` of AdamW, each on a `batch` of structures; `rate`, its highest."""
+    """Attributes: `structures` of each side of a head, and `atoms` in all, at most; `fewest`, training structures with forces,
+    whether they are looked at or not, without which a head gets none (learnt from 76, expected errors vanished where atoms
+    came close, which is worse than none); `members` M, networks a head, and their `width` K; `steps` of AdamW, each on a
+    `batch` of structures; `rate`, its highest."""
 
     structures: int = 1500
     fewest: int = 100
@@ -83,7 +84,9 @@ def fit_uncertainty(model: GFMModel, heads: Sequence[Head], plan: FitPlan | None
     """
     plan = plan or FitPlan()
     mine = [head for head in heads if head.spec.name in model.energy_heads]
-    enough = [head for head in mine if len(head.sides["train"]) >= plan.fewest]
+    enough = [
+        head for head in mine if len(head.sides["train"]) >= plan.fewest
+    ]  # with forces or not: those are counted below
     tensors: dict[str, list[Tensor]] = {name: [] for name in SHAPES}
     figures: dict[str, dict[str, Any]] = {}
     with Progress("uncertainty", "heads", len(enough)) as progress:
@@ -91,7 +94,7 @@ def fit_uncertainty(model: GFMModel, heads: Sequence[Head], plan: FitPlan | None
             name = head.spec.name
             train, validation = (residuals(model, head, side, plan) for side in ("train", "validation"))
             progress.advance(note=name)
-            if not torch.isfinite(train.forces).any():
+            if _with_forces(train) * len(head.sides["train"]) < plan.fewest:
                 continue
             weights, scale = calibrated(fit(train, validation, plan), validation)
             for key, tensor in zip(SHAPES, weights):
@@ -105,7 +108,7 @@ def fit_uncertainty(model: GFMModel, heads: Sequence[Head], plan: FitPlan | None
     fitted = ErrorHeads({name: torch.stack(rows) for name, rows in tensors.items()}, figures).to(
         model.device, model.dtype
     )
-    too_few = [head.spec.name for head in mine if head not in enough]
+    too_few = [head.spec.name for head in mine if head.spec.name not in figures]
     return _beside(model.uncertainty, fitted, too_few)
 
 
@@ -116,6 +119,12 @@ def _beside(old: ErrorHeads | None, new: ErrorHeads, gone: Sequence[str]) -> Err
         return new
     tensors = {name: torch.cat([kept.tensors[name], tensor]) for name, tensor in new.tensors.items()}
     return ErrorHeads(tensors, kept.figures | new.figures)
+
+
+def _with_forces(part: Residuals) -> float:
+    """The share of structures with a labelled force."""
+    known = torch.isfinite(part.forces).float()
+    return float((scatter_sum(known, part.batch, len(part.atoms)) > 0).float().mean()) if len(part.atoms) else 0.0
 
 
 def residuals(model: GFMModel, head: Head, side: str, plan: FitPlan) -> Residuals:

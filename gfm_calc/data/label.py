@@ -221,9 +221,12 @@ class _Journal:
                 )
             self._end = len(head) if first == head else 0
             while self._end and (line := handle.readline()).endswith(b"\n"):
-                self.offsets[json.loads(line)["n"]] = self._end
+                try:
+                    self.offsets[json.loads(line)["n"]] = self._end
+                except (ValueError, KeyError, TypeError):  # damaged: from here on it is done again
+                    break
                 self._end += len(line)
-        os.ftruncate(self._file, self._end)  # a last line that was cut off
+        os.ftruncate(self._file, self._end)  # also a last line that was cut off
         if not self._end:
             self._append(head)
 

@@ -6,7 +6,7 @@ keep the group of the one they come from, so that no split sets them apart.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,7 @@ class PerturbJob:
             raise ConfigError("nothing to change: give a rattle, a strain, or dynamics with a calculator")
 
 
-def perturb(job: PerturbJob) -> Iterator[str | GFMError]:
+def perturb(job: PerturbJob) -> Generator[str | GFMError, None, None]:
     """The new structures of each input structure, as text of extended XYZ; or why there are none.  In order.
 
     Raises:

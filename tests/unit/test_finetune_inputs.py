@@ -163,6 +163,7 @@ def test_other_things_that_cannot_be_done(sound, tmp_path, capsys):
             "--cheap-labels gfm:gfm-small:pbe-vasp: start.extxyz, frame 0: head pbe-vasp has not seen H",
         ),
         (["emt", "--property", "gap", "--kind", "intensive"], "not for properties"),
+        (["emt", "--cheap-structures", "5"], "--cheap-structures 5: 20 at least"),
     ],
 )
 def test_cheap_labels_that_cannot_be_had(more, said, sound, tmp_path, capsys):
@@ -173,10 +174,9 @@ def test_cheap_labels_that_cannot_be_had(more, said, sound, tmp_path, capsys):
     assert said in refused(capsys, data, tmp_path / "out", "--cheap-labels", *more)
 
 
-def test_too_few_cheap_labels(sound, tmp_path, capsys):
-    data = write(tmp_path / "frames.extxyz", sound[:12])
-    words = ("--cheap-labels", "gfm:gfm-small:gfn1-xtb", "--cheap-structures", "5", "--keep-heads", "none")
-    assert "too few" in refused(capsys, data, tmp_path / "out", *words)
+def test_details_of_cheap_labels_that_nobody_asked_for(sound, tmp_path, capsys):
+    data = write(tmp_path / "frames.extxyz", sound)
+    assert "are for --cheap-labels" in refused(capsys, data, tmp_path / "out", "--cheap-steps", "5")
 
 
 def test_a_test_file_that_shares_structures_is_refused(sound, tmp_path, capsys):
