@@ -74,7 +74,7 @@ def _words_of(args: argparse.Namespace) -> list[str]:
         for item in value if isinstance(action, argparse._AppendAction) else [value]:
             shown = f"{item[0]}=PYTHON" if action.dest in ("peer", "other") else _typed(item)
             shown = f"{item[0]}={item[1].name}" if action.dest == "outside" else shown
-            words += [*action.option_strings[-1:], *([] if item is True else [shown])]
+            words += [*action.option_strings[-1:], *([] if isinstance(item, bool) else [shown])]
     return words
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from gfm_calc.benchmarks.tables import Table, figure
@@ -76,6 +77,21 @@ def ablation(result: Mapping[str, Any]) -> Iterator[Table]:
     )
 
 
+def _means(rows: Sequence[Mapping[str, Any]], metric: str, others: Sequence[str]) -> Iterator[list[str]]:
+    """A row for each size and arm over the cases with the metric of the task, where there are several; of another model only
+    where it has all of them."""
+    groups: dict[tuple[int, str], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if row.get("metric", metric) == metric and row["errors"].get(metric):
+            groups.setdefault((row["size"], row["arm"]), []).append(row)
+    for (size, arm), group in groups.items():
+        if len(group) > 1:
+            mean = fmean(fmean(row["errors"][metric]) for row in group)
+            known = [[row["published"].get(model) for row in group] for model in others]
+            shown = [figure(None if None in values else fmean(values)) for values in known]
+            yield [f"mean of {len(group)}", str(size or "all"), arm, figure(mean), "-", *shown, "", ""]
+
+
 def finetune(result: Mapping[str, Any]) -> Iterator[Table]:
     task, rows = result["task"], []
     others = list(dict.fromkeys(model for row in result["rows"] for model in row["published"]))
@@ -89,6 +105,7 @@ def finetune(result: Mapping[str, Any]) -> Iterator[Table]:
         arm = f"{row['arm']} (no credit: {row['overlap']})" if row.get("overlap") else row["arm"]
         rows.append([what, str(row["size"] or "all"), arm, figure(mean), spread, *shown, f"{row['steps']}",
                      figure(row["seconds"])])  # fmt: skip
+    rows += _means(result["rows"], task["metric"], others)
     header = ["case", "structures", "", task["metric"].replace("_", " "), "spread", *others, "steps", "s"]
     yield Table(task["title"] + (f". {task['note']}" if task.get("note") else ""), header, rows)
 

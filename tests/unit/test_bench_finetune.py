@@ -61,6 +61,26 @@ def test_a_task_is_run_with_and_without_what_was_learnt_before(task, tmp_path):
     assert len(shown.rows) == 2 and "somebody" in shown.header
 
 
+def test_means_over_cases_are_of_cases_that_have_a_value():
+    def row(case, error, published, arm="ours"):
+        errors = {"forces_mae_mev_per_a": error}
+        return {
+            "case": case,
+            "size": 50,
+            "arm": arm,
+            "errors": errors,
+            "published": published,
+            "steps": 1,
+            "seconds": 1.0,
+        }
+
+    rows = [row("a", [1.0, 3.0], {"x": 4.0, "y": 1.0}), row("b", [6.0], {"x": 6.0}), row("b", [8.0], {}, "other")]
+    task = {"title": "T", "metric": "forces_mae_mev_per_a"}
+    (shown,) = tables({"benchmark": "finetune", "task": task, "rows": rows})
+    assert [line[:4] for line in shown.rows[3:]] == [["mean of 2", "50", "ours", "4"]]
+    assert shown.rows[3][shown.header.index("x")] == "5" and shown.rows[3][shown.header.index("y")] == "-"
+
+
 def test_the_command(task, tmp_path, capsys):
     words = [
         "bench",
