@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import ase.io
@@ -73,15 +74,19 @@ def _one(plan: ScreeningPlan, path: Path, folder: Path, quantity: str, compiled:
 
 def processes(plan: ScreeningPlan) -> list[dict[str, Any]]:
     """Rows {processes, structures_per_s, times_one}: each with one thread, on one folder; from its first chunk to its last.
+    Medians over turns, of which each has all numbers of processes; `times_one` is that of the ratios within a turn.
     (Beside one process the thread that writes has a free core; two processes pay for theirs.)"""
-    rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as name, Progress("processes", "runs", len(_NUMBERS)) as progress:
+    speeds: dict[int, list[float]] = {number: [] for number in _NUMBERS}
+    with tempfile.TemporaryDirectory() as name, Progress("processes", "runs", plan.turns * len(_NUMBERS)) as progress:
         path = write_candidates(Path(name), plan.candidates)
-        for number in _NUMBERS:
-            speed = _together(plan, path, Path(name) / f"run{number}", number)
-            times = speed / rows[0]["structures_per_s"] if rows else 1.0
-            rows.append({"processes": number, "structures_per_s": rounded(speed), "times_one": rounded(times, 3)})
-            progress.advance(note=f"{number} processes")
+        for turn in range(plan.turns):
+            for number in _NUMBERS:
+                speeds[number].append(_together(plan, path, Path(name) / f"run{turn}-{number}", number))
+                progress.advance(note=f"{number} processes")
+    rows = []
+    for number, found in speeds.items():
+        times = median(speed / one for speed, one in zip(found, speeds[_NUMBERS[0]]))
+        rows.append({"processes": number, "structures_per_s": rounded(median(found)), "times_one": rounded(times, 3)})
     return rows
 
 
