@@ -59,7 +59,7 @@ def _add_speed(benches: Any) -> None:
                         help="MD on these: ethanol (9 atoms), NaCl (64), Cu (256), Si (1000); '' for none")  # fmt: skip
     parser.add_argument("--compile", action="store_true", help="ours compiled too, beside eager")
     parser.add_argument("--peer", type=peer, action="append", default=[], metavar="NAME=PYTHON",
-                        help="chgnet or sevennet, and the python of an environment that has it")  # fmt: skip
+                        help="chgnet, sevennet, mace or torchsim, and the python of an environment that has it")  # fmt: skip
     parser.add_argument("--repeats", type=positive_int, default=5, help="medians of so many; default: %(default)s")
     parser.add_argument("--seconds", type=positive, default=1.0, help="for each measurement; default: %(default)s")
     add_device(parser, "cpu")

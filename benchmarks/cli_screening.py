@@ -40,7 +40,7 @@ def add_screening(benches: Any) -> None:
 
 def _add_more(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--other", type=peer, action="append", default=[], metavar="NAME=PYTHON",
-                        help="chgnet or sevennet, and the python of an environment that has it")  # fmt: skip
+                        help="chgnet, sevennet, mace or torchsim, and the python of an environment that has it")  # fmt: skip
     parser.add_argument("--max-edges", type=positive_int, default=8192, help="of a batch; default: %(default)s")
     parser.add_argument("--device", default="cpu", help="of part workload: cpu, cuda, ...; default: %(default)s")
     parser.add_argument("--molecule-head", default="gfn2-xtb", help="of part precision, too; default: %(default)s")

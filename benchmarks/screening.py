@@ -4,7 +4,7 @@
     end-to-end  structures a second from a file of structures to Parquet, and the share of every stage
     peer        HydraGNN's fused inference on the same structures and neighbours, model alone and end to end
     processes   one process and two on one folder
-    others      CHGNet and SevenNet by their own batch paths, beside ours
+    others      CHGNet, SevenNet, MACE and torch-sim by their own batch paths, beside ours
     roofline    bytes and operations of the model, beside what the machine can do
     precision   float64, float32 and bfloat16: how fast, and how far from float64
     workload    the papers' own, random atoms and the lead model, as a screening on any device
@@ -80,7 +80,7 @@ class ScreeningPlan:
         turns: measurements of each contender, which take turns.
         compile: compiled contenders, too.
         peer: python of an environment with HydraGNN's dependencies.  checkout: of HydraGNN.
-        others: {"chgnet" | "sevennet": python of an environment that has it}.
+        others: {name of `speed.PEERS`: python of an environment that has it}.
         molecule_head: of part precision, beside `head`.
         candidates_file, sampled: of part million, how many of its candidates are predicted.  processes: predict all of them,
             by so many processes; None: only those sampled.

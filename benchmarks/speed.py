@@ -27,7 +27,12 @@ from gfm_calc.config import HeadSpec
 from gfm_calc.errors import ConfigError, HeadError, did_you_mean
 from gfm_calc.structures import read_structures
 
-PEERS = {"chgnet": "chgnet_speed.py", "sevennet": "sevennet_speed.py"}
+PEERS = {
+    "chgnet": "chgnet_speed.py",
+    "sevennet": "sevennet_speed.py",
+    "mace": "mace_speed.py",  # random weights
+    "torchsim": "torchsim_speed.py",  # on the same MACE
+}
 _HERE = Path(__file__).resolve().parent
 
 
@@ -40,7 +45,7 @@ class SpeedPlan:
         device: "cpu", "cuda", ... of all contenders.
         threads: CPU threads, one round each.
         compile: ours compiled too, beside eager.
-        peers: {"chgnet" | "sevennet": python of an environment that has it}.
+        peers: {name of `PEERS`: python of an environment that has it}.
         batches: structures handed over at once.
         systems: names of `structures.dynamics_systems` to time MD steps on.
         repeats: measurements a number; medians are reported.

@@ -12,7 +12,7 @@ from gfm_calc.benchmarks import structures as made
 from gfm_calc.benchmarks.contenders import Process
 from gfm_calc.benchmarks.heads import _loop, run_heads
 from gfm_calc.benchmarks.peers.measure import Stopwatch, batches, thermalize
-from gfm_calc.benchmarks.speed import SpeedPlan, pick_head, read_sets, run_speed
+from gfm_calc.benchmarks.speed import PEERS, SpeedPlan, pick_head, read_sets, run_speed
 from gfm_calc.benchmarks.worker import GFMContender, make
 from gfm_calc.errors import ConfigError, GFMError, HeadError
 
@@ -92,13 +92,14 @@ def test_children_measure_and_report(tmp_path, saved_model):
     assert dynamics["atoms"] == 9 and dynamics["ms_per_step"] > 0
 
 
-def test_a_peer_that_cannot_start_is_named_in_one_line():
-    script = ROOT / "benchmarks" / "peers" / "chgnet_speed.py"  # chgnet is no dependency of ours
-    with pytest.raises(GFMError, match="chgnet: its process ended: .*chgnet") as caught:
-        Process("chgnet", [sys.executable, str(script), "--structures", "none", "--threads", "1"], threads=1)
+@pytest.mark.parametrize("peer", PEERS)
+def test_a_peer_that_cannot_start_is_named_in_one_line(peer):
+    script = ROOT / "benchmarks" / "peers" / PEERS[peer]  # none of them is a dependency of ours
+    with pytest.raises(GFMError, match=f"{peer}: its process ended: .*No module named") as caught:
+        Process(peer, [sys.executable, str(script), "--structures", "none", "--threads", "1"], threads=1)
     assert "\n" not in str(caught.value)
     with pytest.raises(GFMError, match="no-such-python"):
-        Process("chgnet", ["no-such-python", str(script)], threads=1)
+        Process(peer, ["no-such-python", str(script)], threads=1)
 
 
 def test_momenta_have_the_temperature_and_are_seeded():
