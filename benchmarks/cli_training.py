@@ -114,6 +114,12 @@ def _add_finetune(benches: Any) -> None:
     parser.add_argument("--max-minutes", type=positive, metavar="M", help="of each run (default: no limit)")
     parser.add_argument("--strategy", metavar="NAME", help="of gfm finetune (default: its choice)")
     add_cheap(parser)
+    parser.add_argument(
+        "--forgetting",
+        dest="keep_heads",
+        action="store_true",
+        help="also keep the old heads, with replay and with --naive: what they forget",
+    )
     _add_work(parser)
     add_output(parser)
 
@@ -150,13 +156,14 @@ def run_training(args: argparse.Namespace) -> None:
 
 def run_multitask(args: argparse.Namespace) -> None:
     """Train heads together and alone."""
-    from gfm_calc.benchmarks.multitask import MultitaskPlan, run_multitask
+    from gfm_calc.benchmarks.multitask import MultitaskPlan, run_multitask, start_of
 
     plan = MultitaskPlan(
         data=args.data, heads=args.heads, draws=args.draws, structures=args.structures, seeds=args.seeds,
         recipe=args.recipe, settings=args.settings, work=args.work,
     )  # fmt: skip
-    finish(args, "multitask", threads=1, heads=run_multitask(plan))
+    about = {"draws": plan.draws, "structures": plan.structures, "seeds": plan.seeds, "start": start_of(plan)}
+    finish(args, "multitask", threads=1, about=about, heads=run_multitask(plan))
 
 
 def run_ablation(args: argparse.Namespace) -> None:
@@ -178,6 +185,6 @@ def run_finetune(args: argparse.Namespace) -> None:
     plan = FinetunePlan(
         task=task, data=args.data, models=args.model or [DEFAULT_MODEL], cases=args.cases, sizes=args.sizes,
         scratch=args.scratch, seeds=args.seeds, steps=args.steps, max_minutes=args.max_minutes, strategy=args.strategy,
-        cheap=cheap_of(args), work=args.work,
+        cheap=cheap_of(args), keep_heads=args.keep_heads, work=args.work,
     )  # fmt: skip
     finish(args, "finetune", threads=1, model=plan.models[0], task=about(task), rows=run_finetune(plan))

@@ -1,8 +1,9 @@
 """`gfm bench finetune`: what pre-training is worth, task by task.
 
-Arms: every model that is named, fine-tuned as `gfm finetune` does it; the same after cheap labels, where the plan says so;
-and `scratch`: the architecture of the first one with random weights, on the same structures for as many steps.  What decides a
-run (steps, batch) is that of `gfm finetune`.  What came out of a run is kept, where the plan names a folder.
+Arms: every model that is named, fine-tuned as `gfm finetune` does it where no old head is kept; the same after cheap labels,
+and with old heads kept, where the plan says so; and `scratch`: the architecture of the first one with random weights, on the
+same structures for as many steps.  What decides a run (steps, batch) is that of `gfm finetune`.  What came out of a run is
+kept, where the plan names a folder.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from gfm_calc.train.trainer import Trainer
 
 SCRATCH = "scratch"
 _HEAD = "task"
+_REPLAY, _NAIVE = "replay", "naive"
 _HELD_OUT = 0.2  # of the structures, where a task has no official split
 # Random weights want a higher learning rate than trained ones; Muon's is that of pre-training.
 _SCRATCH_RATES = {"adamw": 1e-3, "muon": 3e-3}
@@ -55,6 +57,7 @@ class FinetunePlan:
         models: names or directories.  scratch: beside them, the architecture of the first with random weights.
         seeds: of each run.  steps: instead of those that `gfm finetune` takes.  max_minutes: of each run.
         strategy: of `gfm finetune`, None for its choice.  cheap: labels that every model learns first, in a run of its own.
+        keep_heads: the old heads are kept, too, in runs of their own: one with replay and one with no guard (--naive).
         work: folder that keeps what came out, see `runs.folder_of_runs`.
     """
 
@@ -69,12 +72,14 @@ class FinetunePlan:
     max_minutes: float | None = None
     strategy: str | None = None
     cheap: Cheap | None = None
+    keep_heads: bool = False
     work: Path | None = None
 
 
 def run_finetune(plan: FinetunePlan) -> list[dict[str, Any]]:
     """Rows {case, metric, size (0: all), arm, model_id, strategy, steps, seconds (a run), errors (name -> one value a seed),
-    published (model -> value), overlap (what the model has seen of the task, "" for nothing)}; errors are those of
+    published (model -> value), overlap (what the model has seen of the task, "" for nothing), forgetting (head -> what is added
+    to its error, one fraction a seed, see `forgetting.Drift`; empty where none is kept)}; errors are those of
     `evaluation.figures` on the official test structures.
 
     Raises:
@@ -107,11 +112,13 @@ def run_finetune(plan: FinetunePlan) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class _Arm:
-    """`model` is fine-tuned, after `cheap` labels or at once; or `scratch`, random weights of its architecture."""
+    """`model` is fine-tuned, after `cheap` labels or at once; or `scratch`, random weights of its architecture.  guard: of old
+    heads that are kept, "replay" or "naive"; "": none is kept."""
 
     model: str
     cheap: Cheap | None = None
     scratch: bool = False
+    guard: str = ""
 
     @property
     def name(self) -> str:
@@ -119,13 +126,26 @@ class _Arm:
         if self.scratch:
             return SCRATCH
         name = Path(self.model).name
+        if self.guard:
+            return f"{name}, old heads kept" + (" (--naive)" if self.guard == _NAIVE else "")
         return f"{name} after {self.cheap.structures:,} x {self.cheap.calculator}" if self.cheap else name
+
+    def identity(self) -> list[Any]:
+        """What it does with a model."""
+        own = asdict(replace(self, model=""))
+        guard = own.pop("guard")
+        return [own, *([guard] if guard else [])]
 
 
 def _arms(plan: FinetunePlan) -> list[_Arm]:
     """What is compared, in the order of the rows."""
     before = [None] if plan.cheap is None else [None, plan.cheap]
-    tuned = [_Arm(model, cheap) for model in plan.models for cheap in before]
+    guards = (_REPLAY, _NAIVE) if plan.keep_heads else ()
+    tuned = [
+        arm
+        for model in plan.models
+        for arm in (*(_Arm(model, cheap) for cheap in before), *(_Arm(model, guard=guard) for guard in guards))
+    ]
     return [*tuned, *([_Arm(plan.models[0], scratch=True)] if plan.scratch else [])]
 
 
@@ -144,7 +164,7 @@ def _kept_as(plan: FinetunePlan, arm: _Arm, case: Case, size: int, seed: int) ->
     files = [sha256_of_file(find(plan.data, plan.task, name)) for name in names if name]
     task = replace(plan.task, cases=(case,), sizes=(size,), title="", published=(), note="")  # words change no run
     how = [seed, plan.steps, plan.max_minutes, plan.strategy, __version__]
-    about = [asdict(task), asdict(replace(arm, model="")), weights_id(open_model(arm.model)), files, how]
+    about = [asdict(task), *arm.identity(), weights_id(open_model(arm.model)), files, how]
     return f"run-{hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]}.json"
 
 
@@ -168,6 +188,7 @@ def _runs(
             if arm.scratch or (arm not in wanted and (arm != first or scratch not in wanted)):
                 continue
             where = {"model": arm.model, "cheap": arm.cheap, "output": Path(folder) / f"model{number}"}
+            where |= {"keep": None if arm.guard else (), "naive": arm.guard == _NAIVE}
             job = replace(_job(plan, case, files, seed), max_train=size or None, **where)
             since = time.perf_counter()
             outcome = finetune(job, resume=False, say=lambda line: None)
@@ -176,7 +197,8 @@ def _runs(
             start = outcome.setup.origin
             seen = "; ".join(text for head, text in plan.task.overlaps.items() if head in start.specs)
             about = {"strategy": outcome.setup.strategy.name, "model_id": start.model_id, "overlap": seen}
-            yield arm, _result(outcome.after, outcome.steps, since) | about
+            lost = {drift.head: drift.loss for drift in outcome.drifts if drift.loss == drift.loss}  # not NaN
+            yield arm, _result(outcome.after, outcome.steps, since) | about | {"forgetting": lost}
             if arm == first and scratch in wanted:
                 since = time.perf_counter()
                 errors, steps = _scratch(outcome.setup, Path(folder) / SCRATCH)
@@ -184,7 +206,7 @@ def _runs(
 
 
 def _job(plan: FinetunePlan, case: Case, files: Files, seed: int) -> Job:
-    """The fine-tuning of a case; number of structures, model, cheap labels and folder are still to be set."""
+    """The fine-tuning of a case; number of structures, model, cheap labels, old heads and folder are still to be set."""
     task, (kind, extensive) = plan.task, KINDS[case.kind]
     about = {**task.card, "licence": task.licence, "citation": task.citation, "kind": kind, "extensive": extensive}
     about |= {"quantity": case.label, "unit": case.unit} if case.label else {}
@@ -192,7 +214,7 @@ def _job(plan: FinetunePlan, case: Case, files: Files, seed: int) -> Job:
         inputs=(files.train,), test_files=(files.test,) if files.test else (), model="", output=Path(),
         card=card(_HEAD, [files.train], about), options=ReadOptions(**task.read, property_key=case.label), drop_shared=True,
         validation=0.0, test=0.0 if files.test else _HELD_OUT, seed=seed, steps=plan.steps, max_minutes=plan.max_minutes,
-        strategy=plan.strategy, keep=(), isolated=files.isolated, device="cpu", report=False,
+        strategy=plan.strategy, isolated=files.isolated, device="cpu", report=False,
         accepted=HARMLESS,  # published data are what they are
     )  # fmt: skip
 
@@ -235,6 +257,9 @@ def _row(plan: FinetunePlan, case: Case, size: int, arm: str, runs: Sequence[Map
         "strategy": runs[0]["strategy"], "steps": runs[0]["steps"], "test_frames": runs[0]["errors"]["frames"],
         "seconds": round(statistics.fmean(run["seconds"] for run in runs), 1),
         "errors": {name: [float(f"{run['errors'][name]:.5g}") for run in runs] for name in names},
+        "forgetting": {
+            head: [float(f"{run['forgetting'][head]:.3g}") for run in runs] for head in runs[0].get("forgetting", {})
+        },
         "published": {p.model: p.values[case.name] for p in task.published if p.size == size and case.name in p.values},
     }  # fmt: skip
 

@@ -75,6 +75,12 @@ def run_multitask(plan: MultitaskPlan) -> list[dict[str, Any]]:
     return [_row(head, sizes[head], found[head]) for head in heads]
 
 
+def start_of(plan: MultitaskPlan) -> str:
+    """Name of the model that all runs begin with; "" for random weights."""
+    model = recipe_on(plan.data.resolve(), plan.recipe, plan.settings).start.model
+    return Path(model).name
+
+
 def _recipe(plan: MultitaskPlan, heads: Sequence[str], seed: int) -> Recipe:
     """Of a run of these heads."""
     settings = [

@@ -39,15 +39,18 @@ def multitask(result: Mapping[str, Any]) -> Iterator[Table]:
         for name in ("energy_mae_mev_per_atom", "forces_mae_mev_per_a"):
             if name in row["gain"]:
                 means = [figure(sum(row[kind][name]) / len(row[kind][name])) for kind in ("alone", "together")]
-                shown += [*means, f"{100 * row['gain'][name]:+.0f}"]
+                gains = [1 - together / alone for together, alone in zip(row["together"][name], row["alone"][name])]
+                among = f" ({100 * min(gains):+.0f} to {100 * max(gains):+.0f})" if len(gains) > 1 else ""
+                shown += [*means, f"{100 * row['gain'][name]:+.0f}{among}"]
             else:
                 shown += ["-", "-", "-"]
         rows.append(shown)
     header = ["head", "training structures", "energy alone, meV/atom", "together", "gain, %", "forces alone, meV/Å",
               "together", "gain, %"]  # fmt: skip
-    yield Table(
-        "Errors of heads trained alone and together, the same structures of each seen: means over seeds", header, rows
-    )
+    about = result.get("about", {})
+    start = f", all begun with the encoder of {about['start']}" if about.get("start") else ""
+    title = f"Errors of heads trained alone and together{start}, the same structures of each seen: means over seeds"
+    yield Table(title, header, rows)
 
 
 def ablation(result: Mapping[str, Any]) -> Iterator[Table]:
@@ -108,6 +111,22 @@ def finetune(result: Mapping[str, Any]) -> Iterator[Table]:
     rows += _means(result["rows"], task["metric"], others)
     header = ["case", "structures", "", task["metric"].replace("_", " "), "spread", *others, "steps", "s"]
     yield Table(task["title"] + (f". {task['note']}" if task.get("note") else ""), header, rows)
+    lost = [
+        [row["case"], str(row["size"] or "all"), row["arm"], *_forgotten(row["forgetting"])]
+        for row in result["rows"]
+        if row.get("forgetting")
+    ]
+    yield Table(
+        "What old heads forget: force errors on structures made for the purpose, with what moved added as if independent",
+        ["case", "structures", "", "old heads", "mean, %", "worst, %", "of", "more than 5 %"], lost,
+    )  # fmt: skip
+
+
+def _forgotten(lost: Mapping[str, Sequence[float]]) -> list[str]:
+    means = {head: 100 * sum(values) / len(values) for head, values in lost.items()}
+    worst = max(means, key=lambda head: means[head])
+    return [f"{len(means)}", f"{sum(means.values()) / len(means):.1f}", f"{means[worst]:.1f}", worst,
+            f"{sum(value > 5 for value in means.values())}"]  # fmt: skip
 
 
 def scaling(result: Mapping[str, Any]) -> Iterator[Table]:

@@ -49,9 +49,14 @@ def measure(before: GFMModel, after: GFMModel, heads: Sequence[str]) -> list[Dri
             continue
         energy = np.mean([abs(one.energy.item() - record.energy) / len(record) for record, one in moved])
         forces = np.concatenate([np.abs(one.forces.numpy() - record.forces).ravel() for record, one in moved]).mean()
-        error = 1e-3 * before.specs[head].test_errors.get("forces_mae_mev_per_a", math.nan)
+        error = card_error(before, head)
         loss = math.sqrt(1 + (forces / error) ** 2) - 1 if error > 0 else math.nan
         found.append(
             Drift(head=head, structures=len(moved), energy=float(energy), forces=float(forces), error=error, loss=loss)
         )
     return found
+
+
+def card_error(model: GFMModel, head: str) -> float:
+    """Mean absolute error of a head's forces by its card, eV/Å; NaN where it does not say."""
+    return 1e-3 * model.specs[head].test_errors.get("forces_mae_mev_per_a", math.nan)

@@ -18,6 +18,7 @@ from gfm_calc.data.store import Dataset, Selection, open_dataset
 from gfm_calc.data.tasks import file_tasks
 from gfm_calc.errors import ConfigError
 from gfm_calc.finetune import strategy
+from gfm_calc.finetune.forgetting import card_error
 from gfm_calc.finetune.nearest import Nearness, rank_heads
 from gfm_calc.finetune.plan import PREFLIGHT, Job, read_decisions, take, write, write_decisions
 from gfm_calc.finetune.preflight import Preflight, preflight
@@ -156,7 +157,8 @@ def set_up(job: Job, found: Material, begins: Beginning, kept: Sequence[str], sa
     )  # fmt: skip
     recipe = recipe_of(
         plan, model=(str(resolve(begins.where)), start.model_id), data=found.data, config=start.config, head=job.card.name,
-        nearest=ranking[0].head if ranking else None, old_heads=tuple(replay), dtype=job.dtype,
+        nearest=ranking[0].head if ranking else None, old_heads={name: card_error(begins.origin, name) for name in replay},
+        dtype=job.dtype,
     )  # fmt: skip
     patience = _PATIENCE if len(sides.validation) >= _ENOUGH else 0
     run = replace(recipe.run, max_minutes=job.max_minutes, seed=job.seed, stop_after=patience)

@@ -61,6 +61,21 @@ def test_a_task_is_run_with_and_without_what_was_learnt_before(task, tmp_path):
     assert len(shown.rows) == 2 and "somebody" in shown.header
 
 
+def test_what_old_heads_forget_with_and_without_replay(task, tmp_path):
+    plan = FinetunePlan(
+        task=task, data=tmp_path, models=["gfm-small"], steps=4, strategy="full", scratch=False, keep_heads=True
+    )
+    none, replay, naive = run_finetune(plan)
+    assert [none["arm"], replay["arm"]] == ["gfm-small", "gfm-small, old heads kept"]
+    assert naive["arm"] == "gfm-small, old heads kept (--naive)"
+    assert none["forgetting"] == {} and replay["forgetting"].keys() == naive["forgetting"].keys()
+    assert {"gfn2-xtb", "pbe-u-mp"} <= replay["forgetting"].keys()
+    assert 0 < sum(sum(values) for values in replay["forgetting"].values())
+    _, lost = tables({"benchmark": "finetune", "task": about(task), "rows": [none, replay, naive]})
+    assert [row[2] for row in lost.rows] == [replay["arm"], naive["arm"]]
+    assert int(lost.rows[0][3]) == len(replay["forgetting"])
+
+
 def test_means_over_cases_are_of_cases_that_have_a_value():
     def row(case, error, published, arm="ours"):
         errors = {"forces_mae_mev_per_a": error}

@@ -3,7 +3,7 @@
 import pytest
 from training import SETTINGS, make_datasets
 
-from gfm_calc.benchmarks.multitask import MultitaskPlan, run_multitask
+from gfm_calc.benchmarks.multitask import MultitaskPlan, run_multitask, start_of
 from gfm_calc.benchmarks.report import tables
 from gfm_calc.errors import ConfigError, GFMError
 
@@ -19,7 +19,11 @@ def test_heads_together_and_alone(tmp_path):
         together, alone = (row[kind]["energy_mae_mev_per_atom"] for kind in ("together", "alone"))
         expected = sum(1 - a / b for a, b in zip(together, alone)) / 2
         assert row["gain"]["energy_mae_mev_per_atom"] == pytest.approx(expected) and together != alone
-    assert len(next(iter(tables({"benchmark": "multitask", "heads": rows}))).rows) == 2
+    (shown,) = tables({"benchmark": "multitask", "heads": rows, "about": {"start": start_of(plan)}})
+    assert len(shown.rows) == 2 and " to " in shown.rows[0][-1] and "begun" not in shown.title
+    begun = start_of(MultitaskPlan(data=data, settings=["start.model=runs/first"]))
+    (shown,) = tables({"benchmark": "multitask", "heads": rows, "about": {"start": begun}})
+    assert "begun with the encoder of first" in shown.title
 
 
 def test_what_cannot_be_compared(tmp_path):

@@ -1,6 +1,7 @@
 """What fine-tuning is made of: adapters, rates of parts, nearest heads, reference energies, old heads, strategies."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from gfm_calc.graph import AtomicGraph, GraphBatch
 from gfm_calc.train.adapters import AdaptedLinear, add_adapters, merge_adapters
 from gfm_calc.train.flat import AdamW, FlatParameters
 from gfm_calc.train.models import rates
-from gfm_calc.train.recipe import StartRecipe, recipe_of, to_toml
+from gfm_calc.train.recipe import DataRecipe, StartRecipe, recipe_of, to_toml
 
 OFFSETS = {"C": -700.0, "H": 3.25, "O": 42.0}
 
@@ -161,6 +162,24 @@ def test_strategies_follow_the_number_of_labels():
     assert steps == sorted(steps) and steps[-1] <= 60_000
     with pytest.raises(ConfigError, match="did you mean 'adapters'"):
         strategy.choose(8, 224, wanted="adapter")
+
+
+def test_old_heads_repeat_themselves_more_often_where_they_are_good(small):
+    errors = {"good": 0.05, "middle": 0.1, "bad": 0.2, "hopeless": 5.0, "unknown": math.nan}
+    recipe = strategy.recipe_of(
+        strategy.choose(50, 1400), model=("m", "id"), data=DataRecipe(), config=small.config, head="new", nearest="good",
+        old_heads=errors, dtype="float32",
+    )  # fmt: skip
+    heads = {head.name: head for head in recipe.heads}
+    assert heads["good"].share > heads["middle"].share > heads["bad"].share > heads["hopeless"].share > 0
+    assert heads["good"].weight > heads["middle"].weight > heads["bad"].weight > heads["hopeless"].weight > 0
+    assert sum(heads[name].share for name in errors) == pytest.approx(strategy.REPLAY_SHARE)
+    assert heads["new"].share == pytest.approx(1 - strategy.REPLAY_SHARE) and heads["new"].weight == 1.0
+    alone = strategy.recipe_of(
+        strategy.choose(50, 1400, keeps_heads=False), model=("m", "id"), data=DataRecipe(), config=small.config, head="new",
+        nearest=None, old_heads={}, dtype="float32",
+    )  # fmt: skip
+    assert [(head.name, head.share) for head in alone.heads] == [("new", None)]
 
 
 def test_a_recipe_with_a_start_is_read_back():
