@@ -48,7 +48,10 @@ class Process:
         line = self.process.stdout.readline()
         if not line:
             raise GFMError(f"{self.name}: its process ended: {self._last_words()}")
-        return json.loads(line)
+        try:
+            return json.loads(line)
+        except json.JSONDecodeError as error:
+            raise GFMError(f"{self.name}: its process printed {line.strip()[:100]!r} where an answer was due") from error
 
     def _last_words(self) -> str:
         self.process.wait()

@@ -5,6 +5,8 @@ Its wheel has no weights: they are random, which makes energies meaningless and 
 """
 
 import argparse
+import contextlib
+import sys
 import warnings
 from importlib.metadata import version
 
@@ -13,10 +15,11 @@ import torch
 from measure import serve
 
 torch.serialization.add_safe_globals([slice])  # e3nn reads constants of its own with torch.load
-from e3nn import o3  # noqa: E402
-from mace import data, modules  # noqa: E402
-from mace.calculators import MACECalculator  # noqa: E402
-from mace.tools import torch_geometric, utils  # noqa: E402
+with contextlib.redirect_stdout(sys.stderr):  # replies alone go to stdout; these say what accelerators they miss
+    from e3nn import o3
+    from mace import data, modules
+    from mace.calculators import MACECalculator
+    from mace.tools import torch_geometric, utils
 
 MODEL = "MACE, size of MACE-MP-0 small, random weights"
 _ELEMENTS = 89

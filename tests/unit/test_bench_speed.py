@@ -102,6 +102,11 @@ def test_a_peer_that_cannot_start_is_named_in_one_line(peer):
         Process(peer, ["no-such-python", str(script)], threads=1)
 
 
+def test_a_contender_that_prints_something_else_is_named():
+    with pytest.raises(GFMError, match="loud: its process printed 'no accelerator' where an answer was due"):
+        Process("loud", [sys.executable, "-c", "print('no accelerator')"], threads=1)
+
+
 def test_momenta_have_the_temperature_and_are_seeded():
     atoms = made.dynamics_systems()["Si"]
     thermalize(atoms, 300.0, seed=1)
