@@ -51,7 +51,9 @@ class Process:
         try:
             return json.loads(line)
         except json.JSONDecodeError as error:
-            raise GFMError(f"{self.name}: its process printed {line.strip()[:100]!r} where an answer was due") from error
+            raise GFMError(
+                f"{self.name}: its process printed {line.strip()[:100]!r} where an answer was due"
+            ) from error
 
     def _last_words(self) -> str:
         self.process.wait()

@@ -76,9 +76,9 @@ def run_multitask(plan: MultitaskPlan) -> list[dict[str, Any]]:
 
 
 def start_of(plan: MultitaskPlan) -> str:
-    """Name of the model that all runs begin with; "" for random weights."""
-    model = recipe_on(plan.data.resolve(), plan.recipe, plan.settings).start.model
-    return Path(model).name
+    """Name of the model that all runs begin with, that of the run for RUN/model; "" for random weights."""
+    model = Path(recipe_on(plan.data.resolve(), plan.recipe, plan.settings).start.model)
+    return model.parent.name if model.name == "model" and model.parent.name else model.name
 
 
 def _recipe(plan: MultitaskPlan, heads: Sequence[str], seed: int) -> Recipe:

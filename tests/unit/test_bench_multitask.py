@@ -21,7 +21,8 @@ def test_heads_together_and_alone(tmp_path):
         assert row["gain"]["energy_mae_mev_per_atom"] == pytest.approx(expected) and together != alone
     (shown,) = tables({"benchmark": "multitask", "heads": rows, "about": {"start": start_of(plan)}})
     assert len(shown.rows) == 2 and " to " in shown.rows[0][-1] and "begun" not in shown.title
-    begun = start_of(MultitaskPlan(data=data, settings=["start.model=runs/first"]))
+    begun = start_of(MultitaskPlan(data=data, settings=["start.model=runs/first/model"]))
+    assert start_of(MultitaskPlan(data=data, settings=["start.model=gfm-small"])) == "gfm-small"
     (shown,) = tables({"benchmark": "multitask", "heads": rows, "about": {"start": begun}})
     assert "begun with the encoder of first" in shown.title
 
