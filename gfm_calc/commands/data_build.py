@@ -91,6 +91,8 @@ def _add_perturb(subparsers: Any) -> None:
     parser.add_argument("--closest", type=number, default=0.6, metavar="X",
                         help="of the sum of covalent radii: nearer atoms are drawn again (default: %(default)s)")  # fmt: skip
     parser.add_argument("--processes", type=positive_int, default=1, metavar="N", help="default: %(default)s")
+    parser.add_argument("--timeout", type=positive, metavar="S",
+                        help="seconds for the copies of one structure (default: no limit)")  # fmt: skip
     parser.add_argument("--skip-invalid", action="store_true", help="leave out what cannot be perturbed, and say which")
     dynamics = parser.add_argument_group("dynamics")
     dynamics.add_argument(
@@ -252,7 +254,7 @@ def run_perturb(args: argparse.Namespace) -> None:
     _check_suffix(args.output)
     refuse_existing(args.output, args.overwrite)
     names: tuple[str, ...] = ("copies", "seed", "rattle", "strain", "closest", "calculator", "options", "temperature")
-    names += ("time_step", "every", "friction", "processes")
+    names += ("time_step", "every", "friction", "processes", "timeout")
     job = PerturbJob(inputs=tuple(args.input), **{name: getattr(args, name) for name in names})
     made = bad = 0
     with written_aside(args.output, args.overwrite) as aside, Progress("perturb", "structures") as progress:

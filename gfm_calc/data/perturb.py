@@ -19,7 +19,7 @@ from ..errors import ConfigError, GFMError, InvalidStructureError, one_line
 from ..neighbors import edge_vectors, neighbor_list
 from .calculators import make_calculator
 from .label import clean_structure, extxyz_text, structures_of
-from .workers import run_in_processes
+from .workers import WorkerDiedError, run_in_processes
 
 _TRIES = 20
 _MAX_TEMPERATURE = 1.0e5  # K; beyond, atoms have been fired off
@@ -40,6 +40,7 @@ class PerturbJob:
         calculator: of the dynamics (a name of `calculators.NAMES`), or None.  options: its arguments, a JSON object.
         temperature: K.  time_step: fs.  every: steps between snapshots.  friction: 1/fs (Langevin).
         processes: at a time; 0 does the work in this process.
+        timeout: seconds for the copies of one structure (not with processes = 0), or None.
     """
 
     inputs: tuple[Path, ...]
@@ -55,6 +56,7 @@ class PerturbJob:
     every: int = 100
     friction: float = 0.01
     processes: int = 1
+    timeout: float | None = None
 
     def __post_init__(self) -> None:
         if self.copies < 1 or self.seed < 0 or not 0 <= self.rattle < 100 or not 0 <= self.strain < 0.5:
@@ -77,14 +79,18 @@ def perturb(job: PerturbJob) -> Generator[str | GFMError, None, None]:
     """
     if job.calculator is not None:
         make_calculator(job.calculator, job.options)
-    calls = (
-        (job, number, atoms, source, frame)
-        for number, (source, frame, atoms) in enumerate(structures_of(job.inputs))
-    )  # fmt: skip
+    under_way: dict[int, str] = {}
+
+    def calls() -> Iterator[tuple]:
+        for number, (source, frame, atoms) in enumerate(structures_of(job.inputs)):
+            under_way[number] = f"{source}: frame {frame}"
+            yield job, number, atoms, source, frame
+
     early: dict[int, Any] = {}
     following = 0
-    for number, outcome in run_in_processes(_perturb_one, calls, job.processes):
-        early[number] = outcome
+    for number, outcome in run_in_processes(_perturb_one, calls(), job.processes, timeout=job.timeout):
+        name = under_way.pop(number)
+        early[number] = WorkerDiedError(f"{name}: {outcome}") if isinstance(outcome, WorkerDiedError) else outcome
         while following in early:
             yield _as_error(early.pop(following))
             following += 1

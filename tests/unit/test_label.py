@@ -292,6 +292,15 @@ def test_perturbed_structures_keep_their_group(metals, tmp_path):
     assert frames[4].info["charge"] == 1 and "charge" not in frames[0].info
 
 
+def test_dynamics_of_a_calculator_that_hangs_lose_one_structure(tmp_path):
+    write(tmp_path / "in.xyz", [Atoms("Li"), Atoms("B")])
+    found = list(
+        perturb(PerturbJob(inputs=(tmp_path / "in.xyz",), calculator=NASTY, every=1, timeout=3.0, processes=1))
+    )
+    assert isinstance(found[0], WorkerDiedError) and "in.xyz: frame 0: took longer than 3 s" in str(found[0])
+    assert len(found) == 2
+
+
 def test_sizes_of_displacements():
     random = np.random.default_rng(0)
     crystal = bulk("Cu", cubic=True) * (4, 4, 4)
