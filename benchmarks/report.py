@@ -70,7 +70,8 @@ def origin(result: Mapping[str, Any]) -> str:
     about = result["provenance"]
     machine = about["machine"]
     place = machine.get("accelerator") or f"{machine['processor']}, {machine['cores']} cores"
-    shown = ("gfm-calc", "python", "torch", "ase", "CHGNet", "SevenNet-0", "HydraGNN", "schnetpack", "tblite")
+    shown = ("gfm-calc", "python", "torch", "ase", "CHGNet", "SevenNet-0", "HydraGNN", "schnetpack", "tblite",
+             "MACE (random weights)", "torch-sim (MACE, random weights)")  # fmt: skip
     versions = ", ".join(f"{name} {about['versions'][name]}" for name in shown if name in about["versions"])
     model = f"; model id {about['model_id']}" if about["model_id"] else ""
     return f"`{about['command']}` on {about['date']}; {place}; {versions}{model}."
