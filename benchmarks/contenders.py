@@ -31,7 +31,11 @@ class Process:
             )
         except OSError as error:
             raise GFMError(f"{name}: {command[0]} cannot be run ({error.strerror})") from error
-        self.description = {**self._read(), "key": name}
+        try:
+            self.description = {**self._read(), "key": name}
+        except GFMError:
+            self.close()
+            raise
 
     def ask(self, job: Mapping[str, Any]) -> dict[str, Any]:
         """The answer to one job."""
@@ -49,11 +53,12 @@ class Process:
         if not line:
             raise GFMError(f"{self.name}: its process ended: {self._last_words()}")
         try:
-            return json.loads(line)
-        except json.JSONDecodeError as error:
-            raise GFMError(
-                f"{self.name}: its process printed {line.strip()[:100]!r} where an answer was due"
-            ) from error
+            found = json.loads(line)
+        except json.JSONDecodeError:
+            found = None
+        if not isinstance(found, dict):
+            raise GFMError(f"{self.name}: its process printed {line.strip()[:100]!r} where an answer was due")
+        return found
 
     def _last_words(self) -> str:
         self.process.wait()

@@ -131,7 +131,7 @@ class _Arm:
         return f"{name} after {self.cheap.structures:,} x {self.cheap.calculator}" if self.cheap else name
 
     def identity(self) -> list[Any]:
-        """What it does with a model."""
+        """What it does with a model; without a guard as it was before there were guards, so that kept results stay known."""
         own = asdict(replace(self, model=""))
         guard = own.pop("guard")
         return [own, *([guard] if guard else [])]

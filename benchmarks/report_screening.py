@@ -79,12 +79,14 @@ def _others(found: Mapping[str, Any]) -> Table:
     for row in found["batches"]:
         one = about[row["contender"]]
         cells = [f"{one.get('name', row['contender'])} {one.get('mode', '')}".strip(), f"{one.get('parameters', 0):,}"]
-        rows.append([*cells, figure(row.get("structures_per_s")), figure(row.get("atoms_per_s"))])
+        spread = f"{100 * row['spread']:.0f}" if "spread" in row else "-"
+        rows.append([*cells, figure(row.get("structures_per_s")), figure(row.get("atoms_per_s")), spread])
     header = [
         "from ase.Atoms to energies and forces, batches of 256, one thread",
         "parameters",
         "structures/s",
         "atoms/s",
+        "largest less smallest, %",
     ]
     return Table("Other models by their own batch paths, crystals of 8 to 16 atoms", header, rows)
 

@@ -8,6 +8,8 @@ from typing import Any
 
 from gfm_calc.benchmarks.tables import Table, figure
 
+_FORGOTTEN = 5  # %: more is too much
+
 
 def training(result: Mapping[str, Any]) -> Iterator[Table]:
     about, detail = result["structures"], []
@@ -49,7 +51,9 @@ def multitask(result: Mapping[str, Any]) -> Iterator[Table]:
               "together", "gain, %"]  # fmt: skip
     about = result.get("about", {})
     start = f", all begun with the encoder of {about['start']}" if about.get("start") else ""
-    title = f"Errors of heads trained alone and together{start}, the same structures of each seen: means over seeds"
+    seeds = about.get("seeds", 0)
+    runs = "" if not seeds else f": {seeds} seeds, means" if seeds > 1 else ": one seed"
+    title = f"Errors of {len(rows)} heads trained alone and together{start}, the same structures of each seen{runs}"
     yield Table(title, header, rows)
 
 
@@ -85,7 +89,8 @@ def _means(rows: Sequence[Mapping[str, Any]], metric: str, others: Sequence[str]
     where it has all of them."""
     groups: dict[tuple[int, str], list[Mapping[str, Any]]] = {}
     for row in rows:
-        if row.get("metric", metric) == metric and row["errors"].get(metric):
+        # Values of properties have units of their own, which no mean is taken over.
+        if row.get("metric", metric) == metric and row["errors"].get(metric) and not metric.startswith("value"):
             groups.setdefault((row["size"], row["arm"]), []).append(row)
     for (size, arm), group in groups.items():
         if len(group) > 1:
@@ -117,8 +122,9 @@ def finetune(result: Mapping[str, Any]) -> Iterator[Table]:
         if row.get("forgetting")
     ]
     yield Table(
-        "What old heads forget: force errors on structures made for the purpose, with what moved added as if independent",
-        ["case", "structures", "", "old heads", "mean, %", "worst, %", "of", "more than 5 %"], lost,
+        "What old heads forget: growth of the force errors on their cards, if what moved on structures made for the purpose is "
+        "added as independent",
+        ["case", "structures", "", "old heads", "mean, %", "worst, %", "worst head", f"heads over {_FORGOTTEN} %"], lost,
     )  # fmt: skip
 
 
@@ -126,7 +132,7 @@ def _forgotten(lost: Mapping[str, Sequence[float]]) -> list[str]:
     means = {head: 100 * sum(values) / len(values) for head, values in lost.items()}
     worst = max(means, key=lambda head: means[head])
     return [f"{len(means)}", f"{sum(means.values()) / len(means):.1f}", f"{means[worst]:.1f}", worst,
-            f"{sum(value > 5 for value in means.values())}"]  # fmt: skip
+            f"{sum(value > _FORGOTTEN for value in means.values())}"]  # fmt: skip
 
 
 def scaling(result: Mapping[str, Any]) -> Iterator[Table]:

@@ -149,7 +149,7 @@ def _walk(
     walks = PerturbJob(
         inputs=(start,), copies=-(-cheap.structures // count), seed=job.seed, calculator=cheap.calculator,
         options=cheap.options, temperature=cheap.temperature, time_step=_TIME_STEP, every=_EVERY, friction=_FRICTION,
-        processes=processes, timeout=_LONGEST_WALK,
+        processes=processes, timeout=min(_LONGEST_WALK, 60 * (job.max_minutes or math.inf)),
     )  # fmt: skip
     until = math.inf if job.max_minutes is None else time.monotonic() + 60 * _WALKING * job.max_minutes
     say(f"{cheap.calculator}: dynamics from {count} training structures at {cheap.temperature:g} K")

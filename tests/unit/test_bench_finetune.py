@@ -94,6 +94,9 @@ def test_means_over_cases_are_of_cases_that_have_a_value():
     (shown,) = tables({"benchmark": "finetune", "task": task, "rows": rows})
     assert [line[:4] for line in shown.rows[3:]] == [["mean of 2", "50", "ours", "4"]]
     assert shown.rows[3][shown.header.index("x")] == "5" and shown.rows[3][shown.header.index("y")] == "-"
+    values = [{**one, "errors": {"value_mae": [1.0]}, "metric": "value_mae"} for one in rows]  # in units of their own
+    (shown,) = tables({"benchmark": "finetune", "task": {"title": "T", "metric": "value_mae"}, "rows": values})
+    assert len(shown.rows) == len(values)
 
 
 def test_the_command(task, tmp_path, capsys):

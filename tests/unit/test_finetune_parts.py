@@ -175,6 +175,8 @@ def test_old_heads_repeat_themselves_more_often_where_they_are_good(small):
     assert heads["good"].share > heads["middle"].share > heads["bad"].share > heads["hopeless"].share > 0
     assert heads["good"].weight > heads["middle"].weight > heads["bad"].weight > heads["hopeless"].weight > 0
     assert sum(heads[name].share for name in errors) == pytest.approx(strategy.REPLAY_SHARE)
+    pull = sum(heads[name].share * heads[name].weight for name in errors)
+    assert pull == pytest.approx(strategy.REPLAY_SHARE * strategy._REPLAY_WEIGHT)  # whatever the errors are
     assert heads["new"].share == pytest.approx(1 - strategy.REPLAY_SHARE) and heads["new"].weight == 1.0
     alone = strategy.recipe_of(
         strategy.choose(50, 1400, keeps_heads=False), model=("m", "id"), data=DataRecipe(), config=small.config, head="new",
