@@ -94,10 +94,14 @@ class _Tally:
         reason = str(getattr(error, "reason", error))
         self.refused[reason] = self.refused.get(reason, 0) + 1
 
+    def figures(self, *names: str) -> dict[str, Any]:
+        """{name: its figures}."""
+        nothing = error_sums([(torch.zeros(0), torch.zeros(0))])
+        return {name: rounded(figures(self.sums.get(name, nothing))) for name in names}
+
     def entry(self, test_frames: int) -> dict[str, Any]:
         """What `measure` gives of a head."""
-        nothing = error_sums([(torch.zeros(0), torch.zeros(0))])
-        found = {name: rounded(figures(self.sums.get(name, nothing))) for name in ("model", *BASELINES)}
+        found = self.figures("model", *BASELINES)
         parts = {
             part: {name: rounded(figures(sums[name])) for name in sorted(sums)} for part, sums in self.parts.items()
         }
@@ -125,6 +129,33 @@ def _measure(predictor: Predictor, head: Head, chosen: np.ndarray) -> dict[str, 
             for baseline, guess in guesses.items():
                 tally.add(baseline, record, guess(record), None, None)
     return tally.entry(len(head.sides["test"]))
+
+
+def compare(
+    before: Mapping[str, Predictor],
+    now: Mapping[str, Predictor],
+    heads: Sequence[Head],
+    *,
+    max_frames: int | None = None,
+    seed: int = 0,
+) -> dict[str, dict[str, Any]]:
+    """Errors of two models a head, {head: {"before": figures, "now": figures}}, on the test structures that both can predict.
+
+    Args:
+        before, now, heads, max_frames, seed: see `measure`; heads that are not in `before` are left out.
+    """
+    known = {head.spec.name: head for head in heads}
+    found = {}
+    for name, older in before.items():
+        tally, chosen = _Tally(), draw(known[name].sides["test"], max_frames, seed)
+        both = zip(_predictions(older, known[name], chosen), _predictions(now[name], known[name], chosen))
+        for (record, first), (_, second) in both:
+            if isinstance(first, GFMError) or isinstance(second, GFMError):
+                continue
+            for label, one in (("before", first[name]), ("now", second[name])):
+                tally.add(label, record, one.energy.item(), one.forces, one.stress)
+        found[name] = tally.figures("before", "now")
+    return found
 
 
 def _predictions(predictor: Predictor, head: Head, chosen: np.ndarray) -> Iterator[tuple[Record, Any]]:

@@ -203,7 +203,7 @@ def run_accuracy(args: argparse.Namespace) -> None:
     """Measure errors on the test split."""
     import torch
 
-    from gfm_calc.benchmarks.accuracy import measure, write_cards
+    from gfm_calc.benchmarks.accuracy import compare, measure, write_cards
     from gfm_calc.benchmarks.accuracy_peers import measure_peers
     from gfm_calc.benchmarks.remote import remote_calculators
     from gfm_calc.checkpoint import load_model
@@ -224,8 +224,8 @@ def run_accuracy(args: argparse.Namespace) -> None:
     if args.before:
         older = load_model(args.before, dtype=parse_dtype(args.dtype), device=parse_device(args.device))
         both = {name: Predictor(older, [name]) for name in names if name in older.energy_heads}
-        for name, entry in measure(both, found, max_frames=args.max_frames).items():
-            heads[name]["before"] = entry["model"]
+        for name, entry in compare(both, ours, found, max_frames=args.max_frames).items():
+            heads[name] |= entry
     if args.write_cards:
         write_cards(args.model, heads)
     settings = {"recipe": Path(args.recipe).name, "max_frames": args.max_frames or 0, "dtype": args.dtype}

@@ -29,9 +29,10 @@ def groups_of(atomic_numbers: np.ndarray) -> np.ndarray:
 
 
 def system_type(record: Record) -> str:
-    """The kind of system: "molecules", "slabs" (6 Å without atoms along a cell vector, or one not periodic), "crystals"."""
+    """The kind of system: "molecules" ("ions" with a charge, "radicals" with unpaired electrons), "slabs" (6 Å without atoms
+    along a cell vector, or one not periodic), "crystals"."""
     if not record.pbc.any():
-        return "molecules"
+        return "ions" if record.charge else "radicals" if (record.spin or 1) > 1 else "molecules"
     if not record.pbc.all():
         return "slabs"
     volume = abs(float(np.linalg.det(record.cell)))

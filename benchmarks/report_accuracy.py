@@ -37,13 +37,13 @@ def accuracy(result: Mapping[str, Any]) -> Iterator[Table]:
 
 
 def _before(entries: Sequence[Mapping[str, Any]]) -> Table:
-    """Errors of the older weights and of these on the same frames."""
+    """Errors of the older weights and of these on the same frames, those that both take."""
     rows, changes = [], []
     for entry in entries:
         if "before" in entry:
             row = [entry["head"]]
             for key in ("energy_mae_mev_per_atom", "forces_mae_mev_per_a"):
-                before, after = entry["before"].get(key), entry["model"].get(key)
+                before, after = entry["before"].get(key), entry.get("now", entry["model"]).get(key)
                 change = None if before is None or after is None else 100 * (after / before - 1)
                 changes += [change] if change is not None and "forces" in key else []
                 row += [figure(before), figure(after), "-" if change is None else f"{change:+.0f} %"]

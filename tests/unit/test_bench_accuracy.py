@@ -187,6 +187,8 @@ def test_every_element_is_in_one_group():
     "atoms, kind",
     [
         (molecule("H2O"), "molecules"),
+        (Atoms("Cl", info={"charge": -1}), "ions"),
+        (Atoms("OH", [[0, 0, 0], [0, 0, 1]], info={"charge": 0, "spin": 2}), "radicals"),
         (bulk("Cu"), "crystals"),
         (bulk("Cu", cubic=True), "crystals"),
         (fcc111("Cu", (1, 1, 3), vacuum=5.0), "slabs"),
@@ -353,7 +355,7 @@ def test_the_command(tmp_path, data, capsys):
     assert "before" not in found["heads"][0]
     assert main([*words[:-1], str(tmp_path / "c.json"), "--before", str(tmp_path / "m")]) == 0
     (entry,) = read_result(tmp_path / "c.json")["heads"]
-    assert entry["before"] == entry["model"] == found["heads"][0]["model"]
+    assert entry["before"] == entry["now"] == entry["model"] == found["heads"][0]["model"]
     assert main(words[:-1] + [str(tmp_path / "b.json"), "--recipe", "gfm-smal"]) == 1
     assert "gfm-smal" in capsys.readouterr().err
 
