@@ -281,14 +281,17 @@ def run_reliability(args: argparse.Namespace) -> None:
 def run_report(args: argparse.Namespace) -> None:
     """Print result files as Markdown, or put them into a README."""
     from gfm_calc.artifacts import write_file
-    from gfm_calc.benchmarks.provenance import read_result
+    from gfm_calc.benchmarks.provenance import read_result, weights_id
     from gfm_calc.benchmarks.report import markdown, with_results
+    from gfm_calc.checkpoint import open_model
+    from gfm_calc.commands.options import DEFAULT_MODEL
 
-    results = [read_result(path) for path in args.results]
+    results, weights = [read_result(path) for path in args.results], weights_id(open_model(DEFAULT_MODEL))
     if args.into is None:
-        print("\n\n".join(markdown(found) for found in results))
+        print("\n\n".join(markdown(found, weights=weights) for found in results))
     else:
-        write_file(args.into, with_results(args.into.read_text(encoding="utf-8"), results).encode())
+        text = with_results(args.into.read_text(encoding="utf-8"), results, weights=weights)
+        write_file(args.into, text.encode())
 
 
 def run_card(args: argparse.Namespace) -> None:

@@ -33,14 +33,21 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
         raise ConfigError(f"the {name} result lacks parts ({type(error).__name__}: {error})") from error
 
 
-def markdown(result: Mapping[str, Any], *, summary: bool = False) -> str:
-    """The tables of one result in Markdown (the main ones in a `summary`), with a line on where the figures come from."""
-    chosen = [found for found in tables(result) if not (summary and found.detail)]
-    return "\n\n".join([*(markdown_table(found.title, found.header, found.rows) for found in chosen), origin(result)])
+def markdown(result: Mapping[str, Any], *, summary: bool = False, weights: str = "") -> str:
+    """The tables of one result in Markdown (the main ones in a `summary`), with a line on where the figures come from.
+
+    Args:
+        weights: id of today's weights: figures of others are said to be of earlier ones.
+    """
+    shown = [markdown_table(one.title, one.header, one.rows) for one in tables(result) if not (summary and one.detail)]
+    return "\n\n".join([*shown, origin(result, weights)])
 
 
-def with_results(text: str, results: Iterable[Mapping[str, Any]]) -> str:
+def with_results(text: str, results: Iterable[Mapping[str, Any]], *, weights: str = "") -> str:
     """`text` (a README) with what stands between its two result marks replaced by summaries of `results`.
+
+    Args:
+        weights: see `markdown`.
 
     Raises:
         ConfigError: it has no such marks.
@@ -49,7 +56,7 @@ def with_results(text: str, results: Iterable[Mapping[str, Any]]) -> str:
     _, closed, after = rest.partition(_CLOSE)
     if not opened or not closed:
         raise ConfigError(f"no place for the results: mark it with {_OPEN} and {_CLOSE}")
-    shown = "\n\n".join(markdown(result, summary=True) for result in results)
+    shown = "\n\n".join(markdown(result, summary=True, weights=weights) for result in results)
     return f"{before}{_OPEN}\n\n{shown}\n\n{_CLOSE}{after}"
 
 
@@ -65,15 +72,16 @@ def numeric_columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> lis
     return [k for k in range(len(header)) if all(_NUMBER.fullmatch(row[k]) for row in rows)]
 
 
-def origin(result: Mapping[str, Any]) -> str:
-    """`command`, machine, versions and date in one line."""
+def origin(result: Mapping[str, Any], weights: str = "") -> str:
+    """`command`, machine, versions, date and model in one line; see `markdown`."""
     about = result["provenance"]
     machine = about["machine"]
     place = machine.get("accelerator") or f"{machine['processor']}, {machine['cores']} cores"
     shown = ("gfm-calc", "python", "torch", "ase", "CHGNet", "SevenNet-0", "HydraGNN", "schnetpack", "tblite",
              "MACE (random weights)", "torch-sim (MACE, random weights)")  # fmt: skip
     versions = ", ".join(f"{name} {about['versions'][name]}" for name in shown if name in about["versions"])
-    model = f"; model id {about['model_id']}" if about["model_id"] else ""
+    earlier = " **(earlier weights)**" if weights and about["weights"] not in ("", weights) else ""
+    model = f"; model id {about['model_id']}{earlier}" if about["model_id"] else ""
     return f"`{about['command']}` on {about['date']}; {place}; {versions}{model}."
 
 

@@ -109,6 +109,14 @@ def test_readme_takes_the_results_between_its_marks():
         with_results("no marks", [SPEED])
 
 
+def test_figures_of_earlier_weights_are_said_to_be():
+    older = {**SPEED, "provenance": {**SPEED["provenance"], "weights": "feed", "model_id": "cafe"}}
+    assert "cafe **(earlier weights)**." in markdown(older, weights="beef")
+    assert "earlier" not in markdown(older, weights="feed") and "earlier" not in markdown(older)
+    none = {**SPEED, "provenance": {**SPEED["provenance"], "weights": "", "model_id": ""}}
+    assert "earlier" not in markdown(none, weights="beef")
+
+
 @pytest.mark.parametrize("result", [frame("speeed"), frame("speed"), frame("accuracy", heads=[{"head": "x"}])])
 def test_results_without_their_parts_are_refused(result):
     with pytest.raises(ConfigError):

@@ -6,6 +6,7 @@ import ase.io
 import numpy as np
 import pytest
 from ase.build import molecule
+
 from gfm_calc.graph import charge_and_spin
 from gfm_calc.train import variants
 from gfm_calc.train.variants import KINDS, bonds, make, variant
