@@ -92,6 +92,7 @@ def _stability_parser(benches: Any) -> None:
     parser.add_argument("--picoseconds", type=positive, default=50.0, help="of each run; default: %(default)s")
     parser.add_argument("--systems", type=words, metavar="NAME,NAME", help="these alone (default: all)")
     parser.add_argument("--compile", action="store_true", help="compile the networks: the runs are long")
+    parser.add_argument("--work", type=Path, metavar="DIR", help="keep what is done, and go on there")
     add_output(parser)
 
 
@@ -132,8 +133,9 @@ def run_relative(args: argparse.Namespace) -> None:
 
 def run_stability(args: argparse.Namespace) -> None:
     """Run the dynamics."""
-    from gfm_calc.benchmarks.stability import run_system, systems
-    from gfm_calc.checkpoint import load_model
+    from gfm_calc.benchmarks.provenance import weights_id
+    from gfm_calc.benchmarks.stability import run_systems, systems
+    from gfm_calc.checkpoint import load_model, open_model
     from gfm_calc.errors import did_you_mean
 
     known = {system.name: system for system in systems()}
@@ -141,5 +143,8 @@ def run_stability(args: argparse.Namespace) -> None:
         if name not in known:
             raise ConfigError(f"--systems: no {name!r}{did_you_mean(name, known)}; systems: {', '.join(known)}")
     model = load_model(args.model).compile(enabled=args.compile)
-    rows = [run_system(known[name], model, picoseconds=args.picoseconds) for name in args.systems or known]
+    rows = run_systems(
+        [known[name] for name in args.systems or known], model, picoseconds=args.picoseconds,
+        weights=weights_id(open_model(args.model)), work=args.work,
+    )  # fmt: skip
     finish(args, "stability", rows=rows)

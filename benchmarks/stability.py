@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +15,10 @@ from ase.build import add_adsorbate, bulk, fcc111, molecule
 from ase.data import covalent_radii
 from ase.neighborlist import neighbor_list
 
+from gfm_calc.artifacts import canonical_json, read_json, write_file
 from gfm_calc.benchmarks import structures
 from gfm_calc.benchmarks.numbers import rounded
+from gfm_calc.benchmarks.runs import folder_of_runs
 from gfm_calc.calculator import GFMCalculator
 from gfm_calc.commands.md import Dynamics, prepare
 from gfm_calc.commands.progress import Progress
@@ -115,6 +120,22 @@ def run_system(
         "closest": rounded(closest) if np.isfinite(closest) else None,
         "ms_a_step": rounded(1e3 * seconds / done) if done else None,
     }  # fmt: skip
+
+
+def run_systems(
+    chosen: Sequence[System], model: GFMModel, *, picoseconds: float, weights: str, work: Path | None = None
+) -> list[dict[str, Any]]:
+    """`run_system` of each; `work` keeps the rows of those that are done with these `weights` (their id), so that what was
+    interrupted goes on there."""
+    rows = []
+    with folder_of_runs(work) as folder:
+        for system in chosen:
+            about = repr((system.name, system.head, system.temperature, system.timestep, picoseconds, weights))
+            kept = folder / f"{hashlib.sha256(about.encode()).hexdigest()[:16]}.json"
+            if not kept.exists():
+                write_file(kept, canonical_json(run_system(system, model, picoseconds=picoseconds)))
+            rows.append(read_json(kept))
+    return rows
 
 
 def nearest(atoms: Atoms) -> float:

@@ -36,6 +36,7 @@ from gfm_calc.train.preparation import FEW_GROUPS, is_isolated
 
 _TIME_STEP, _EVERY, _FRICTION = 1.0, 15, 0.02  # fs, steps between structures, 1/fs
 _LONGEST_LABEL, _LONGEST_WALK = 300.0, 3600.0  # s: a calculator that hangs loses one structure, not the job
+_SHORTEST_WALK = 60.0  # s, however few the user's minutes are: a process needs some of it to begin
 _LEAST = 20  # structures; fewer are not worth a training
 _WALKING = 0.25  # of the user's minutes, for dynamics
 
@@ -149,7 +150,7 @@ def _walk(
     walks = PerturbJob(
         inputs=(start,), copies=-(-cheap.structures // count), seed=job.seed, calculator=cheap.calculator,
         options=cheap.options, temperature=cheap.temperature, time_step=_TIME_STEP, every=_EVERY, friction=_FRICTION,
-        processes=processes, timeout=min(_LONGEST_WALK, 60 * (job.max_minutes or math.inf)),
+        processes=processes, timeout=min(_LONGEST_WALK, max(_SHORTEST_WALK, 60 * (job.max_minutes or math.inf))),
     )  # fmt: skip
     until = math.inf if job.max_minutes is None else time.monotonic() + 60 * _WALKING * job.max_minutes
     say(f"{cheap.calculator}: dynamics from {count} training structures at {cheap.temperature:g} K")

@@ -1,6 +1,7 @@
 """Crystals, torsions and dynamics as benchmarks, on potentials whose answers are known."""
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import ase.io
@@ -18,7 +19,7 @@ from gfm_calc.benchmarks.crystals import choose, means, phonon_row, volume_row
 from gfm_calc.benchmarks.relative_energies import run_relative_energies
 from gfm_calc.benchmarks.remote import RemoteCalculator, remote_calculators
 from gfm_calc.benchmarks.report import tables
-from gfm_calc.benchmarks.stability import System, nearest, run_system, systems, water_box
+from gfm_calc.benchmarks.stability import System, nearest, run_system, run_systems, systems, water_box
 from gfm_calc.checkpoint import load_model
 from gfm_calc.errors import ConfigError, GFMError
 from gfm_calc.predictor import Predictor
@@ -211,3 +212,18 @@ def test_dynamics_row_says_how_far_it_came():
     assert row["picoseconds"] == pytest.approx(0.02) or row["why"]
     assert row["stable"] == (row["why"] == "")
     assert len(tables({"benchmark": "stability", "rows": [row]})[0].rows) == 1
+
+
+def test_dynamics_that_were_interrupted_go_on(tmp_path, monkeypatch):
+    """The rows of what is done are kept, those of other weights or another length are not taken for them."""
+    model = random_model(elements=("H", "Cu"))
+    copper = partial(System, atoms=bulk("Cu", cubic=True), head="first", temperature=300, timestep=2.0)
+    chosen = [copper(name=name) for name in ("one", "two")]
+    run = partial(run_systems, model=model, weights="w", work=tmp_path)
+    (first,) = run(chosen[:1], picoseconds=0.01)
+    calls = []
+    monkeypatch.setattr(stability, "run_system", lambda system, *_, **more: calls.append((system.name, more)) or {})
+    assert run(chosen, picoseconds=0.01) == [first, {}] and [name for name, _ in calls] == ["two"]
+    run(chosen[:1], picoseconds=0.02)
+    run(chosen[:1], picoseconds=0.01, weights="v")
+    assert len(calls) == 3
