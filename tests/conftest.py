@@ -6,6 +6,7 @@ tries; one that counts for itself (and can go on after a failure) uses the `tall
 
 from __future__ import annotations
 
+import signal
 from dataclasses import dataclass, field
 
 import pytest
@@ -13,6 +14,11 @@ import torch
 from support import random_model
 
 from gfm_calc.checkpoint import list_models, load_model, save_model
+
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # started in the background of a shell: children would inherit it,
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # and tests of interrupts interrupt nothing
 
 
 @pytest.fixture(scope="session")
