@@ -111,6 +111,7 @@ def _figures(results: Sequence[Mapping[str, Any]]) -> list[str]:
         "material. Published models stand beside heads of their level of theory, with energies only where the zero is the same. "
         "They know crystals of the Materials Project, perhaps some of these; labels of a distilled head are predictions of the "
         "model that it names.",
+        "alone": "## Beside one network a head",
         "uncertainty": "## Expected errors\n\n`GFMCalculator(..., uncertainty=True)` gives the mean absolute error to expect of "
         "the energy and of the force on each atom. Spearman: rank correlation of guess and error. AUROC: the chance that of a "
         "large error (the largest fifth of the held-out ones) and another the guess for the large one is larger; 0.5 is chance. "

@@ -1,4 +1,4 @@
-"""`gfm bench scaling`, `training`, `multitask`, `ablation` and `finetune`: the benchmarks of what trains."""
+"""`gfm bench scaling`, `training`, `multitask`, `alone`, `ablation` and `finetune`: the benchmarks of what trains."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from gfm_calc.errors import ConfigError
 
 
 def add_parsers(benches: Any) -> None:
-    """Register the five."""
-    for add in (_add_scaling, _add_training, _add_multitask, _add_ablation, _add_finetune):
+    """Register them."""
+    for add in (_add_scaling, _add_training, _add_multitask, _add_alone, _add_ablation, _add_finetune):
         add(benches)
 
 
@@ -67,6 +67,24 @@ def _add_multitask(benches: Any) -> None:
     add_output(parser)
 
 
+def _add_alone(benches: Any) -> None:
+    parser = new_parser(
+        benches, "alone", run_alone, summary="the heads of a model beside networks that learnt one head each",
+        example="gfm bench alone --data datasets --stages gfm-small,gfm-small-2 --processes 2 --work runs -o alone.json",
+    )  # fmt: skip
+    parser.add_argument("--model", default=DEFAULT_MODEL, help="name or directory (default: %(default)s)")
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of the model's datasets")
+    parser.add_argument("--stages", type=words, required=True, metavar="RECIPE,RECIPE",
+                        help="of the model's training, in order: a network alone sees as many of its structures")  # fmt: skip
+    parser.add_argument("--heads", type=words, default=(), metavar="NAME,NAME", help="of the model (default: all)")
+    parser.add_argument("--processes", type=positive_int, default=1, metavar="N",
+                        help="trainings at a time, of one thread each; default: %(default)s")  # fmt: skip
+    parser.add_argument("--cache", type=Path, metavar="DIR", help="keep here what was prepared, for the next time")
+    _add_settings(parser)
+    _add_work(parser)
+    add_output(parser)
+
+
 def _add_ablation(benches: Any) -> None:
     parser = new_parser(
         benches, "ablation", run_ablation, summary="what changes of a recipe do to validation errors",
@@ -83,9 +101,13 @@ def _add_runs(parser: argparse.ArgumentParser, seeds: int) -> None:
     """What the runs of a comparison have in common."""
     parser.add_argument("--recipe", default="tiny", help="packaged name or file (default: %(default)s)")
     parser.add_argument("--seeds", type=positive_int, default=seeds, help="runs of each kind; default: %(default)s")
+    _add_settings(parser)
+    _add_work(parser)
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="TABLE.KEY=VALUE",
                         help="instead of what the recipe says, for all runs")  # fmt: skip
-    _add_work(parser)
 
 
 def _add_work(parser: argparse.ArgumentParser) -> None:
@@ -164,6 +186,17 @@ def run_multitask(args: argparse.Namespace) -> None:
     )  # fmt: skip
     about = {"draws": plan.draws, "structures": plan.structures, "seeds": plan.seeds, "start": start_of(plan)}
     finish(args, "multitask", threads=1, about=about, heads=run_multitask(plan))
+
+
+def run_alone(args: argparse.Namespace) -> None:
+    """Train heads alone."""
+    from gfm_calc.benchmarks.alone import AlonePlan, run_alone
+
+    plan = AlonePlan(
+        model=args.model, data=args.data, stages=args.stages, heads=args.heads, processes=args.processes,
+        settings=args.settings, work=args.work, cache=args.cache,
+    )  # fmt: skip
+    finish(args, "alone", threads=1, heads=run_alone(plan))
 
 
 def run_ablation(args: argparse.Namespace) -> None:

@@ -35,6 +35,23 @@ def training(result: Mapping[str, Any]) -> Iterator[Table]:
 
 
 def multitask(result: Mapping[str, Any]) -> Iterator[Table]:
+    about = result.get("about", {})
+    start = f", all begun with the encoder of {about['start']}" if about.get("start") else ""
+    seeds = about.get("seeds", 0)
+    runs = "" if not seeds else f": {seeds} seeds, means" if seeds > 1 else ": one seed"
+    count = len(result["heads"])
+    yield _alone_and_together(
+        result, f"Errors of {count} heads trained alone and together{start}, the same structures of each seen{runs}"
+    )
+
+
+def alone(result: Mapping[str, Any]) -> Iterator[Table]:
+    yield _alone_and_together(
+        result, "Heads of the model (together) and networks of its size that saw one head alone, as often: one seed"
+    )
+
+
+def _alone_and_together(result: Mapping[str, Any], title: str) -> Table:
     rows = []
     for row in sorted(result["heads"], key=lambda r: r["train_structures"]):
         shown = [row["head"], f"{row['train_structures']:,}"]
@@ -49,12 +66,7 @@ def multitask(result: Mapping[str, Any]) -> Iterator[Table]:
         rows.append(shown)
     header = ["head", "training structures", "energy alone, meV/atom", "together", "gain, %", "forces alone, meV/Å",
               "together", "gain, %"]  # fmt: skip
-    about = result.get("about", {})
-    start = f", all begun with the encoder of {about['start']}" if about.get("start") else ""
-    seeds = about.get("seeds", 0)
-    runs = "" if not seeds else f": {seeds} seeds, means" if seeds > 1 else ": one seed"
-    title = f"Errors of {len(rows)} heads trained alone and together{start}, the same structures of each seen{runs}"
-    yield Table(title, header, rows)
+    return Table(title, header, rows)
 
 
 def ablation(result: Mapping[str, Any]) -> Iterator[Table]:

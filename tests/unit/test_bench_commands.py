@@ -13,8 +13,8 @@ from gfm_calc.cli import main
 from gfm_calc.errors import GFMError, InputFileError
 
 COMMANDS = (
-    "speed", "heads", "accuracy", "physics", "data", "scaling", "training", "multitask", "ablation", "reliability",
-    "report", "card",
+    "speed", "heads", "accuracy", "physics", "data", "scaling", "training", "multitask", "alone", "ablation",
+    "reliability", "report", "card",
 )  # fmt: skip
 
 

@@ -3,8 +3,10 @@
 import pytest
 from training import SETTINGS, make_datasets
 
+from gfm_calc.benchmarks.alone import AlonePlan, run_alone
 from gfm_calc.benchmarks.multitask import MultitaskPlan, run_multitask, start_of
 from gfm_calc.benchmarks.report import tables
+from gfm_calc.cli import main
 from gfm_calc.errors import ConfigError, GFMError
 
 
@@ -34,3 +36,36 @@ def test_what_cannot_be_compared(tmp_path):
     plan = MultitaskPlan(data=data, heads=("crystals", "clusters"), settings=["run.stepz=1"])
     with pytest.raises(GFMError, match="did you mean 'steps'"):
         run_multitask(plan)
+
+
+def test_heads_of_a_model_beside_networks_of_one_head(tmp_path, monkeypatch):
+    """As often seen as in all stages, tested on the same structures, and kept."""
+    data = make_datasets(tmp_path / "datasets", (24, 20, 6))
+    tables_of = {name: {} for name in ("model", "optimizer", "run")}
+    for setting in SETTINGS:
+        table, key, value = *setting.partition("=")[0].split("."), setting.partition("=")[2]
+        tables_of[table][key] = value
+    text = "\n".join(f"[{name}]\n" + "\n".join(f"{k} = {v}" for k, v in of.items()) for name, of in tables_of.items())
+    shares = {"crystals": 3, "clusters": 1}
+    text += "".join(f'\n[[heads]]\nname = "{name}"\nshare = {share}\n' for name, share in shares.items())
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(text)
+    assert main(["train", str(recipe), "--set", f"data.path={data}", "-o", str(tmp_path / "run"), "--no-report"]) == 0
+    plan = AlonePlan(
+        model=str(tmp_path / "run" / "model"), data=data, stages=[str(recipe)] * 2, work=tmp_path / "work", processes=2
+    )
+    rows = run_alone(plan)
+    assert {row["head"]: (row["draws"], row["steps"]) for row in rows} == {
+        "crystals": (24 * 6 * 3 // 2, 24 * 6 * 3 // 2 // 4), "clusters": (24 * 6 // 2, 24 * 6 // 2 // 4)
+    }  # fmt: skip
+    for row in rows:
+        for name, gain in row["gain"].items():
+            assert gain == 1 - row["together"][name][0] / row["alone"][name][0] and gain != 0
+        assert len(row["gain"]) == 2
+    monkeypatch.setattr("gfm_calc.benchmarks.runs.subprocess.run", None)  # nothing is trained again
+    assert run_alone(plan) == rows
+    (shown,) = tables({"benchmark": "alone", "heads": rows})
+    assert len(shown.rows) == 2 and "one head alone" in shown.title
+    recipe.write_text(text.partition("[[heads]]")[0])
+    with pytest.raises(ConfigError, match="gives head .* no share"):
+        run_alone(plan)
