@@ -80,6 +80,8 @@ def _relative_parser(benches: Any, name: str, summary: str, frames: str) -> None
     parser.add_argument("--own-level", metavar="METHOD", default="gfn2",
                         help="which method of the file is the head's level of theory (default: %(default)s)")  # fmt: skip
     parser.add_argument("--geometries", type=Path, metavar="FILE", required=True, help=frames)
+    parser.add_argument("--data", type=Path, metavar="DIR",
+                        help="the model's datasets: molecules of compositions that are not there count apart, too")  # fmt: skip
     add_output(parser)
 
 
@@ -127,7 +129,7 @@ def run_relative(args: argparse.Namespace) -> None:
     """Measure relative energies of torsion scans or conformers."""
     from gfm_calc.benchmarks.relative_energies import run_relative_energies
 
-    found = run_relative_energies(args.kind, args.model, args.head, args.geometries, args.own_level)
+    found = run_relative_energies(args.kind, args.model, args.head, args.geometries, args.own_level, args.data)
     finish(args, args.kind, **found)
 
 

@@ -51,14 +51,17 @@ def conformers(result: Mapping[str, Any]) -> Iterator[Table]:
 def _relative_energies(result: Mapping[str, Any], what: str) -> Iterator[Table]:
     """Mean errors of the methods; then molecule by molecule."""
     head, reference, own = result["head"], result["reference"], result["own_level"]
-    count = str(len(result["rows"]))
-    rows = [
-        [method, count, figure(value), figure(result["mean_ranks"][method])]
-        for method, value in sorted(result["means"].items(), key=lambda item: item[1])
-    ]
-    rows.append([f"{head} against {own}", count, figure(result["mean_against_own_level"]), "-"])
+    new = result.get("unseen")
+    header = ["method", "molecules", "error", "rank correlation"]
+    header += [f"error of the {new['count']} whose composition is not in the head's data"] if new else []
+    rows = []
+    for method, value in sorted(result["means"].items(), key=lambda item: item[1]):
+        row = [method, str(len(result["rows"])), figure(value), figure(result["mean_ranks"][method])]
+        rows.append([*row, figure(new["means"][method])] if new else row)
+    row = [f"{head} against {own}", str(len(result["rows"])), figure(result["mean_against_own_level"]), "-"]
+    rows.append([*row, figure(new["mean_against_own_level"])] if new else row)
     title = f"{what}: {result['error']} of relative energies against {reference}, kcal/mol, mean over molecules"
-    yield Table(title, ["method", "molecules", "error", "rank correlation"], rows)
+    yield Table(title, header, rows)
     rows = [
         [row["name"], row["formula"], str(row["points"]), figure(row["errors"][head]), figure(row["against"])]
         for row in result["rows"]

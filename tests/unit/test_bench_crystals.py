@@ -10,6 +10,7 @@ import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
+from labelled import need_adios
 from support import random_model
 
 import gfm_calc.benchmarks
@@ -21,6 +22,9 @@ from gfm_calc.benchmarks.remote import RemoteCalculator, remote_calculators
 from gfm_calc.benchmarks.report import tables
 from gfm_calc.benchmarks.stability import System, nearest, run_system, run_systems, systems, water_box
 from gfm_calc.checkpoint import load_model
+from gfm_calc.config import HeadSpec
+from gfm_calc.data.build import build
+from gfm_calc.data.tasks import file_tasks
 from gfm_calc.errors import ConfigError, GFMError
 from gfm_calc.predictor import Predictor
 
@@ -148,14 +152,14 @@ def labelled(frames, key, name, **info):
 @pytest.mark.parametrize("kind, key", [("torsions", "torsion"), ("conformers", "group")])
 def test_relative_energies_of_the_model_itself_have_no_error_against_its_own_level(scan, tmp_path, kind, key):
     path = tmp_path / "scans.extxyz"
-    frames = [*labelled(scan, key, "seven"), *labelled(scan, key, "eight", charge=1), *labelled(scan[:1], key, "nine")]
+    frames = [*labelled(scan, key, "seven"), *labelled(scan, key, "eight", charge=9), *labelled(scan[:1], key, "nine")]
     ase.io.write(path, frames, format="extxyz")
     found = run_relative_energies(kind, "gfm-small", "gfn2-xtb", path)
     (row,) = found["rows"]
     assert row["points"] == 5 and row["against"] < 0.01  # positions have 8 digits in the file
     assert row["errors"]["gfn2"] == pytest.approx(row["errors"]["gfn2-xtb"], abs=0.02)
     assert row["ranks"]["gfn2"] == row["ranks"]["gfn2-xtb"]
-    assert found["left_out"] == {"charged": 1, "unseen elements": 0, "single geometries": 1}
+    assert found["left_out"] == {"unseen charges": 1, "unseen elements": 0, "single geometries": 1}
     own, right = (np.array([atoms.info[f"rel_{name}_kcal"] for atoms in scan]) for name in ("gfn2", REFERENCES[kind]))
     lowest = int(np.argmin(right))
     wanted = {
@@ -164,6 +168,33 @@ def test_relative_energies_of_the_model_itself_have_no_error_against_its_own_lev
     }
     assert row["errors"]["gfn2"] == pytest.approx(wanted[kind], rel=1e-3)
     assert len(tables({"benchmark": kind, **found})) == 2
+
+
+def test_molecules_of_compositions_that_are_not_in_the_data_count_apart(scan, tmp_path):
+    need_adios()
+    other = [molecule("CH3CHO", vacuum=3) for _ in scan]
+    for atoms, given in zip(other, scan):
+        atoms.rattle(0.05, seed=len(atoms.info))
+        atoms.info |= given.info
+    frames = [*labelled(scan, "torsion", "seven"), *labelled(other, "torsion", "eight")]
+    ase.io.write(tmp_path / "scans.extxyz", frames, format="extxyz")
+    known = molecule("CH3OCH3")  # the composition of ethanol
+    known.calc = EMT()
+    known.get_forces()
+    ase.io.write(tmp_path / "known.extxyz", known)
+    build(
+        tmp_path / "data" / "gfn2-xtb", file_tasks([tmp_path / "known.extxyz"]), HeadSpec(name="gfn2-xtb"), processes=0
+    )
+    found = run_relative_energies(
+        "torsions", "gfm-small", "gfn2-xtb", tmp_path / "scans.extxyz", data=tmp_path / "data"
+    )
+    assert {row["name"]: row["seen"] for row in found["rows"]} == {"seven": True, "eight": False}
+    (eight,) = [row for row in found["rows"] if row["name"] == "eight"]
+    assert found["unseen"]["count"] == 1 and found["unseen"]["means"] == eight["errors"]
+    (shown, _) = tables({"benchmark": "torsions", **found})
+    assert "not in the head's data" in shown.header[-1]
+    with pytest.raises(GFMError, match="no data of head gfn1-xtb"):
+        run_relative_energies("torsions", "gfm-small", "gfn1-xtb", tmp_path / "scans.extxyz", data=tmp_path / "data")
 
 
 def test_geometries_without_the_reference_are_named(scan, tmp_path):
