@@ -16,6 +16,7 @@ from gfm_calc.commands.pages import drawn, encoded, figure, numbers, page, perio
 from gfm_calc.commands.plots import BLUE, GREY, ORANGE, draw_structures
 from gfm_calc.data.schema import Record
 from gfm_calc.finetune import property_report as of_property
+from gfm_calc.finetune import sureness
 from gfm_calc.finetune.nearest import predictions
 from gfm_calc.model import GFMModel
 from gfm_calc.train.evaluation import SHOWN, mae, spread_indices
@@ -65,7 +66,8 @@ def write_report(job: Job, outcome: Outcome) -> None:
         chosen = sorted(sides[1], key=lambda one: -one.error)[:_WORST]
         worst = _drawn_worst([one.record for one in chosen]) + of_property.worst_table(chosen)
     parts = [
-        summary, "<h2>How it was done</h2>", _reasons(outcome), finding_list(setup.checks.findings),
+        summary, f"<p>{shown(sureness.in_words(job.card.kind, outcome.sure))}</p>",
+        "<h2>How it was done</h2>", _reasons(outcome), finding_list(setup.checks.findings),
         f'<h2>Before and after</h2><div class="pictures">{pictures}</div>',
         '<h2>Learning</h2><div class="pictures">', *curves(read_log(job.output / "run"), [name]), "</div>",
         worst, _forgetting(outcome),

@@ -14,7 +14,7 @@ from gfm_calc.artifacts import canonical_json, read_json
 from gfm_calc.checkpoint import load_model, save_model
 from gfm_calc.config import HeadSpec
 from gfm_calc.errors import ConfigError, CorruptFileError, one_line
-from gfm_calc.finetune import cheap, forgetting
+from gfm_calc.finetune import cheap, forgetting, sureness
 from gfm_calc.finetune.classes import auc_of
 from gfm_calc.finetune.combine import combine
 from gfm_calc.finetune.plan import Cheap, Job, begin, old_heads, write
@@ -40,6 +40,7 @@ class Outcome:
         reason: why training ended, after so many `steps`.
         side: whose figures `before` and `after` are ("test", "validation" or "train").
         before, after: figures of the head as it began and as it is now, see `evaluation.figures`.
+        sure: what the errors that it expects of itself are worth; None where it knows none.
         drifts: of the old heads.  model: the new model.
     """
 
@@ -51,6 +52,7 @@ class Outcome:
     before: Mapping[str, Any]
     after: Mapping[str, Any]
     model: GFMModel
+    sure: sureness.Sureness | None
     drifts: Sequence[forgetting.Drift]
 
 
@@ -76,8 +78,9 @@ def finetune(job: Job, *, resume: bool, say: Say = print) -> Outcome | str:
     outcome = _fit(job, place, say, resume=resume)
     if isinstance(outcome, str):
         return outcome
-    for line in _forgotten(outcome):
-        say(line)
+    for line in (sureness.in_words(job.card.kind, outcome.sure), *_forgotten(outcome)):
+        if line:
+            say(line)
     if job.report:
         from gfm_calc.finetune.report import write_report
 
@@ -174,12 +177,12 @@ def _train(job: Job, setup: Setup, place: Place, say: Say) -> Outcome | str:
                 "" if trainer.model_step == trainer.step else f"; the weights are those of step {trainer.model_step}"
             )
             say(f"after:  {in_words(after, head.spec)} ({reason} at step {trainer.step}{chosen})")
-            model, drifts = _save(job, setup, trainer, after if side == "test" else {})
+            model, sure, drifts = _save(job, setup, trainer, side, after)
     finally:
         ranks.close()
     return Outcome(
         setup=setup, head=head, reason=reason, steps=trainer.step, side=side, before=before, after=after, model=model,
-        drifts=drifts,
+        sure=sure, drifts=drifts,
     )  # fmt: skip
 
 
@@ -193,10 +196,10 @@ def errors_of(trainer: Trainer, head: Head, side: str) -> dict[str, Any]:
 
 
 def _save(
-    job: Job, setup: Setup, trainer: Trainer, errors: Mapping[str, Any]
-) -> tuple[GFMModel, list[forgetting.Drift]]:
-    """DIR/model, and what happened to the old heads."""
-    name = job.card.name
+    job: Job, setup: Setup, trainer: Trainer, side: str, after: Mapping[str, Any]
+) -> tuple[GFMModel, sureness.Sureness | None, list[forgetting.Drift]]:
+    """DIR/model, what its expected errors are worth, and what happened to the old heads."""
+    name, errors = job.card.name, after if side == "test" else {}
     own = [
         replace(head, spec=replace(head.spec, test_errors=rounded(errors))) if head.spec.name == name else head
         for head in trainer.heads
@@ -204,10 +207,11 @@ def _save(
     moved = trainer.recipe.start.encoder_rate > 0 or setup.origin is not setup.start
     note = f"Its encoder was fine-tuned for {name} afterwards." if moved else ""
     model = combine(trained_model(trainer, own), setup.start, setup.kept, cards=setup.origin.specs, note=note)
+    sure = sureness.learn(model, next(head for head in own if head.spec.name == name), side)
     about = provenance(trainer) | {"started_from": {"model": Path(job.model).name, "model_id": setup.origin.model_id}}
     save_model(model, job.output / "model", provenance=about)
     drifts = forgetting.measure(setup.origin, model, setup.old_energy_heads) if moved else []
-    return model, drifts
+    return model, sure, drifts
 
 
 def _forgotten(outcome: Outcome) -> list[str]:
@@ -226,6 +230,7 @@ def _summary(outcome: Outcome) -> dict[str, Any]:
     return {
         "side": outcome.side, "before": outcome.before, "after": outcome.after, "reason": outcome.reason,
         "steps": outcome.steps, "ranking": [asdict(one) for one in setup.ranking],
+        "expected_errors": None if outcome.sure is None else asdict(outcome.sure),
         "forgetting": [asdict(one) for one in outcome.drifts], "strategy": asdict(setup.strategy),
         "structures": {side: len(rows) for side, rows in setup.sides.as_mapping().items()},
         "model_id": outcome.model.model_id, "started_from": setup.origin.model_id,

@@ -229,12 +229,15 @@ class GFMCalculator(Calculator):
         """
         return head_delta(self.model, self._graph(atoms), first, second, strict=self.strict)
 
-    def predict_property(self, atoms: Atoms, head: str) -> float | np.ndarray:
+    def predict_property(self, atoms: Atoms, head: str, *, uncertainty: bool = False) -> Any:
         """What a property head says: a number or [3] of the structure, [n] or [n, 3] of its atoms, in the head's unit; of a
         class the probability of yes.
 
+        Args:
+            uncertainty: give (that, the error to expect of it), a number or [n], of vectors the length of their error.
+
         Raises:
-            HeadError: no such head, or one of energies.
+            HeadError: no such head, one of energies, or one without uncertainty where it is asked for.
             OutsideDomainError: a structure that the head does not know.
         """
         spec = self.model.spec(head)
@@ -243,10 +246,10 @@ class GFMCalculator(Calculator):
         graph = self._graph(atoms)
         if self.strict:
             check_domain(spec, graph)
-        value = predict_one(self.model, graph, [head])[head].value
-        assert value is not None
-        found = value.numpy()
-        return found if spec.is_of_atoms else found[0] if found.ndim > 1 else float(found[0])
+        predicted = predict_one(self.model, graph, [head], uncertainty=uncertainty)[head]
+        parts = [part.numpy() for part in (predicted.value, predicted.value_uncertainty) if part is not None]
+        found = [p if spec.is_of_atoms else p[0] if p.ndim > 1 else float(p[0]) for p in parts]
+        return tuple(found) if uncertainty else found[0]
 
     def descriptors(self, atoms: Atoms) -> np.ndarray:
         """The encoder's invariant features of every atom, [n, F]: the same for all heads."""

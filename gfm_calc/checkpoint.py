@@ -13,6 +13,7 @@ Nothing is unpickled; nothing in a file is run.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -201,9 +202,7 @@ def _read_uncertainty(artifact: artifacts.Artifact, built: GFMModel) -> ErrorHea
         return None
     state = _read_weights(artifact, _UNCERTAINTY)
     entries = artifact.read_json("uncertainty.json")
-    sound = isinstance(entries, list) and all(
-        isinstance(e, dict) and e.get("head") in built.energy_heads for e in entries
-    )
+    sound = isinstance(entries, list) and all(isinstance(e, dict) and _may_have_uncertainty(built, e) for e in entries)
     figures = {e["head"]: {k: v for k, v in e.items() if k != "head"} for e in entries} if sound else {}
     if not figures or len(figures) != len(entries):
         raise CorruptFileError(f"{artifact.directory}: uncertainty: not of heads of this model")
@@ -215,6 +214,14 @@ def _read_uncertainty(artifact: artifacts.Artifact, built: GFMModel) -> ErrorHea
     empty = {name: torch.empty(shape, device="meta") for name, shape in zip(SHAPES, shapes)}
     _check_weights(state, empty, artifact)
     return ErrorHeads(state, figures).to(built.dtype)
+
+
+def _may_have_uncertainty(built: GFMModel, entry: Mapping[str, Any]) -> bool:
+    """Whether an entry of uncertainty.json is one of a head of energies, or of a property with a unit that its errors are in."""
+    if entry.get("head") in built.energy_heads:
+        return True
+    unit = entry.get("unit")
+    return entry.get("head") in built.property_heads and isinstance(unit, int | float) and 0 < unit < math.inf
 
 
 def _check_weights(

@@ -165,6 +165,11 @@ class HeadSpec:
         return self.kind.startswith("atom_")
 
     @property
+    def is_sum(self) -> bool:
+        """Whether it is a sum over the atoms of a structure."""
+        return self.kind in ("energy", "vector") or (self.kind == "scalar" and self.extensive)
+
+    @property
     def level_of_theory(self) -> str:
         """'functional/basis (code)' for people."""
         return f"{self.functional}/{self.basis} ({self.code})"

@@ -65,6 +65,7 @@ class Prediction:
             and NaN where the cell defines none (see `periodic_strains`; use the virial).
         stresses: [N, 3, 3] eV/Å³, each atom's share of `stress`.
         value: a property head's value, in its unit: [B], [B, 3], [N] or [N, 3] by its kind; of a class, the probability of yes.
+        value_uncertainty: the expected absolute error of `value`, of a vector the length of it: [B] or [N].
         energy_uncertainty: [B] eV, the expected absolute error of `energy` (see `uncertainty`).
         forces_uncertainty: [N] eV/Å, the expected length of the error of each atom's force.
     """
@@ -78,6 +79,7 @@ class Prediction:
     stress: Tensor | None = None
     stresses: Tensor | None = None
     value: Tensor | None = None
+    value_uncertainty: Tensor | None = None
     energy_uncertainty: Tensor | None = None
     forces_uncertainty: Tensor | None = None
 
@@ -90,7 +92,8 @@ class Prediction:
         for index, (start, stop) in enumerate(pairwise(ptr)):
             cut: dict[str, Any] = {name: _rows(getattr(self, name), index, index + 1) for name in per_graph}
             cut |= {name: _rows(getattr(self, name), start, stop) for name in per_atom}
-            cut["value"] = _rows(self.value, *((index, index + 1) if value_is_per_graph else (start, stop)))
+            rows = (index, index + 1) if value_is_per_graph else (start, stop)
+            cut |= {name: _rows(getattr(self, name), *rows) for name in ("value", "value_uncertainty")}
             parts.append(replace(self, **cut))
         return parts
 
@@ -242,6 +245,8 @@ class GFMModel(nn.Module):
     def require_uncertainty(self, heads: Sequence[str]) -> None:
         """HeadError where one of `heads` has no uncertainty."""
         for head in heads:
+            if self.specs[head].kind == "class":
+                raise HeadError(f"head {head} is a class: its probability says how sure it is")
             if self.uncertainty is None or head not in self.uncertainty.figures:
                 raise no_uncertainty(head)
 
@@ -252,7 +257,8 @@ class GFMModel(nn.Module):
         names = [spec.name for spec in specs if spec.kind == "energy"]
         found: dict[str, Prediction] = {}
         if len(names) < len(specs):
-            found |= self._predict_properties(inputs, batch, [s.name for s in specs if s.kind != "energy"])
+            properties = [spec for spec in specs if spec.kind != "energy"]
+            found |= self._predict_properties(inputs, batch, properties, uncertainty)
         if names:
             found |= self._predict_energies(inputs, batch, names, forces, stresses, uncertainty)
         return {spec.name: found[spec.name] for spec in specs}
@@ -285,14 +291,23 @@ class GFMModel(nn.Module):
         mechanical = {} if gradient is None else mechanics(gradient, vectors.detach(), batch, per_atom=False)
         return Prediction(head="mixture", model_id=self.model_id, energy=total, energies=energies, **mechanical)
 
-    def _predict_properties(self, inputs: ModelInputs, batch: GraphBatch, names: list[str]) -> dict[str, Prediction]:
+    def _predict_properties(
+        self, inputs: ModelInputs, batch: GraphBatch, specs: Sequence[HeadSpec], uncertainty: bool
+    ) -> dict[str, Prediction]:
         counts = batch.ptr.diff().to(self.device)
+        found = {}
         with torch.no_grad():
             encoded = self.encode(inputs)
-            rest = encoded.scalars, encoded.vectors, encoded.atomic_numbers, inputs.batch, counts
-            values = {name: self.properties[self.property_heads.index(name)](*rest) for name in names}
-        found = {n: torch.sigmoid(v) if self.specs[n].kind == "class" else v for n, v in values.items()}
-        return {n: Prediction(head=n, model_id=self.model_id, value=value.cpu()) for n, value in found.items()}
+            known = encoded.scalars, encoded.vectors
+            for spec in specs:
+                head = self.properties[self.property_heads.index(spec.name)]
+                value = head(*known, encoded.atomic_numbers, inputs.batch, counts)
+                value = torch.sigmoid(value) if spec.kind == "class" else value
+                error = self.uncertainty.expect_value(known, batch, spec) if uncertainty and self.uncertainty else None
+                found[spec.name] = Prediction(
+                    head=spec.name, model_id=self.model_id, value=value.cpu(), value_uncertainty=error
+                )
+        return found
 
     def _predict_energies(
         self, inputs: ModelInputs, batch: GraphBatch, names: list[str], forces: bool, stresses: bool,

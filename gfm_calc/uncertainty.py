@@ -7,6 +7,9 @@ With x_i = (s_i, ln(|v_i|² + 0.01)) of an atom, its gate g_i (see `heads.isolat
 averaged over the networks, each of which has seen a bootstrap of the structures.  Both are mean absolute errors.  The features
 are those that the energies are made of, so this costs no gradient and no further pass, and an isolated atom, whose energy is
 exact, gets zero.  Errors of atoms add up, not their squares: a supercell repeats the error of its cell.
+
+Of a property the networks give errors in units of its mean error (`unit` in the figures), without a gate: exp(a_i) of atoms, and
+of structures the sum of exp(b_i), or their mean where the property is one.  A class says by its probability how sure it is.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from .config import HeadSpec
 from .errors import HeadError
 from .graph import GraphBatch
 
@@ -44,7 +48,7 @@ def expected_errors(x: Tensor, gate: Tensor, weights: Sequence[Tensor]) -> Tenso
 
 
 class ErrorHeads(nn.Module):
-    """Expected errors of some energy heads, H of them, as buffers: training of the model leaves them alone.
+    """Expected errors of some heads, H of them, as buffers: training of the model leaves them alone.
 
     Args:
         tensors: {"hidden": [H, M, 2F, K], "hidden_bias": [H, M, K], "output": [H, M, K, 2], "output_bias": [H, M, 2]}.
@@ -92,6 +96,20 @@ class ErrorHeads(nn.Module):
         forces, shares = (tensor.cpu() for tensor in self(*known, heads))
         totals = shares.new_zeros(len(heads), batch.num_graphs).index_add(1, batch.batch.cpu(), shares)
         return [{"energy_uncertainty": e, "forces_uncertainty": f} for e, f in zip(totals, forces)]
+
+    def expect_value(self, known: Sequence[Tensor], batch: GraphBatch, spec: HeadSpec) -> Tensor:
+        """The expected error of a property, [B], or [N] of one of atoms, in the head's unit; float64 on the CPU.
+
+        Args:
+            known: scalars, vectors.
+            spec: of the property head.
+        """
+        of_atoms, shares = (tensor.cpu() for tensor in self(*known, torch.ones_like(known[0][:, 0]), [spec.name]))
+        unit = float(self.figures[spec.name]["unit"])
+        if spec.is_of_atoms:
+            return unit * of_atoms[0]
+        totals = shares.new_zeros(batch.num_graphs).index_add(0, batch.batch.cpu(), shares[0])
+        return unit * (totals if spec.is_sum else totals / batch.ptr.diff().cpu())
 
     def rows(self, heads: Sequence[str]) -> Tensor:
         """[H'], where in the stack heads are; HeadError for one that is not."""

@@ -4,7 +4,8 @@ Weights of a network are those that make the errors of its training structures m
 about their expected value u, with a density of exp(-e/u) / u: its logarithm, summed over force errors of atoms and energy
 errors of structures, is least where u is the mean of e.  Both are then scaled so that the means of e and u agree on the
 validation side, which also says when to stop.  Each network draws the training structures anew, with replacement.  The model
-itself does not move.
+itself does not move.  Errors of a property stand where those of forces do (of atoms) or of energies (of structures), over their
+mean.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from gfm_calc.commands.progress import Progress
+from gfm_calc.config import HeadSpec
 from gfm_calc.data.loader import LabelledBatch, Loader
 from gfm_calc.data.store import Selection
 from gfm_calc.encoders.base import scatter_sum
@@ -24,7 +26,7 @@ from gfm_calc.errors import ConfigError
 from gfm_calc.model import GFMModel
 from gfm_calc.train.evaluation import spread_indices
 from gfm_calc.train.preparation import Head
-from gfm_calc.uncertainty import SHAPES, ErrorHeads, expected_errors, features
+from gfm_calc.uncertainty import SHAPES, ErrorHeads, expected_errors, features, no_uncertainty
 
 _LEAST = (1e-3, 1e-4)  # eV/Å, eV/atom: no error is taken for smaller
 _CHECK_EVERY = 100  # steps
@@ -32,13 +34,15 @@ _CHECK_EVERY = 100  # steps
 
 @dataclass(frozen=True, kw_only=True)
 class FitPlan:
-    """Attributes: `structures` of each side of a head, and `atoms` in all, at most; `fewest`, training structures with forces,
-    whether they are looked at or not, without which a head gets none (learnt from 76, expected errors vanished where atoms
-    came close, which is worse than none); `members` M, networks a head, and their `width` K; `steps` of AdamW, each on a
-    `batch` of structures; `rate`, its highest."""
+    """Attributes: `structures` of each side of a head, and `atoms` in all, at most; `fewest`, training structures with forces (or
+    with the property), whether they are looked at or not, without which a head gets none (learnt from 76, expected errors
+    vanished where atoms came close, which is worse than none); `judges`, validation structures without which it gets none,
+    for heads whose errors on training structures say little; `members` M, networks a head, and their `width` K; `steps` of
+    AdamW, each on a `batch` of structures; `rate`, its highest."""
 
     structures: int = 1500
     fewest: int = 100
+    judges: int = 0
     atoms: int = 20000
     members: int = 3
     width: int = 32
@@ -49,7 +53,8 @@ class FitPlan:
 
 class Residuals(NamedTuple):
     """Errors of a head on N atoms of B structures: x [N, 2F], gate [N], batch [N], atoms [B]; the absolute errors of forces
-    [N] in eV/Å and of energies [B] in eV an atom, NaN where there is no label."""
+    [N] in eV/Å and of energies [B] in eV an atom, NaN where there is no label; or those of a property of atoms [N] or of
+    structures [B], of a sum for each atom, in its unit."""
 
     x: Tensor
     gate: Tensor
@@ -57,6 +62,7 @@ class Residuals(NamedTuple):
     atoms: Tensor
     forces: Tensor
     energy: Tensor
+    of_structures: bool = False  # errors of a property of structures alone
 
     def take(self, chosen: Tensor) -> Residuals:
         """Some structures, [B'] indices."""
@@ -65,7 +71,7 @@ class Residuals(NamedTuple):
         owner = torch.repeat_interleave(torch.arange(len(chosen)), sizes)
         rows = torch.arange(len(owner)) + (starts - (sizes.cumsum(0) - sizes))[owner]
         return Residuals(
-            self.x[rows], self.gate[rows], owner, sizes, self.forces[rows], self.energy[chosen]
+            self.x[rows], self.gate[rows], owner, sizes, self.forces[rows], self.energy[chosen], self.of_structures
         )  # fmt: skip
 
     def expected(self, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -76,14 +82,14 @@ class Residuals(NamedTuple):
 
 
 def fit_uncertainty(model: GFMModel, heads: Sequence[Head], plan: FitPlan | None = None) -> ErrorHeads:
-    """Expected errors for those energy heads of `model` that `heads` has enough labelled forces for; heads that it has too few
-    for lose theirs, the others keep what they have.
+    """Expected errors for those heads of `model` that `heads` has enough labelled forces for, or values of a property; heads that
+    it has too few for lose theirs, the others keep what they have.
 
     Raises:
         ConfigError: there is no such head.
     """
     plan = plan or FitPlan()
-    mine = [head for head in heads if head.spec.name in model.energy_heads]
+    mine = [head for head in heads if head.spec.name in model.specs and head.spec.kind != "class"]
     enough = [
         head for head in mine if len(head.sides["train"]) >= plan.fewest
     ]  # with forces or not: those are counted below
@@ -94,16 +100,20 @@ def fit_uncertainty(model: GFMModel, heads: Sequence[Head], plan: FitPlan | None
             name = head.spec.name
             train, validation = (residuals(model, head, side, plan) for side in ("train", "validation"))
             progress.advance(note=name)
-            if _with_forces(train) * len(head.sides["train"]) < plan.fewest:
+            if _labelled(train) * len(head.sides["train"]) < plan.fewest or len(validation.atoms) < plan.judges:
                 continue
+            unit = None if head.spec.kind == "energy" else mean_error(validation) or mean_error(train) or 1.0
+            if unit is not None:
+                train, validation = over(train, unit), over(validation, unit)
             weights, scale = calibrated(fit(train, validation, plan), validation)
             for key, tensor in zip(SHAPES, weights):
                 tensors[key].append(tensor)
             figures[name] = {"structures": len(train.atoms), "validation": len(validation.atoms), "scale": scale}
+            figures[name] |= {} if unit is None else {"unit": unit}
     if not figures:
         raise ConfigError(
-            f"of no energy head of this model ({', '.join(model.energy_heads)}) do the data hold labelled forces of "
-            f"{plan.fewest} training structures"
+            f"of no head of this model ({', '.join(model.specs)}) do the data hold labelled forces of "
+            f"{plan.fewest} training structures, or as many values of a property"
         )
     fitted = ErrorHeads({name: torch.stack(rows) for name, rows in tensors.items()}, figures).to(
         model.device, model.dtype
@@ -121,10 +131,25 @@ def _beside(old: ErrorHeads | None, new: ErrorHeads, gone: Sequence[str]) -> Err
     return ErrorHeads(tensors, kept.figures | new.figures)
 
 
-def _with_forces(part: Residuals) -> float:
-    """The share of structures with a labelled force."""
+def _labelled(part: Residuals) -> float:
+    """The share of structures with a labelled force, or a value of a property."""
+    if not len(part.atoms):
+        return 0.0
+    if part.of_structures:
+        return float(torch.isfinite(part.energy).float().mean())
     known = torch.isfinite(part.forces).float()
-    return float((scatter_sum(known, part.batch, len(part.atoms)) > 0).float().mean()) if len(part.atoms) else 0.0
+    return float((scatter_sum(known, part.batch, len(part.atoms)) > 0).float().mean())
+
+
+def mean_error(part: Residuals) -> float | None:
+    """Of a property; None where nothing is labelled, or everything right."""
+    errors = part.energy if part.of_structures else part.forces
+    return float(errors[torch.isfinite(errors)].mean()) or None if torch.isfinite(errors).any() else None
+
+
+def over(part: Residuals, unit: float) -> Residuals:
+    """Errors in units of `unit`."""
+    return part._replace(forces=part.forces / unit, energy=part.energy / unit)
 
 
 def residuals(model: GFMModel, head: Head, side: str, plan: FitPlan) -> Residuals:
@@ -146,13 +171,25 @@ def _residuals(model: GFMModel, batch: LabelledBatch, head: str) -> Residuals:
     with torch.no_grad():
         encoded = model.encode(model.inputs(batch.graph))
     sizes, owner, gate = batch.graph.ptr.diff(), batch.graph.batch, encoded.gate.cpu().float()
+    x = features(encoded.scalars, encoded.vectors).cpu().float()
+    if predicted.value is not None:
+        return _of_property(model.spec(head), predicted.value, batch, x)
     assert predicted.energy is not None and predicted.forces is not None
     forces, energy = (predicted.forces - batch.forces).norm(dim=1), (predicted.energy - batch.energy).abs() / sizes
     forces[gate == 0] = torch.nan  # an atom by itself has no errors to learn from
     energy[scatter_sum(gate, owner, len(sizes)) == 0] = torch.nan
-    return Residuals(
-        features(encoded.scalars, encoded.vectors).cpu().float(), gate, owner, sizes, forces, energy
-    )  # fmt: skip
+    return Residuals(x, gate, owner, sizes, forces, energy)
+
+
+def _of_property(spec: HeadSpec, value: Tensor, batch: LabelledBatch, x: Tensor) -> Residuals:
+    """Errors of a property, on the side of the atoms or of the structures; no atom is by itself."""
+    width = 3 if spec.kind.endswith("vector") else 1
+    labels = (batch.atom_values if spec.is_of_atoms else batch.value)[:, :width]
+    errors = (value.reshape(-1, width) - labels).norm(dim=1)
+    sizes, owner = batch.graph.ptr.diff(), batch.graph.batch
+    nothing = torch.full((len(x) if not spec.is_of_atoms else len(sizes),), torch.nan, dtype=torch.float64)
+    forces, energy = (errors, nothing) if spec.is_of_atoms else (nothing, errors / sizes if spec.is_sum else errors)
+    return Residuals(x, torch.ones(len(x)), owner, sizes, forces, energy, not spec.is_of_atoms)
 
 
 def joined(parts: Sequence[Residuals], model: GFMModel) -> Residuals:
@@ -163,7 +200,8 @@ def joined(parts: Sequence[Residuals], model: GFMModel) -> Residuals:
         return Residuals(torch.zeros(0, 2 * model.config.num_features), empty, none, none, empty, empty)
     starts = torch.tensor([len(part.atoms) for part in parts]).cumsum(0) - torch.tensor([len(p.atoms) for p in parts])
     moved = [part._replace(batch=part.batch + start) for part, start in zip(parts, starts)]
-    return Residuals(*(torch.cat([getattr(part, name) for part in moved]) for name in Residuals._fields))
+    tensors = {name: torch.cat([getattr(part, name) for part in moved]) for name in Residuals._fields[:-1]}
+    return Residuals(**tensors, of_structures=parts[0].of_structures)  # type: ignore[arg-type]  # it is no tensor
 
 
 def fit(train: Residuals, validation: Residuals, plan: FitPlan) -> list[Tensor]:
@@ -239,6 +277,23 @@ def _surprise(part: Residuals, expected: Sequence[Tensor], drawn: Tensor | None 
             surprise = u.log() + found.float() / u
             total = total + (surprise if share is None else surprise * share[:, known]).mean()
     return total
+
+
+def errors_beside(model: GFMModel, head: Head, side: str) -> tuple[Tensor, Tensor]:
+    """Expected and actual errors on some structures of a side: of forces in eV/Å, one an atom, or of a property in its unit (of a
+    sum for each atom).
+
+    Raises:
+        HeadError: the model knows no errors of the head.
+    """
+    part, known = residuals(model, head, side, FitPlan()), model.uncertainty
+    if known is None:
+        raise no_uncertainty(head.spec.name)
+    row = int(known.rows([head.spec.name])[0])
+    forces, structures = _averaged(part, [tensor[row].cpu().float() for tensor in known.tensors.values()])
+    expected, actual = (structures[0], part.energy) if part.of_structures else (forces[0], part.forces)
+    labelled = torch.isfinite(actual)
+    return expected[labelled] * known.figures[head.spec.name].get("unit", 1.0), actual[labelled]
 
 
 def calibrated(weights: Sequence[Tensor], validation: Residuals) -> tuple[list[Tensor], dict[str, float]]:

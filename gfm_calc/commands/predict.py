@@ -35,8 +35,8 @@ def add_parser(subparsers: Any) -> None:
     add_output(parser, "OUT", ".extxyz (or .xyz), or .jsonl for a JSON object a line; several heads prefix their keys")
     parser.add_argument("--skip-invalid", action="store_true", help="leave bad frames out, and say which, on stderr")
     parser.add_argument("--uncertainty", action="store_true",
-                        help="energy_uncertainty (eV) and forces_uncertainty (eV/Å, one an atom) too: the errors to expect, of "
-                        "heads that know them")  # fmt: skip
+                        help="energy_uncertainty (eV) and forces_uncertainty (eV/Å, one an atom) too, or value_uncertainty of a "
+                        "property: the errors to expect, of heads that know them")  # fmt: skip
     add_model(parser, several=True)
     add_machine(parser)
 
@@ -133,8 +133,9 @@ def _values(prediction: Prediction) -> dict[str, Any]:
     import numpy as np
 
     if prediction.energy is None:
-        value = prediction.value.numpy()
-        return {"value": float(value[0]) if value.shape == (1,) else value}
+        parts = {"value": prediction.value, "value_uncertainty": prediction.value_uncertainty}
+        known = {name: part.numpy() for name, part in parts.items() if part is not None}
+        return {name: float(part[0]) if part.shape == (1,) else part for name, part in known.items()}
     values: dict[str, Any] = {"energy": float(prediction.energy[0]), "forces": prediction.forces.numpy()}
     if prediction.energy_uncertainty is not None:
         values["energy_uncertainty"] = float(prediction.energy_uncertainty[0])

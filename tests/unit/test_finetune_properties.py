@@ -248,6 +248,65 @@ def test_a_property_is_learnt_and_predicted(kind, path, saved_model, tmp_path, c
     np.testing.assert_allclose(np.ravel(row["value"]), found[0].ravel(), atol=1e-6)
 
 
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    path = tmp_path_factory.mktemp("many") / "frames.extxyz"
+    ase.io.write(path, structures(160))
+    return path
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_property_says_what_errors_to_expect(kind, many, saved_model, tmp_path, capsys):
+    """Learnt at the end, kept with the model, in the unit of the head, of sums over atoms as sums."""
+    out = tmp_path / "out"
+    assert finetune(many, out, kind, saved_model, "--steps", "60", "--strategy", "full", "--keep-heads", "none") == 0
+    said, told = capsys.readouterr().out, json.loads((out / "errors.json").read_text())
+    model = load_model(out / "model")
+    if kind == "class":
+        assert "expected errors" not in said and told["expected_errors"] is None
+        with pytest.raises(HeadError, match="is a class: its probability says how sure it is"):
+            Predictor(model, ["mine"], uncertainty=True)
+        return
+    found = told["expected_errors"]
+    assert "expected errors: rank correlation" in said and found["side"] == "test" and 0.2 < found["ratio"] < 5
+    frames = structures(160)
+    rows = list(Predictor(model, ["mine"], uncertainty=True).predict(frames))
+    silent = list(Predictor(model, ["mine"]).predict(frames))
+    errors, expected = [], []
+    for atoms, row, without in zip(frames, rows, silent):
+        value, sure = row["mine"].value, row["mine"].value_uncertainty
+        assert torch.equal(value, without["mine"].value) and without["mine"].value_uncertainty is None
+        assert sure.shape == ((len(atoms),) if "atom" in kind else (1,)) and bool((sure > 0).all())
+        label = atoms.arrays[KINDS[kind][0]] if "atom" in kind else atoms.info[KINDS[kind][0]]
+        label = torch.as_tensor(np.array(label, dtype=float)).reshape(value.shape)
+        errors += (value - label).reshape(len(sure), -1).norm(dim=1).tolist()
+        expected += sure.tolist()
+    assert 0.2 < np.mean(errors) / np.mean(expected) < 5
+    atoms = molecule("CH3OH")
+    apart = atoms.copy()
+    apart.positions += 50
+    twice = next(iter(Predictor(model, ["mine"], uncertainty=True).predict([atoms + apart])))["mine"]
+    (one,) = Predictor(model, ["mine"], uncertainty=True).predict([atoms])
+    sure = one["mine"].value_uncertainty
+    more = torch.cat([sure, sure]) if "atom" in kind else 2 * sure if KINDS[kind][2] else sure
+    np.testing.assert_allclose(twice.value_uncertainty, more, rtol=1e-4)
+    predicted = tmp_path / "predicted.jsonl"
+    line = [
+        "predict",
+        str(many),
+        "-o",
+        str(predicted),
+        "--model",
+        str(out / "model"),
+        "--head",
+        "mine",
+        "--uncertainty",
+    ]
+    assert main(line) == 0
+    row = json.loads(predicted.read_text().splitlines()[3])
+    np.testing.assert_allclose(row["value_uncertainty"], rows[3]["mine"].value_uncertainty.squeeze(), rtol=1e-5)
+
+
 def test_a_head_alone_without_old_ones_leaves_the_encoder(path, saved_model, tmp_path, capsys):
     out = tmp_path / "out"
     assert (
@@ -356,5 +415,7 @@ def test_a_calculator_gives_properties(saved_model):
     assert calculator.predict_property(atoms, "dipoles").shape == (6, 3)
     with pytest.raises(HeadError, match="first is one of energies"):
         calculator.predict_property(atoms, "first")
+    with pytest.raises(HeadError, match="gap has no uncertainty"):
+        calculator.predict_property(atoms, "gap", uncertainty=True)
     with pytest.raises(HeadError, match=r"gap predicts gap, not energies: use calc.predict_property"):
         GFMCalculator(saved_model, head="gap")

@@ -154,7 +154,7 @@ def test_data_without_forces_are_refused(data, tmp_path, capsys):
     words = ["uncertainty", str(data / "model"), "--run", str(tmp_path / "run"), "--fewest", "1"]
     assert main([*words, "-o", str(tmp_path / "m")]) == 1
     assert (
-        "of no energy head of this model (crystals, clusters, molecules) do the data hold labelled forces"
+        "of no head of this model (crystals, clusters, molecules) do the data hold labelled forces"
         in capsys.readouterr().err
     )
     assert not (tmp_path / "m").exists()

@@ -1,0 +1,61 @@
+"""Errors that the new head expects of itself, and how far they are right on structures that they were not learnt from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from scipy.stats import spearmanr
+
+from gfm_calc.errors import ConfigError
+from gfm_calc.model import GFMModel
+from gfm_calc.train.preparation import Head
+from gfm_calc.train.uncertainty import FitPlan, errors_beside, fit_uncertainty
+
+_PLAN = FitPlan(judges=10)  # a fine-tuned head is far better on its few training structures than elsewhere
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sureness:
+    """Attributes: `what` the errors are of ("forces", "atoms" or "structures"), `count` of them on the `side`;
+    `rank_correlation` of expected and actual errors (Spearman); `ratio`, the mean of the actual ones over that of the
+    expected."""
+
+    what: str
+    count: int
+    side: str
+    rank_correlation: float
+    ratio: float
+
+    def __str__(self) -> str:
+        return (
+            f"expected errors: rank correlation {self.rank_correlation:.2f} with those of {self.count} {self.what} of the "
+            f"{self.side} side, which are {self.ratio:.2f} times as large"
+        )
+
+
+_NONE = (
+    f"expected errors: none; {_PLAN.fewest} training structures with forces or values, and {_PLAN.judges} for validation, are "
+    "needed to learn them"
+)
+
+
+def in_words(kind: str, sure: Sureness | None) -> str:
+    """A line on the expected errors of a head; "" of a class, whose probability says how sure it is."""
+    return "" if kind == "class" else _NONE if sure is None else str(sure)
+
+
+def learn(model: GFMModel, head: Head, side: str) -> Sureness | None:
+    """Put expected errors of the head into the model, and say what they are worth on a side; None where there is too little to
+    learn them from."""
+    if head.spec.kind == "class":
+        return None
+    try:
+        model.uncertainty = fit_uncertainty(model, [head], _PLAN)
+    except ConfigError:
+        return None
+    expected, actual = errors_beside(model, head, side)
+    what = "forces" if head.spec.kind == "energy" else "atoms" if head.spec.is_of_atoms else "structures"
+    varied = len(actual) > 2 and float(expected.std()) > 0 and float(actual.std()) > 0
+    correlation = float(spearmanr(expected, actual).statistic) if varied else float("nan")
+    ratio = float(actual.mean() / expected.mean()) if len(actual) else float("nan")
+    return Sureness(what=what, count=len(actual), side=side, rank_correlation=correlation, ratio=ratio)
