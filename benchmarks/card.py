@@ -191,7 +191,9 @@ def _making(about: Mapping[str, Any], weights: str) -> str:
     provenance = about["provenance"]
     training = ", ".join(f"{key} {value}" for key, value in provenance.get("training", {}).items())
     versions = ", ".join(f"{key} {value}" for key, value in provenance.get("versions", {}).items())
-    lines = [f"Recipe `{provenance['recipe']}`" if "recipe" in provenance else "", training, versions]
+    history = "; ".join(provenance.get("history", ()))
+    recipe = f"Recipe `{provenance['recipe']}`" if "recipe" in provenance else ""
+    lines = [recipe, training, history, provenance.get("hardware", ""), versions]
     told = "; ".join(line for line in lines if line)
     return f"## How it was made\n\n{told or 'Not recorded'}. Weights {weights}, file format {about['format_version']}."
 

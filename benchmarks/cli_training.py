@@ -8,7 +8,7 @@ from typing import Any
 
 from gfm_calc.benchmarks.cli_options import add_output, counts, finish, integers, peer, words
 from gfm_calc.commands.options import DEFAULT_MODEL, new_parser, positive, positive_int
-from gfm_calc.errors import ConfigError
+from gfm_calc.errors import ConfigError, did_you_mean
 
 
 def add_parsers(benches: Any) -> None:
@@ -136,6 +136,9 @@ def _add_finetune(benches: Any) -> None:
     parser.add_argument("--max-minutes", type=positive, metavar="M", help="of each run (default: no limit)")
     parser.add_argument("--strategy", metavar="NAME", help="of gfm finetune (default: its choice)")
     add_cheap(parser)
+    parser.add_argument("--peer", type=peer, action="append", default=[], metavar="NAME=PYTHON",
+                        help="chgnet or schnetpack, and the python of an environment for it: they learn the same structures in "
+                        "as many seconds")  # fmt: skip
     parser.add_argument(
         "--forgetting",
         dest="keep_heads",
@@ -210,14 +213,18 @@ def run_ablation(args: argparse.Namespace) -> None:
 
 def run_finetune(args: argparse.Namespace) -> None:
     """Fine-tune on a downstream task."""
+    from gfm_calc.benchmarks.finetune_peers import PEERS
     from gfm_calc.benchmarks.finetune_tasks import load_task
     from gfm_calc.benchmarks.finetuning import FinetunePlan, about, run_finetune
     from gfm_calc.finetune.cli import cheap_of
 
+    for name, _ in args.peer:
+        if name not in PEERS:
+            raise ConfigError(f"no peer {name!r}{did_you_mean(name, PEERS)}; peers: {', '.join(PEERS)}")
     task = load_task(args.task)
     plan = FinetunePlan(
         task=task, data=args.data, models=args.model or [DEFAULT_MODEL], cases=args.cases, sizes=args.sizes,
         scratch=args.scratch, seeds=args.seeds, steps=args.steps, max_minutes=args.max_minutes, strategy=args.strategy,
-        cheap=cheap_of(args), keep_heads=args.keep_heads, work=args.work,
+        cheap=cheap_of(args), peers=dict(args.peer), keep_heads=args.keep_heads, work=args.work,
     )  # fmt: skip
     finish(args, "finetune", threads=1, model=plan.models[0], task=about(task), rows=run_finetune(plan))

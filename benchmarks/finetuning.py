@@ -1,9 +1,9 @@
 """`gfm bench finetune`: what pre-training is worth, task by task.
 
 Arms: every model that is named, fine-tuned as `gfm finetune` does it where no old head is kept; the same after cheap labels,
-and with old heads kept, where the plan says so; and `scratch`: the architecture of the first one with random weights, on the
-same structures for as many steps.  What decides a run (steps, batch) is that of `gfm finetune`.  What came out of a run is
-kept, where the plan names a folder.
+and with old heads kept, where the plan says so; `scratch`: the architecture of the first one with random weights, on the same
+structures for as many steps; and other codes on the same structures, in as many seconds as the first arm took.  What decides a
+run (steps, batch) is that of `gfm finetune`.  What came out of a run is kept, where the plan names a folder.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from gfm_calc import __version__
 from gfm_calc.artifacts import canonical_json, read_json, sha256_of_file, write_file
+from gfm_calc.benchmarks import finetune_peers
 from gfm_calc.benchmarks.finetune_tasks import KINDS, Case, Task
 from gfm_calc.benchmarks.provenance import weights_id
 from gfm_calc.benchmarks.runs import folder_of_runs
@@ -57,6 +58,7 @@ class FinetunePlan:
         models: names or directories.  scratch: beside them, the architecture of the first with random weights.
         seeds: of each run.  steps: instead of those that `gfm finetune` takes.  max_minutes: of each run.
         strategy: of `gfm finetune`, None for its choice.  cheap: labels that every model learns first, in a run of its own.
+        peers: of `finetune_peers.PEERS`, and the python of an environment for each.
         keep_heads: the old heads are kept, too, in runs of their own: one with replay and one with no guard (--naive).
         work: folder that keeps what came out, see `runs.folder_of_runs`.
     """
@@ -72,6 +74,7 @@ class FinetunePlan:
     max_minutes: float | None = None
     strategy: str | None = None
     cheap: Cheap | None = None
+    peers: Mapping[str, str] = field(default_factory=dict)
     keep_heads: bool = False
     work: Path | None = None
 
@@ -94,6 +97,8 @@ def run_finetune(plan: FinetunePlan) -> list[dict[str, Any]]:
         raise ConfigError(f"--model: two directories of one name ({', '.join(plan.models)}): rename one, rows go by it")
     for case in cases:
         require(plan.data, plan.task, case)
+        if plan.peers and case.kind != "energy":
+            raise ConfigError(f"--peer is for energies and forces, not for {case.label} of case {case.name}")
         if plan.cheap is not None:
             check(plan.cheap, kind=KINDS[case.kind][0], strategy=plan.strategy)
     rows = []
@@ -112,29 +117,32 @@ def run_finetune(plan: FinetunePlan) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class _Arm:
-    """`model` is fine-tuned, after `cheap` labels or at once; or `scratch`, random weights of its architecture.  guard: of old
-    heads that are kept, "replay" or "naive"; "": none is kept."""
+    """`model` is fine-tuned, after `cheap` labels or at once; or `scratch`, random weights of its architecture; or a `peer`
+    learns as long as the model did.  guard: of old heads that are kept, "replay" or "naive"; "": none is kept."""
 
     model: str
     cheap: Cheap | None = None
     scratch: bool = False
     guard: str = ""
+    peer: str = ""
 
     @property
     def name(self) -> str:
         """In the rows."""
         if self.scratch:
             return SCRATCH
+        if self.peer:
+            return finetune_peers.PEERS[self.peer]
         name = Path(self.model).name
         if self.guard:
             return f"{name}, old heads kept" + (" (--naive)" if self.guard == _NAIVE else "")
         return f"{name} after {self.cheap.structures:,} x {self.cheap.calculator}" if self.cheap else name
 
     def identity(self) -> list[Any]:
-        """What it does with a model; without a guard as it was before there were guards, so that kept results stay known."""
+        """What it does with a model; without guard and peer as it was before there were any, so that kept results stay known."""
         own = asdict(replace(self, model=""))
-        guard = own.pop("guard")
-        return [own, *([guard] if guard else [])]
+        later = [own.pop(name) for name in ("guard", "peer")]
+        return [own, *(value for value in later if value)]
 
 
 def _arms(plan: FinetunePlan) -> list[_Arm]:
@@ -146,7 +154,9 @@ def _arms(plan: FinetunePlan) -> list[_Arm]:
         for model in plan.models
         for arm in (*(_Arm(model, cheap) for cheap in before), *(_Arm(model, guard=guard) for guard in guards))
     ]
-    return [*tuned, *([_Arm(plan.models[0], scratch=True)] if plan.scratch else [])]
+    first = plan.models[0]
+    beside = [_Arm(first, peer=peer) for peer in plan.peers]
+    return [*tuned, *([_Arm(first, scratch=True)] if plan.scratch else []), *beside]
 
 
 def _finished(folder: Path, plan: FinetunePlan, case: Case, size: int, seed: int) -> dict[str, Mapping[str, Any]]:
@@ -178,14 +188,15 @@ def _read(path: Path) -> dict[str, Any]:
 def _runs(
     plan: FinetunePlan, case: Case, size: int, seed: int, wanted: Sequence[_Arm]
 ) -> Iterator[tuple[_Arm, Mapping[str, Any]]]:
-    """Arms of a case, size and seed, and what came out.  Random weights need the first arm, which says what to do."""
+    """Arms of a case, size and seed, and what came out.  Random weights and peers need the first arm, which says what to do."""
     if not wanted:
         return
-    first, scratch = _Arm(plan.models[0]), _Arm(plan.models[0], scratch=True)
+    first = _Arm(plan.models[0])
+    followers = [arm for arm in wanted if arm.scratch or arm.peer]
     with tempfile.TemporaryDirectory(prefix="gfm-finetune-") as folder:
         files = files_of(plan.data, plan.task, case, size=size, seed=seed, place=Path(folder))
         for number, arm in enumerate(_arms(plan)):
-            if arm.scratch or (arm not in wanted and (arm != first or scratch not in wanted)):
+            if arm.scratch or arm.peer or (arm not in wanted and not (arm == first and followers)):
                 continue
             where = {"model": arm.model, "cheap": arm.cheap, "output": Path(folder) / f"model{number}"}
             where |= {"keep": None if arm.guard else (), "naive": arm.guard == _NAIVE}
@@ -198,11 +209,26 @@ def _runs(
             seen = "; ".join(text for head, text in plan.task.overlaps.items() if head in start.specs)
             about = {"strategy": outcome.setup.strategy.name, "model_id": start.model_id, "overlap": seen}
             lost = {drift.head: drift.loss for drift in outcome.drifts if drift.loss == drift.loss}  # not NaN
-            yield arm, _result(outcome.after, outcome.steps, since) | about | {"forgetting": lost}
-            if arm == first and scratch in wanted:
+            result = _result(outcome.after, outcome.steps, since) | about | {"forgetting": lost}
+            yield arm, result
+            for follower in followers if arm == first else ():
                 since = time.perf_counter()
-                errors, steps = _scratch(outcome.setup, Path(folder) / SCRATCH)
-                yield scratch, _result(errors, steps, since) | {"strategy": SCRATCH, "model_id": "", "overlap": ""}
+                found = _follow(plan, follower, outcome.setup, Path(folder), seed, result["seconds"])
+                yield follower, _result(found.pop("errors"), found.pop("steps"), since) | _UNLIKE | found
+
+
+_UNLIKE = {"strategy": SCRATCH, "model_id": "", "overlap": ""}  # what follows an arm is none of our models
+
+
+def _follow(plan: FinetunePlan, arm: _Arm, setup: Setup, folder: Path, seed: int, seconds: float) -> dict[str, Any]:
+    """Errors and steps of random weights or a peer, on the structures of a fine-tuning that took so long."""
+    if arm.peer:
+        python, place = plan.peers[arm.peer], folder / arm.peer
+        place.mkdir()
+        found = finetune_peers.learn(arm.peer, python, setup, seconds=seconds, seed=seed, folder=place)
+        return found | {"strategy": "its own"}
+    errors, steps = _scratch(setup, folder / SCRATCH)
+    return {"errors": errors, "steps": steps}
 
 
 def _job(plan: FinetunePlan, case: Case, files: Files, seed: int) -> Job:
@@ -260,6 +286,7 @@ def _row(plan: FinetunePlan, case: Case, size: int, arm: str, runs: Sequence[Map
         "forgetting": {
             head: [float(f"{run['forgetting'][head]:.3g}") for run in runs] for head in runs[0].get("forgetting", {})
         },
+        **({"version": runs[0]["version"]} if "version" in runs[0] else {}),
         "published": {p.model: p.values[case.name] for p in task.published if p.size == size and case.name in p.values},
     }  # fmt: skip
 

@@ -123,6 +123,7 @@ def finetune(result: Mapping[str, Any]) -> Iterator[Table]:
         shown = [figure(row["published"].get(model)) for model in others]
         what = row["case"] if metric == task["metric"] else f"{row['case']}: {metric.replace('_', ' ')}"
         arm = f"{row['arm']} (no credit: {row['overlap']})" if row.get("overlap") else row["arm"]
+        arm += f": {row['version']}" if "version" in row else ""
         rows.append([what, str(row["size"] or "all"), arm, figure(mean), spread, *shown, f"{row['steps']}",
                      figure(row["seconds"])])  # fmt: skip
     rows += _means(result["rows"], task["metric"], others)

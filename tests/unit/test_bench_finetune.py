@@ -2,13 +2,16 @@
 
 import json
 import lzma
+import sys
 import zipfile
 from dataclasses import replace
+from pathlib import Path
 
 import ase.io
 import pytest
 from finetuning import molecules, relabelled, write
 
+from gfm_calc.benchmarks import finetune_peers
 from gfm_calc.benchmarks.finetune_tasks import Case, Task, load_task, task_names
 from gfm_calc.benchmarks.finetuning import FinetunePlan, about, run_finetune
 from gfm_calc.benchmarks.provenance import weights_id
@@ -17,7 +20,7 @@ from gfm_calc.benchmarks.task_files import files_of, require
 from gfm_calc.checkpoint import open_model
 from gfm_calc.cli import main
 from gfm_calc.data.readers import ReadOptions, read
-from gfm_calc.errors import ConfigError, InputFileError
+from gfm_calc.errors import ConfigError, GFMError, InputFileError
 from gfm_calc.finetune.plan import Cheap
 
 TASK = """
@@ -59,6 +62,70 @@ def test_a_task_is_run_with_and_without_what_was_learnt_before(task, tmp_path):
     assert rows[0]["model_id"] and rows[0]["published"] == {"somebody": 7.5}
     (shown,) = tables({"benchmark": "finetune", "task": about(task), "rows": rows})
     assert len(shown.rows) == 2 and "somebody" in shown.header
+
+
+PEER = """
+import sys
+sys.path.insert(0, {folder!r})
+import argparse, learn, torch
+from measure import answer_jobs
+
+class Springs:  # between all atoms, one length and strength
+    batch, rate = 4, 0.02
+    def __init__(self):
+        self.model = torch.nn.Linear(1, 1)
+        torch.nn.init.constant_(self.model.weight, 0.5)
+    def describe(self):
+        return dict(name="springs", version="1")
+    def ready(self, atoms):
+        return torch.from_numpy(atoms.positions).float()
+    def predict(self, inputs):
+        found = []
+        for positions in inputs:
+            r = positions.clone().requires_grad_()
+            i, j = torch.triu_indices(len(r), len(r), 1)
+            lengths = (r[i] - r[j]).norm(dim=1)
+            energy = (self.model.weight * (lengths - 1.5 - self.model.bias) ** 2).sum()
+            (gradient,) = torch.autograd.grad(energy, r, create_graph=True)
+            found.append((energy / len(r), -gradient))
+        return torch.stack([e for e, _ in found]), torch.cat([f for _, f in found])
+    loss = learn.SchNetPackLearner.loss
+
+learn.LEARNERS = {{"schnetpack": Springs}}
+parser = argparse.ArgumentParser()
+parser.add_argument("--model")
+answer_jobs(learn.start, parser)
+"""
+
+
+def test_a_peer_learns_the_same_structures_in_as_many_seconds(task, tmp_path, monkeypatch):
+    script = tmp_path / "peer.py"
+    script.write_text(PEER.format(folder=str(Path(finetune_peers.__file__).parent / "peers")))
+    monkeypatch.setattr(finetune_peers, "_SCRIPT", script)
+    asked = []
+    learn = finetune_peers.learn
+    monkeypatch.setattr(  # four steps of ours are over sooner than its torch is there
+        finetune_peers,
+        "learn",
+        lambda *words, **more: asked.append(more["seconds"]) or learn(*words, **more | {"seconds": 4}),
+    )
+    plan = FinetunePlan(
+        task=task, data=tmp_path, models=["gfm-small"], steps=4, scratch=False, peers={"schnetpack": sys.executable},
+        work=tmp_path / "work",
+    )  # fmt: skip
+    ours, peer = run_finetune(plan)
+    assert peer["arm"] == "PaiNN of schnetpack, from scratch, as long" and peer["version"] == "springs (1)"
+    assert asked == [ours["seconds"]] and peer["test_frames"] == ours["test_frames"] == 6
+    assert peer["steps"] > 3 and peer["strategy"] == "its own"
+    assert 10 < peer["errors"]["forces_mae_mev_per_a"][0] < 3000  # of springs, which are no molecule
+    assert run_finetune(plan) == [ours, peer]
+    (shown,) = tables({"benchmark": "finetune", "task": about(task), "rows": [ours, peer]})
+    assert "springs (1)" in shown.rows[1][2]
+    script.write_text("import sys; sys.exit('no springs here')")
+    with pytest.raises(GFMError, match="schnetpack: its process ended: no springs here"):
+        run_finetune(replace(plan, work=None))
+    line = ["bench", "finetune", "rmd17", "--data", str(tmp_path), "--peer", "schnet=python"]
+    assert main(line) == 1
 
 
 def test_what_old_heads_forget_with_and_without_replay(task, tmp_path):
