@@ -37,7 +37,7 @@ PACKAGED = Path(__file__).resolve().parent / "models"
 # here, a golden directory under tests/golden and a line in the CHANGELOG.
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
     1: lambda parts: parts,  # 2 may hold an uncertainty
-    2: lambda parts: parts,  # 3 may have a norm
+    2: lambda parts: parts,  # 3 may have a norm, and expected errors of properties
 }
 _UNCERTAINTY = "uncertainty.safetensors"
 
