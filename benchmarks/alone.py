@@ -36,7 +36,7 @@ class AlonePlan:
         model: name or directory.
         data: folder of the datasets that it was trained on.
         stages: recipes of its training, in order (names or files); each says the shares of heads.
-        heads: of the model; () stands for all.
+        heads: of energies, of the model; () stands for all of them.
         processes: trainings at a time, of one thread each.
         settings: "table.key=value" each, for the trainings.
         work: folder that keeps the runs, see `runs.folder_of_runs`.  cache: of `preparation.load_heads`.
@@ -56,18 +56,25 @@ def run_alone(plan: AlonePlan) -> list[dict[str, Any]]:
     """Rows {head, train_structures, draws, steps, together, alone (error -> [value]), gain (error -> relative gain)}.
 
     Raises:
-        ConfigError: a head that the model has not, a recipe without shares.
+        ConfigError: a head that the model has not, or one of a property; a recipe without shares.
         GFMError: a training that fails.
     """
-    stages = [recipe_on(plan.data.resolve(), stage) for stage in plan.stages]
+    # What a later stage began with is not opened: its shares and steps are all that is read.
+    begun = [[], *([['start.model="the stage before"']] * (len(plan.stages) - 1))]
+    stages = [recipe_on(plan.data.resolve(), stage, more) for stage, more in zip(plan.stages, begun)]
     model = load_model(plan.model)
-    chosen = [model.spec(name).name for name in plan.heads or model.specs]
+    chosen = [model.spec(name).name for name in plan.heads or model.energy_heads]
+    for name in chosen:
+        if name not in model.energy_heads:
+            raise ConfigError(f"head {name} is no head of energies: what a property gains is not measured here")
     seen = {name: sum(_draws(stage, name) for stage in stages) for name in chosen}
     prepared = {head.spec.name: head for head in load_heads(stages[0], plan.cache)}
     for name in chosen:
         if name not in prepared:
             raise ConfigError(f"{plan.data}: has no data of head {name}")
-    together = measure({name: Predictor(model, [name]) for name in chosen}, [prepared[name] for name in chosen])
+    # A network alone is tested on all structures of its side, whatever the head's card says.
+    ours = {name: Predictor(model, [name], strict=False) for name in chosen}
+    together = measure(ours, [prepared[name] for name in chosen])
     # The longest first, so that none is left when the other processes are idle.
     order = sorted(chosen, key=lambda name: -seen[name] * prepared[name].atoms)
     rows = {}

@@ -243,7 +243,11 @@ def run_uncertainty(args: argparse.Namespace) -> None:
     recipe = recipe_on(args.data, args.recipe)
     model = load_model(args.model)
     known = () if model.uncertainty is None else model.uncertainty.figures
-    names = [model.spec(args.head).name] if args.head else list(known or model.energy_heads)
+    if args.head and model.spec(args.head).kind != "energy":
+        raise ConfigError(
+            f"head {args.head} is no head of energies: gfm finetune says what its expected errors are worth"
+        )
+    names = [args.head] if args.head else [name for name in known or model.energy_heads if name in model.energy_heads]
     plan = UncertaintyPlan(heads=names, outside=args.outside, max_frames=args.max_frames, strict=args.strict)
     rows = run_uncertainty(model, load_heads(recipe, args.cache), plan)
     settings = {"recipe": Path(args.recipe).name, "max_frames": args.max_frames}

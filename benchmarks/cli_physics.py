@@ -147,6 +147,6 @@ def run_stability(args: argparse.Namespace) -> None:
     model = load_model(args.model).compile(enabled=args.compile)
     rows = run_systems(
         [known[name] for name in args.systems or known], model, picoseconds=args.picoseconds,
-        weights=weights_id(open_model(args.model)), work=args.work,
+        weights=weights_id(open_model(args.model)), compiled=args.compile, work=args.work,
     )  # fmt: skip
     finish(args, "stability", rows=rows)

@@ -227,4 +227,4 @@ def run_finetune(args: argparse.Namespace) -> None:
         scratch=args.scratch, seeds=args.seeds, steps=args.steps, max_minutes=args.max_minutes, strategy=args.strategy,
         cheap=cheap_of(args), peers=dict(args.peer), keep_heads=args.keep_heads, work=args.work,
     )  # fmt: skip
-    finish(args, "finetune", threads=1, model=plan.models[0], task=about(task), rows=run_finetune(plan))
+    finish(args, "finetune", model=plan.models[0], task=about(task), rows=run_finetune(plan))

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 import ase.io
+import torch
 
 from gfm_calc.benchmarks.contenders import Process
 from gfm_calc.errors import GFMError
@@ -25,7 +26,7 @@ def learn(name: str, python: str, setup: Setup, *, seconds: float, seed: int, fo
     Args:
         name: one of `PEERS`.  python: of its environment.
         setup: of the fine-tuning, whose sides are given to it.
-        seconds: to learn in, on one thread.
+        seconds: to learn in, on as many threads as we have.
         folder: for the files.
 
     Raises:
@@ -36,7 +37,8 @@ def learn(name: str, python: str, setup: Setup, *, seconds: float, seed: int, fo
         if rows.size:
             job[side] = str(folder / f"{side}.extxyz")
             ase.io.write(job[side], [setup.dataset[int(k)] for k in rows], format="extxyz")
-    process = Process(name, [python, str(_SCRIPT), "--model", name, "--threads", "1"], 1)
+    threads = torch.get_num_threads()
+    process = Process(name, [python, str(_SCRIPT), "--model", name, "--threads", str(threads)], threads)
     try:
         answer = process.ask(job)
         described: Mapping[str, Any] = process.description

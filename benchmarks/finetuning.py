@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from gfm_calc import __version__
 from gfm_calc.artifacts import canonical_json, read_json, sha256_of_file, write_file
 from gfm_calc.benchmarks import finetune_peers
@@ -163,7 +165,9 @@ def _finished(folder: Path, plan: FinetunePlan, case: Case, size: int, seed: int
     """{name of an arm: what came out} of a case, size and seed; what `folder` keeps is not run again."""
     kept = {arm: folder / _kept_as(plan, arm, case, size, seed) for arm in _arms(plan)}
     missing = [arm for arm, path in kept.items() if not path.exists()]
-    for arm, found in _runs(plan, case, size, seed, missing):
+    first = kept[_Arm(plan.models[0])]
+    seconds = _read(first)["seconds"] if first.exists() else None
+    for arm, found in _runs(plan, case, size, seed, missing, seconds):
         write_file(kept[arm], canonical_json(found))
     return {arm.name: _read(path) for arm, path in kept.items()}
 
@@ -173,7 +177,14 @@ def _kept_as(plan: FinetunePlan, arm: _Arm, case: Case, size: int, seed: int) ->
     names = (case.train, case.test, case.isolated, case.table, case.test_rows.get("file"))
     files = [sha256_of_file(find(plan.data, plan.task, name)) for name in names if name]
     task = replace(plan.task, cases=(case,), sizes=(size,), title="", published=(), note="")  # words change no run
-    how = [seed, plan.steps, plan.max_minutes, plan.strategy, __version__]
+    how = [
+        seed,
+        plan.steps,
+        plan.max_minutes,
+        plan.strategy,
+        __version__,
+        *([torch.get_num_threads()] if arm.peer else []),
+    ]
     about = [asdict(task), *arm.identity(), weights_id(open_model(arm.model)), files, how]
     return f"run-{hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]}.json"
 
@@ -186,9 +197,11 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _runs(
-    plan: FinetunePlan, case: Case, size: int, seed: int, wanted: Sequence[_Arm]
+    plan: FinetunePlan, case: Case, size: int, seed: int, wanted: Sequence[_Arm], seconds: float | None
 ) -> Iterator[tuple[_Arm, Mapping[str, Any]]]:
-    """Arms of a case, size and seed, and what came out.  Random weights and peers need the first arm, which says what to do."""
+    """Arms of a case, size and seed, and what came out.  Random weights and peers need the first arm, which says what to do, and
+    peers its `seconds`, where it was run before.
+    """
     if not wanted:
         return
     first = _Arm(plan.models[0])
@@ -210,10 +223,11 @@ def _runs(
             about = {"strategy": outcome.setup.strategy.name, "model_id": start.model_id, "overlap": seen}
             lost = {drift.head: drift.loss for drift in outcome.drifts if drift.loss == drift.loss}  # not NaN
             result = _result(outcome.after, outcome.steps, since) | about | {"forgetting": lost}
-            yield arm, result
+            if arm in wanted:
+                yield arm, result
             for follower in followers if arm == first else ():
                 since = time.perf_counter()
-                found = _follow(plan, follower, outcome.setup, Path(folder), seed, result["seconds"])
+                found = _follow(plan, follower, outcome.setup, Path(folder), seed, seconds or result["seconds"])
                 yield follower, _result(found.pop("errors"), found.pop("steps"), since) | _UNLIKE | found
 
 
@@ -226,7 +240,7 @@ def _follow(plan: FinetunePlan, arm: _Arm, setup: Setup, folder: Path, seed: int
         python, place = plan.peers[arm.peer], folder / arm.peer
         place.mkdir()
         found = finetune_peers.learn(arm.peer, python, setup, seconds=seconds, seed=seed, folder=place)
-        return found | {"strategy": "its own"}
+        return found | {"strategy": "its own", "budget": seconds}
     errors, steps = _scratch(setup, folder / SCRATCH)
     return {"errors": errors, "steps": steps}
 
@@ -286,7 +300,7 @@ def _row(plan: FinetunePlan, case: Case, size: int, arm: str, runs: Sequence[Map
         "forgetting": {
             head: [float(f"{run['forgetting'][head]:.3g}") for run in runs] for head in runs[0].get("forgetting", {})
         },
-        **({"version": runs[0]["version"]} if "version" in runs[0] else {}),
+        **({name: runs[0][name] for name in ("version", "budget") if name in runs[0]}),
         "published": {p.model: p.values[case.name] for p in task.published if p.size == size and case.name in p.values},
     }  # fmt: skip
 

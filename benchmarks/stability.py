@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from ase import Atoms
 from ase.build import add_adsorbate, bulk, fcc111, molecule
 from ase.data import covalent_radii
 from ase.neighborlist import neighbor_list
 
+from gfm_calc import __version__
 from gfm_calc.artifacts import canonical_json, read_json, write_file
 from gfm_calc.benchmarks import structures
 from gfm_calc.benchmarks.numbers import rounded
@@ -23,7 +25,7 @@ from gfm_calc.calculator import GFMCalculator
 from gfm_calc.commands.md import Dynamics, prepare
 from gfm_calc.commands.progress import Progress
 from gfm_calc.commands.relax import Relaxation, relax
-from gfm_calc.errors import GFMError, one_line
+from gfm_calc.errors import CorruptFileError, GFMError, one_line
 from gfm_calc.model import GFMModel
 
 MOLECULES, CRYSTALS = "gfn2-xtb", "distilled-7net-l3i5"
@@ -116,25 +118,34 @@ def run_system(
         why = one_line(error)
     return {
         **row, "picoseconds": rounded(done * system.timestep / 1000), "stable": not why, "why": why,
-        "mean_kelvin": rounded(np.mean(kelvins[len(kelvins) // 2 :])) if kelvins else None,
+        "mean_kelvin": rounded(np.mean(kelvins[len(kelvins) // 2 :])) if kelvins and np.isfinite(kelvins).all() else None,
         "closest": rounded(closest) if np.isfinite(closest) else None,
         "ms_a_step": rounded(1e3 * seconds / done) if done else None,
     }  # fmt: skip
 
 
 def run_systems(
-    chosen: Sequence[System], model: GFMModel, *, picoseconds: float, weights: str, work: Path | None = None
-) -> list[dict[str, Any]]:
-    """`run_system` of each; `work` keeps the rows of those that are done with these `weights` (their id), so that what was
-    interrupted goes on there."""
+    chosen: Sequence[System], model: GFMModel, *, picoseconds: float, weights: str, compiled: bool = False,
+    work: Path | None = None,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """`run_system` of each; `work` keeps the rows of those that are done with these `weights` (their id), `compiled` or not, so
+    that what was interrupted goes on there.
+
+    Raises:
+        CorruptFileError: a row that is none.
+    """
     rows = []
+    how = (picoseconds, weights, compiled, torch.get_num_threads(), __version__)
     with folder_of_runs(work) as folder:
         for system in chosen:
-            about = repr((system.name, system.head, system.temperature, system.timestep, picoseconds, weights))
+            about = repr((system.name, system.head, system.temperature, system.timestep, *how))
             kept = folder / f"{hashlib.sha256(about.encode()).hexdigest()[:16]}.json"
             if not kept.exists():
                 write_file(kept, canonical_json(run_system(system, model, picoseconds=picoseconds)))
-            rows.append(read_json(kept))
+            row = read_json(kept)
+            if not isinstance(row, dict) or row.get("name") != system.name:
+                raise CorruptFileError(f"{kept}: holds no row of {system.name}: damaged, remove it")
+            rows.append(row)
     return rows
 
 

@@ -101,8 +101,12 @@ for row in Predictor("{model}", ["{head}"]).predict(structures):
     print(row["{head}"].value)"""
 
 
-def _fit(job: Job, place: Place, say: Say, *, resume: bool) -> Outcome | str:
-    """DIR/model and DIR/errors.json; the signal that ended the run, where one did."""
+def _fit(job: Job, place: Place, say: Say, *, resume: bool, final: bool = True) -> Outcome | str:
+    """DIR/model and DIR/errors.json; the signal that ended the run, where one did.
+
+    Args:
+        final: the head is one to be used: it learns what errors to expect.
+    """
     since = time.monotonic()
     start = load_model(job.model)
     kept = old_heads(job.keep, list(start.specs), job.card.name)
@@ -115,7 +119,7 @@ def _fit(job: Job, place: Place, say: Say, *, resume: bool) -> Outcome | str:
     if isinstance(begins, str):
         return begins
     setup = set_up(job, found, begins, kept, say)
-    outcome = _train(job, setup, place, say)
+    outcome = _train(job, setup, place, say, final=final)
     if not isinstance(outcome, str):
         write(job.output / "errors.json", canonical_json(_plain(_summary(outcome))))
     return outcome
@@ -134,7 +138,7 @@ def _after_cheap(
         if job.max_minutes is not None:
             first = _shortened(replace(first, max_minutes=_CHEAP_SHARE * job.max_minutes), since, least=0.5)
         goes_on = (first.output / "run").exists()
-        outcome = _fit(first, place, lambda line: say(f"  {asked.calculator}: {line}"), resume=goes_on)
+        outcome = _fit(first, place, lambda line: say(f"  {asked.calculator}: {line}"), resume=goes_on, final=False)
         if isinstance(outcome, str):
             return outcome
     learnt, model = read_json(done), first.output / "model"
@@ -156,7 +160,7 @@ def _shortened(job: Job, since: float, *, least: float) -> Job:
     return replace(job, max_minutes=max(least * job.max_minutes, job.max_minutes - spent))
 
 
-def _train(job: Job, setup: Setup, place: Place, say: Say) -> Outcome | str:
+def _train(job: Job, setup: Setup, place: Place, say: Say, *, final: bool) -> Outcome | str:
     """Train, measure before and after, and save DIR/model; the signal that ended the run, where one did."""
     folder, name, recipe = job.output / "run", job.card.name, setup.recipe
     ranks = Ranks(place, job.device, patience=recipe.parallel.patience)
@@ -177,7 +181,7 @@ def _train(job: Job, setup: Setup, place: Place, say: Say) -> Outcome | str:
                 "" if trainer.model_step == trainer.step else f"; the weights are those of step {trainer.model_step}"
             )
             say(f"after:  {in_words(after, head.spec)} ({reason} at step {trainer.step}{chosen})")
-            model, sure, drifts = _save(job, setup, trainer, side, after)
+            model, sure, drifts = _save(job, setup, trainer, side, after, final=final)
     finally:
         ranks.close()
     return Outcome(
@@ -196,7 +200,7 @@ def errors_of(trainer: Trainer, head: Head, side: str) -> dict[str, Any]:
 
 
 def _save(
-    job: Job, setup: Setup, trainer: Trainer, side: str, after: Mapping[str, Any]
+    job: Job, setup: Setup, trainer: Trainer, side: str, after: Mapping[str, Any], *, final: bool
 ) -> tuple[GFMModel, sureness.Sureness | None, list[forgetting.Drift]]:
     """DIR/model, what its expected errors are worth, and what happened to the old heads."""
     name, errors = job.card.name, after if side == "test" else {}
@@ -207,7 +211,7 @@ def _save(
     moved = trainer.recipe.start.encoder_rate > 0 or setup.origin is not setup.start
     note = f"Its encoder was fine-tuned for {name} afterwards." if moved else ""
     model = combine(trained_model(trainer, own), setup.start, setup.kept, cards=setup.origin.specs, note=note)
-    sure = sureness.learn(model, next(head for head in own if head.spec.name == name), side)
+    sure = sureness.learn(model, next(head for head in own if head.spec.name == name), side) if final else None
     about = provenance(trainer) | {"started_from": {"model": Path(job.model).name, "model_id": setup.origin.model_id}}
     save_model(model, job.output / "model", provenance=about)
     drifts = forgetting.measure(setup.origin, model, setup.old_energy_heads) if moved else []

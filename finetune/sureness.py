@@ -27,6 +27,10 @@ class Sureness:
     ratio: float
 
     def __str__(self) -> str:
+        if self.side != "test":
+            return "expected errors: learnt; nothing is held out to say what they are worth"
+        if self.count < 3:
+            return "expected errors: learnt; no labels are held out to say what they are worth"
         return (
             f"expected errors: rank correlation {self.rank_correlation:.2f} with those of {self.count} {self.what} of the "
             f"{self.side} side, which are {self.ratio:.2f} times as large"

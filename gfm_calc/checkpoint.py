@@ -30,14 +30,15 @@ from .model import GFMModel
 from .uncertainty import SHAPES, ErrorHeads
 
 KIND = "model"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 PACKAGED = Path(__file__).resolve().parent / "models"
 
 # {version: function that turns the JSON parts of that version into those of the next}.  A format change adds an entry
 # here, a golden directory under tests/golden and a line in the CHANGELOG.
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
     1: lambda parts: parts,  # 2 may hold an uncertainty
-    2: lambda parts: parts,  # 3 may have a norm, and expected errors of properties
+    2: lambda parts: parts,  # 3 may have a norm
+    3: lambda parts: parts,  # 4 may hold expected errors of properties
 }
 _UNCERTAINTY = "uncertainty.safetensors"
 
@@ -221,7 +222,8 @@ def _may_have_uncertainty(built: GFMModel, entry: Mapping[str, Any]) -> bool:
     if entry.get("head") in built.energy_heads:
         return True
     unit = entry.get("unit")
-    return entry.get("head") in built.property_heads and isinstance(unit, int | float) and 0 < unit < math.inf
+    number = isinstance(unit, int | float) and not isinstance(unit, bool) and 0 < unit < math.inf
+    return number and entry.get("head") in built.property_heads and built.specs[entry["head"]].kind != "class"
 
 
 def _check_weights(

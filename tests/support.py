@@ -59,6 +59,8 @@ def random_model(
             model.energy_stack.output.mul_(1.5)
         model.energy_stack.scale.uniform_(0.5, 1.5)
         model.uncertainty = random_errors(uncertainty, model.config.num_features) if uncertainty else None
+    for head in set(uncertainty) & set(model.property_heads):
+        model.uncertainty.figures[head]["unit"] = 0.5
     return model.requires_grad_(False).eval().to(dtype=dtype)
 
 

@@ -53,7 +53,8 @@ def run(args: argparse.Namespace) -> None:
     directory = args.output or resolve(args.model)
     save_model(model, directory, provenance=provenance)
     print(f"{directory}: expected errors of {', '.join(model.uncertainty.figures)}")
-    if unknown := [head for head in model.energy_heads if head not in model.uncertainty.figures]:
+    may = [name for name, spec in model.specs.items() if spec.kind != "class"]
+    if unknown := [head for head in may if head not in model.uncertainty.figures]:
         print(
             f"gfm: note: no labelled forces of {args.fewest} training structures, hence no uncertainty: {', '.join(unknown)}"
         )

@@ -30,6 +30,7 @@ from gfm_calc.uncertainty import SHAPES, ErrorHeads, expected_errors, features, 
 
 _LEAST = (1e-3, 1e-4)  # eV/Å, eV/atom: no error is taken for smaller
 _CHECK_EVERY = 100  # steps
+_SMALLEST = 1e-5  # scale of what is expected, where all of the validation side is right
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,9 +91,8 @@ def fit_uncertainty(model: GFMModel, heads: Sequence[Head], plan: FitPlan | None
     """
     plan = plan or FitPlan()
     mine = [head for head in heads if head.spec.name in model.specs and head.spec.kind != "class"]
-    enough = [
-        head for head in mine if len(head.sides["train"]) >= plan.fewest
-    ]  # with forces or not: those are counted below
+    # With forces or not: those are counted below.
+    enough = [h for h in mine if len(h.sides["train"]) >= plan.fewest and len(h.sides["validation"]) >= plan.judges]
     tensors: dict[str, list[Tensor]] = {name: [] for name in SHAPES}
     figures: dict[str, dict[str, Any]] = {}
     with Progress("uncertainty", "heads", len(enough)) as progress:
@@ -100,7 +100,7 @@ def fit_uncertainty(model: GFMModel, heads: Sequence[Head], plan: FitPlan | None
             name = head.spec.name
             train, validation = (residuals(model, head, side, plan) for side in ("train", "validation"))
             progress.advance(note=name)
-            if _labelled(train) * len(head.sides["train"]) < plan.fewest or len(validation.atoms) < plan.judges:
+            if _labelled(train) * len(head.sides["train"]) < plan.fewest:
                 continue
             unit = None if head.spec.kind == "energy" else mean_error(validation) or mean_error(train) or 1.0
             if unit is not None:
@@ -304,5 +304,5 @@ def calibrated(weights: Sequence[Tensor], validation: Residuals) -> tuple[list[T
         expected = _averaged(validation, weights)[column][0]
         known = torch.isfinite(errors) & (expected > 0)
         if known.any():
-            scales[name] = float(errors[known].mean() / expected[known].mean())
+            scales[name] = max(_SMALLEST, float(errors[known].mean() / expected[known].mean()))
     return [*others, bias + torch.tensor(list(scales.values())).log()], {k: round(v, 4) for k, v in scales.items()}

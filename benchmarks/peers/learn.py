@@ -3,7 +3,8 @@
 Run by the python of an environment that has the peer.  It answers one JSON line for each JSON line that it is sent:
 
     {"train": FILE, "validation": FILE or null, "test": FILE, "seconds": S, "seed": n}
-        -> {"steps": n, "energy_mae_mev_per_atom": ..., "forces_mae_mev_per_a": ..., "frames": tested}
+        -> {"steps": n, "frames": tested, "energy_mae_mev_per_atom": ..., "energy_rmse_mev_per_atom": ...,
+            "forces_mae_mev_per_a": ..., "forces_rmse_mev_per_a": ...}
 
 Files are extended XYZ with energies and forces.  Energies of elements are fitted to what the peer leaves of the training
 labels.  AdamW with a rate that falls as a cosine of the time that is over, gradients clipped at 10; the weights are those of the
@@ -51,10 +52,11 @@ class CHGNetLearner:
 
         atoms = atoms.copy()
         atoms.calc = None
-        if not atoms.pbc.all():
-            span = np.ptp(atoms.positions, axis=0) + _VACUUM
-            atoms.set_cell(np.where(atoms.pbc, atoms.cell.lengths(), span) if atoms.cell.rank == 3 else span)
+        if not atoms.pbc.any():
+            atoms.set_cell(np.ptp(atoms.positions, axis=0) + _VACUUM)
             atoms.pbc = True
+        elif not atoms.pbc.all():
+            raise ValueError("a model of crystals: molecules are put in a box, slabs are not")
         return self.converter(AseAtomsAdaptor.get_structure(atoms))
 
     def predict(self, inputs):
@@ -144,19 +146,19 @@ class Side:
 
 
 def errors(learner, side, size):
-    """Mean absolute errors, meV an atom and meV/Å."""
+    """Mean absolute and root mean square errors, meV an atom and meV/Å."""
     learner.model.eval()
-    energy, force, components = 0.0, 0.0, 0
+    off = {"energy": [], "forces": []}
     for rows in batches(list(range(len(side.inputs))), size):
         energies, forces = learner.predict([side.inputs[k] for k in rows])
-        energy += float((energies.detach() - side.energies[rows]).abs().sum())
-        wanted = torch.cat([side.forces[k] for k in rows])
-        force += float((forces.detach() - wanted).abs().sum())
-        components += wanted.numel()
-    return {
-        "energy_mae_mev_per_atom": 1000 * energy / len(side.inputs),
-        "forces_mae_mev_per_a": 1000 * force / components,
-    }
+        off["energy"].append(energies.detach() - side.energies[rows])
+        off["forces"].append((forces.detach() - torch.cat([side.forces[k] for k in rows])).reshape(-1))
+    found = {}
+    for name, unit in (("energy", "mev_per_atom"), ("forces", "mev_per_a")):
+        differences = 1000 * torch.cat(off[name]).double()
+        found[f"{name}_mae_{unit}"] = float(differences.abs().mean())
+        found[f"{name}_rmse_{unit}"] = float(differences.square().mean().sqrt())
+    return found
 
 
 def left_over(learner, side):
@@ -172,7 +174,6 @@ def left_over(learner, side):
 def learn(learner, job):
     """Train on one side until the time is over, and test; see the module."""
     began = time.perf_counter()
-    first = copy.deepcopy(learner.model.state_dict())
     train = Side(learner, job["train"])
     validation = Side(learner, job["validation"], _MOST_VALIDATED) if job["validation"] else None
     references = left_over(learner, train)
@@ -208,15 +209,18 @@ def learn(learner, job):
     test = Side(learner, job["test"])
     test.subtract(references)
     found = errors(learner, test, size)
-    learner.model.load_state_dict(first)  # the next job begins where this one did
     return {"steps": steps, "frames": len(test.inputs), **found}
 
 
 def start(options):
     """See `measure.answer_jobs`."""
-    torch.manual_seed(0)
-    learner = LEARNERS[options.model]()
-    return learner.describe(), lambda job: learn(learner, job)
+    make = LEARNERS[options.model]
+
+    def run(job):
+        torch.manual_seed(job["seed"])
+        return learn(make(), job)
+
+    return make().describe(), run
 
 
 if __name__ == "__main__":

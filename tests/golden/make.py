@@ -30,6 +30,8 @@ def main() -> None:
     errors = [predict(model, a, "second", uncertainty=True) for a in probe_structures()[:2]]
     wanted = {"energy": [e.energy_uncertainty.item() for e in errors],
               "forces": [e.forces_uncertainty.sum().item() for e in errors]}  # fmt: skip
+    errors = [predict(model, a, "gap", uncertainty=True) for a in probe_structures()[:2]]
+    wanted["gap"] = [e.value_uncertainty.item() for e in errors]
     (GOLDEN / "uncertainties.json").write_text(json.dumps(wanted, indent=1) + "\n")
 
 

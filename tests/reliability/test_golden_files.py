@@ -20,15 +20,15 @@ VERSIONS = range(1, FORMAT_VERSION + 1)
 
 
 def golden_model():
-    """The model that `tests/golden/make.py` saves: two energy heads, one of which knows its errors, and a property, three
-    elements."""
+    """The model that `tests/golden/make.py` saves: two energy heads, one of which knows its errors, and properties, one of which
+    does; three elements."""
     config = {"num_features": 8, "num_layers": 2, "num_radial": 4, "head_width": 4, "cutoff": 5.0, "norm": "soft"}
     return random_model(
         dtype=torch.float32,
         heads=("first", "second"),
         elements=("H", "C", "O"),
         properties=True,
-        uncertainty=("second",),
+        uncertainty=("second", "gap"),
         **config,
     )
 
@@ -74,6 +74,8 @@ def test_expected_errors_of_the_golden_model():
     found = [predict(model, atoms, "second", uncertainty=True) for atoms in probe_structures()[:2]]
     np.testing.assert_allclose([f.energy_uncertainty.item() for f in found], wanted["energy"], rtol=1e-8)
     np.testing.assert_allclose([f.forces_uncertainty.sum().item() for f in found], wanted["forces"], rtol=1e-8)
+    found = [predict(model, atoms, "gap", uncertainty=True) for atoms in probe_structures()[:2]]
+    np.testing.assert_allclose([f.value_uncertainty.item() for f in found], wanted["gap"], rtol=1e-8)
     with pytest.raises(HeadError, match="head second has no uncertainty"):
         predict(load_model(GOLDEN / "model-v1"), probe_structures()[0], "second", uncertainty=True)
 

@@ -25,7 +25,7 @@ from gfm_calc.checkpoint import load_model
 from gfm_calc.config import HeadSpec
 from gfm_calc.data.build import build
 from gfm_calc.data.tasks import file_tasks
-from gfm_calc.errors import ConfigError, GFMError
+from gfm_calc.errors import ConfigError, CorruptFileError, GFMError
 from gfm_calc.predictor import Predictor
 
 PEERS = Path(gfm_calc.benchmarks.__file__).parent / "peers"
@@ -253,8 +253,15 @@ def test_dynamics_that_were_interrupted_go_on(tmp_path, monkeypatch):
     run = partial(run_systems, model=model, weights="w", work=tmp_path)
     (first,) = run(chosen[:1], picoseconds=0.01)
     calls = []
-    monkeypatch.setattr(stability, "run_system", lambda system, *_, **more: calls.append((system.name, more)) or {})
-    assert run(chosen, picoseconds=0.01) == [first, {}] and [name for name, _ in calls] == ["two"]
+    monkeypatch.setattr(
+        stability, "run_system", lambda system, *_, **more: calls.append(system.name) or {"name": system.name}
+    )
+    assert run(chosen, picoseconds=0.01) == [first, {"name": "two"}] and calls == ["two"]
     run(chosen[:1], picoseconds=0.02)
     run(chosen[:1], picoseconds=0.01, weights="v")
-    assert len(calls) == 3
+    run(chosen[:1], picoseconds=0.01, compiled=True)
+    assert len(calls) == 4
+    for path in tmp_path.iterdir():
+        path.write_text("{}")
+    with pytest.raises(CorruptFileError, match="holds no row of one: damaged, remove it"):
+        run(chosen, picoseconds=0.01)

@@ -22,6 +22,7 @@ from gfm_calc.cli import main
 from gfm_calc.data.readers import ReadOptions, read
 from gfm_calc.errors import ConfigError, GFMError, InputFileError
 from gfm_calc.finetune.plan import Cheap
+from gfm_calc.train.evaluation import UNITS
 
 TASK = """
 name = "methanol"
@@ -118,7 +119,13 @@ def test_a_peer_learns_the_same_structures_in_as_many_seconds(task, tmp_path, mo
     assert asked == [ours["seconds"]] and peer["test_frames"] == ours["test_frames"] == 6
     assert peer["steps"] > 3 and peer["strategy"] == "its own"
     assert 10 < peer["errors"]["forces_mae_mev_per_a"][0] < 3000  # of springs, which are no molecule
+    figures = {f"{term}_{kind}_{unit}" for term, unit in UNITS.items() for kind in ("mae", "rmse") if term != "stress"}
+    assert peer["errors"].keys() == figures and peer["budget"] == ours["seconds"]
     assert run_finetune(plan) == [ours, peer]
+    for path in (tmp_path / "work").iterdir():
+        if "springs" in path.read_text():
+            path.unlink()
+    assert run_finetune(plan)[0] == ours and asked == 2 * [ours["seconds"]]  # ours is kept, and its seconds count
     (shown,) = tables({"benchmark": "finetune", "task": about(task), "rows": [ours, peer]})
     assert "springs (1)" in shown.rows[1][2]
     script.write_text("import sys; sys.exit('no springs here')")

@@ -51,9 +51,12 @@ def test_heads_of_a_model_beside_networks_of_one_head(tmp_path, monkeypatch):
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(text)
     assert main(["train", str(recipe), "--set", f"data.path={data}", "-o", str(tmp_path / "run"), "--no-report"]) == 0
+    later = tmp_path / "later.toml"
+    later.write_text(text.replace("share =", 'start = "somebody"\nshare ='))
     plan = AlonePlan(
-        model=str(tmp_path / "run" / "model"), data=data, stages=[str(recipe)] * 2, work=tmp_path / "work", processes=2
-    )
+        model=str(tmp_path / "run" / "model"), data=data, stages=[str(recipe), str(later)], work=tmp_path / "work",
+        processes=2,
+    )  # fmt: skip
     rows = run_alone(plan)
     assert {row["head"]: (row["draws"], row["steps"]) for row in rows} == {
         "crystals": (24 * 6 * 3 // 2, 24 * 6 * 3 // 2 // 4), "clusters": (24 * 6 // 2, 24 * 6 // 2 // 4)

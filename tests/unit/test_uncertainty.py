@@ -16,6 +16,7 @@ from test_checkpoint import craft, edit_json, edit_weights
 from gfm_calc import GFMCalculator, Predictor
 from gfm_calc.checkpoint import load_model, open_model, save_model, subset
 from gfm_calc.cli import main
+from gfm_calc.config import HeadSpec
 from gfm_calc.errors import CorruptFileError, HeadError
 from gfm_calc.uncertainty import expected_errors, features
 
@@ -211,6 +212,24 @@ CRAFTED = {
     "a head that is a list": ("uncertainty.json", edit_json(lambda entries: [{"head": ["first"]}])),
     "no entries file": ("uncertainty.json", lambda _: None),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "entry", [{"head": "gap"}, *({"head": "gap", "unit": unit} for unit in (0, -1.0, True, "1", None, [1])),
+              {"head": "kind", "unit": 1.0}, {"head": ["gap"], "unit": 1.0}],
+)  # fmt: skip
+def test_a_property_without_a_sound_unit_is_refused(tmp_path, entry):
+    """And a class, which has no expected errors."""
+    start = random_model(elements=("H", "C", "O"), properties=True, uncertainty=("gap",))
+    kind = HeadSpec(name="kind", kind="class", quantity="kind", unit="1")
+    with torch.random.fork_rng(devices=[]):
+        model = type(start)(start.config, [*start.specs.values(), kind])
+    model.uncertainty = start.uncertainty
+    save_model(model, tmp_path / "m")
+    assert load_model(tmp_path / "m").uncertainty.figures == start.uncertainty.figures
+    craft(tmp_path / "m", "uncertainty.json", edit_json(lambda entries: [entry]))
+    with pytest.raises(CorruptFileError, match="uncertainty: not of heads of this model"):
+        load_model(tmp_path / "m")
 
 
 @pytest.mark.parametrize("case", CRAFTED)

@@ -54,6 +54,14 @@ def test_known_errors_are_found_again():
         assert float((found / wanted).median()) == pytest.approx(1, rel=0.2)
 
 
+def test_where_all_is_right_the_weights_stay_finite():
+    """A property that the head knows exactly on the validation side."""
+    train, validation = drawn(200, 0)[0], drawn(50, 1)[0]
+    validation = validation._replace(forces=0 * validation.forces, energy=0 * validation.energy)
+    weights, scale = calibrated(fit(train, validation, FitPlan(steps=20)), validation)
+    assert all(torch.isfinite(tensor).all() for tensor in weights) and scale == {"forces": 0.0, "energy": 0.0}
+
+
 def test_the_fit_does_not_touch_torchs_random_numbers():
     torch.manual_seed(5)
     before = torch.get_rng_state()
