@@ -1,0 +1,104 @@
+"""Supercells of crystals near equilibrium: what relaxations end in and phonons begin with.
+
+    python -m gfm_calc.train.near CRYSTALS.extxyz -o NEAR.extxyz --count 1500
+    gfm data label NEAR.extxyz -o LABELLED.extxyz --calculator MODULE:CLASS
+
+A file of strained and rattled cells of a few atoms says nothing of how one atom of a larger cell is held in its place.  Here the
+cells of CRYSTALS on whose atoms no force acts are repeated to eight atoms at least, strained by 1 % at most and rattled, by 0.01
+to 0.12 Å.  A supercell has the group of the crystal that it was made from, so that it is held out, or trained on, together with
+it.  The same seed gives the same file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from ase import Atoms
+
+from gfm_calc.data.label import extxyz_text
+from gfm_calc.errors import GFMError
+from gfm_calc.structures import read_frames
+
+_LARGEST_FORCE, _LARGEST_PRESSURE = 0.05, 0.06  # eV/Å, eV/Å³: 10 GPa
+_FEWEST, _MOST = 8, 32  # atoms of a supercell
+_RATTLES = (0.01, 0.12)  # Å, standard deviations
+_STRAIN = 0.01
+
+
+def is_near(atoms: Atoms) -> bool:
+    """Whether a labelled crystal is at rest, and small enough to be repeated."""
+    if not atoms.pbc.all() or len(atoms) > _MOST or atoms.calc is None:
+        return False
+    found = atoms.calc.results
+    if "forces" not in found or "stress" not in found:
+        return False
+    pressure = abs(float(np.mean(np.asarray(found["stress"])[:3])))
+    return float(np.linalg.norm(found["forces"], axis=1).max()) < _LARGEST_FORCE and pressure < _LARGEST_PRESSURE
+
+
+def supercell(atoms: Atoms) -> Atoms:
+    """`atoms` repeated along its shortest vectors until it has enough of them."""
+    found = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=True)
+    while len(found) < _FEWEST:
+        times = [1, 1, 1]
+        times[int(np.argmin(found.cell.lengths()))] = 2
+        found = found * times
+    return found
+
+
+def near(atoms: Atoms, random: np.random.Generator) -> Atoms:
+    """A supercell, strained and rattled a little."""
+    found = supercell(atoms)
+    strain = random.uniform(-_STRAIN, _STRAIN, (3, 3))
+    found.set_cell(found.cell.array @ (np.eye(3) + (strain + strain.T) / 2), scale_atoms=True)
+    spread = np.exp(random.uniform(*np.log(_RATTLES)))
+    found.positions += random.normal(scale=spread, size=found.positions.shape)
+    return found
+
+
+def make(crystals: Path, output: Path, *, count: int, seed: int = 0) -> int:
+    """Write supercells of `count` crystals at rest, evenly taken from a file; how many there are.
+
+    Raises:
+        GFMError: no such crystal.
+    """
+    frames = [frame for frame in read_frames(crystals) if isinstance(frame, Atoms) and is_near(frame)]
+    if not frames:
+        raise GFMError(
+            f"{crystals}: no labelled crystal of {_MOST} atoms at most is at rest: forces below {_LARGEST_FORCE} eV/Å"
+        )
+    chosen = np.unique(np.linspace(0, len(frames) - 1, min(count, len(frames))).round().astype(int))
+    texts = []
+    for k in chosen:
+        found = near(frames[k], np.random.default_rng([seed, int(k)]))
+        found.info["group"] = str(frames[k].info.get("group", f"{crystals.stem}:{k}"))
+        texts.append(extxyz_text(found))
+    output.write_text("".join(texts))
+    return len(texts)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """The command; 1 where it failed."""
+    parser = argparse.ArgumentParser(prog="python -m gfm_calc.train.near", description="Supercells near equilibrium.")
+    parser.add_argument("crystals", type=Path, help="labelled crystals, .extxyz or .extxyz.xz")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="new .extxyz, without labels")
+    parser.add_argument("--count", type=int, default=1500, help="of crystals; default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(words)
+    try:
+        if args.output.exists():
+            raise GFMError(f"{args.output}: is there already")
+        number = make(args.crystals, args.output, count=args.count, seed=args.seed)
+    except GFMError as error:
+        print(f"gfm: error: {error}", file=sys.stderr)
+        return 1
+    print(f"{args.output}: {number} structures")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
