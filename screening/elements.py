@@ -72,7 +72,7 @@ def table_of(energies: Mapping[str, float]) -> np.ndarray:
 
 
 def _structures(symbol: str) -> Iterator[Atoms]:
-    solid = _solid(symbol)
+    solid = element_crystal(symbol)
     if solid is not None:
         for scale in _SCALES:
             atoms = solid.copy()
@@ -84,7 +84,8 @@ def _structures(symbol: str) -> Iterator[Atoms]:
         yield _crown(symbol)
 
 
-def _solid(symbol: str) -> Atoms | None:
+def element_crystal(symbol: str) -> Atoms | None:
+    """The stable crystal of an element, or one close to it, at about its volume; None where none is known."""
     if symbol in _CRYSTALS:
         group, cell, basis = _CRYSTALS[symbol]
         return crystal([symbol] * len(basis), basis, spacegroup=group, cellpar=cell, primitive_cell=True)

@@ -68,18 +68,19 @@ def test_wrong_recipes_say_what_is_wrong(tmp_path, setting, said):
 
 
 def test_packaged_recipes_are_read_and_their_cards_fit():
-    assert packaged_recipes() == ["gfm-small", "gfm-small-2", "tiny"]
+    assert packaged_recipes() == ["gfm-small", "gfm-small-2", "gfm-small-3", "tiny"]
     with pytest.raises(ConfigError, match=r"head gfn2-xtb: start needs start\.model"):
         find_recipe("gfm-small-2", [])
     recipes = {name: find_recipe(name, ["start.model=FIRST/model"]) for name in packaged_recipes()}
     cards = tomllib.loads((ROOT / "train" / "recipes" / "gfm-small.cards.toml").read_text())["heads"]
     assert [card["name"] for card in cards] == [head.name for head in recipes["gfm-small"].heads]
-    for stage in (recipes["gfm-small"], recipes["gfm-small-2"]):
+    first, *later = (recipes[name] for name in ("gfm-small", "gfm-small-2", "gfm-small-3"))
+    for stage in (first, *later):
         assert sum(head.share for head in stage.heads) == pytest.approx(1.0)
-    first, second = recipes["gfm-small"], recipes["gfm-small-2"]
-    assert (first.data, first.model) == (second.data, second.model)  # the same structures are held out
-    for one, other in zip(first.heads, second.heads):
-        assert one.name == other.name == other.start and one.reference_energies == other.reference_energies
+        assert (first.data, first.model) == (stage.data, stage.model)  # the same structures are held out
+    for stage in later:
+        for one, other in zip(first.heads, stage.heads, strict=True):
+            assert one.name == other.name == other.start and one.reference_energies == other.reference_energies
     assert all(file.keys() == {"name", "licence", "citation"} for card in cards for file in card["files"])
     assert recipes["gfm-small"].model == load_model("gfm-small").config
 
