@@ -1,4 +1,4 @@
-"""`gfm bench scaling`, `training`, `multitask`, `alone`, `ablation` and `finetune`: the benchmarks of what trains."""
+"""`gfm bench scaling`, `training`, `multitask`, `alone`, `ablation`, `finetune` and `labels`: the benchmarks of what trains."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gfm_calc.errors import ConfigError, did_you_mean
 
 def add_parsers(benches: Any) -> None:
     """Register them."""
-    for add in (_add_scaling, _add_training, _add_multitask, _add_alone, _add_ablation, _add_finetune):
+    for add in (_add_scaling, _add_training, _add_multitask, _add_alone, _add_ablation, _add_finetune, _add_labels):
         add(benches)
 
 
@@ -149,6 +149,21 @@ def _add_finetune(benches: Any) -> None:
     add_output(parser)
 
 
+def _add_labels(benches: Any) -> None:
+    parser = new_parser(
+        benches, "labels", run_labels, summary="how many labels pre-training saves, over many tasks",
+        example="gfm bench labels --data FOLDER --work runs -o labels.json",
+    )  # fmt: skip
+    parser.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="with the files of the tasks")
+    parser.add_argument("--model", default=DEFAULT_MODEL, help="name or directory (default: %(default)s)")
+    parser.add_argument("--tasks", type=words, default=(), metavar="NAME,NAME", help="these alone (default: all)")
+    parser.add_argument("--seeds", type=positive_int, default=1, help="runs of each kind; default: %(default)s")
+    parser.add_argument("--steps", type=positive_int, metavar="N", help="of each run (default: as gfm finetune)")
+    parser.add_argument("--max-minutes", type=positive, metavar="M", help="of each run (default: no limit)")
+    _add_work(parser)
+    add_output(parser)
+
+
 def run_scaling(args: argparse.Namespace) -> None:
     """Train on one process and several."""
     from gfm_calc.benchmarks.scaling import PARTS, ScalingPlan, run_scaling
@@ -228,3 +243,14 @@ def run_finetune(args: argparse.Namespace) -> None:
         cheap=cheap_of(args), peers=dict(args.peer), keep_heads=args.keep_heads, work=args.work,
     )  # fmt: skip
     finish(args, "finetune", model=plan.models[0], task=about(task), rows=run_finetune(plan))
+
+
+def run_labels(args: argparse.Namespace) -> None:
+    """Fine-tune to few labels of many tasks, and train random weights on more."""
+    from gfm_calc.benchmarks.labels import LabelsPlan, run_labels
+
+    plan = LabelsPlan(
+        data=args.data, model=args.model, tasks=args.tasks, seeds=args.seeds, steps=args.steps, max_minutes=args.max_minutes,
+        work=args.work,
+    )  # fmt: skip
+    finish(args, "labels", model=plan.model, seeds=plan.seeds, rows=run_labels(plan))

@@ -9,7 +9,7 @@ from typing import Any
 from gfm_calc.benchmarks.report_accuracy import accuracy
 from gfm_calc.benchmarks.report_physics import conformers, crystals, stability, torsions
 from gfm_calc.benchmarks.report_screening import screening
-from gfm_calc.benchmarks.report_training import ablation, alone, finetune, multitask, scaling, training
+from gfm_calc.benchmarks.report_training import ablation, alone, finetune, labels, multitask, scaling, training
 from gfm_calc.benchmarks.report_uncertainty import uncertainty
 from gfm_calc.benchmarks.tables import Table, figure
 from gfm_calc.errors import ConfigError, did_you_mean
@@ -283,7 +283,6 @@ _TABLES: dict[str, Callable[[Mapping[str, Any]], Iterator[Table]]] = {
     "speed": _speed, "heads": _heads, "accuracy": accuracy, "physics": _physics, "data": _data,
     "reliability": _reliability, "scaling": scaling, "multitask": multitask, "alone": alone,
     "ablation": ablation, "training": training,
-    "screening": screening, "finetune": finetune, "uncertainty": uncertainty, "crystals": crystals, "torsions": torsions,
-    "conformers": conformers,
-    "stability": stability,
+    "screening": screening, "finetune": finetune, "labels": labels, "uncertainty": uncertainty, "crystals": crystals,
+    "torsions": torsions, "conformers": conformers, "stability": stability,
 }  # fmt: skip

@@ -141,6 +141,19 @@ def finetune(result: Mapping[str, Any]) -> Iterator[Table]:
     )  # fmt: skip
 
 
+def labels(result: Mapping[str, Any]) -> Iterator[Table]:
+    rows, saved = [], [row["saved"] for row in result["rows"] if row["saved"] is not None]
+    for row in result["rows"]:
+        ways = (("tuned", "few"), ("scratch", "many"), ("tuned", "many"), ("scratch", "few"))
+        values = [figure(fmean(row["errors"][way][size])) for way, size in ways]
+        said = f"no credit: {row['overlap']}" if row["saved"] is None else "yes" if row["saved"] else "no"
+        metric = row["metric"].replace("_", " ") + (f", {row['unit']}" if row["unit"] else "")
+        rows.append([f"{row['task']}, {row['case']}", metric, f"{row['few']} / {row['many']}", *values, said])
+    title = f"Labels that pre-training saves: in {sum(saved)} of {len(saved)} tasks as good with few as random weights with many"
+    header = ["task", "error", "few / many", "tuned, few", "random, many", "tuned, many", "random, few", "as good"]
+    yield Table(title, header, rows)
+
+
 def _forgotten(lost: Mapping[str, Sequence[float]]) -> list[str]:
     means = {head: 100 * sum(values) / len(values) for head, values in lost.items()}
     worst = max(means, key=lambda head: means[head])

@@ -11,7 +11,7 @@ import ase.io
 import pytest
 from finetuning import molecules, relabelled, write
 
-from gfm_calc.benchmarks import finetune_peers
+from gfm_calc.benchmarks import finetune_peers, labels
 from gfm_calc.benchmarks.finetune_tasks import Case, Task, load_task, task_names
 from gfm_calc.benchmarks.finetuning import FinetunePlan, about, run_finetune
 from gfm_calc.benchmarks.provenance import weights_id
@@ -213,6 +213,43 @@ def test_what_came_out_is_kept_until_something_else_is_asked(task, tmp_path):
     assert kept.stat().st_mtime_ns == written and len(list(plan.work.glob("run-*.json"))) == 2
     write(tmp_path / "methanol" / "train.extxyz", molecules(20, seed=3))  # other data: another run
     assert run_finetune(plan)[0]["errors"] != first[0]["errors"]
+
+
+def test_labels_that_pretraining_saves(task, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(
+        labels, "ENTRIES", ((str(tmp_path / "methanol.toml"), "one", 3), (str(tmp_path / "methanol.toml"), "", 4))
+    )
+    words = ["bench", "labels", "--data", str(tmp_path), "--steps", "2", "--work", str(tmp_path / "work"), "-o"]
+    assert main([*words, str(tmp_path / "labels.json")]) == 0
+    result = json.loads((tmp_path / "labels.json").read_text())
+    assert [(row["few"], row["many"], row["case"], row["saved"]) for row in result["rows"]] == [
+        (3, 15, "one", True), (4, 20, "one", True)
+    ]  # fmt: skip
+    for row in result["rows"]:
+        assert {way: list(sizes) for way, sizes in row["errors"].items()} == dict.fromkeys(
+            ("tuned", "scratch"), ["few", "many"]
+        )
+        assert row["errors"]["tuned"]["few"][0] < row["errors"]["scratch"]["many"][0] and row["test_frames"] == 6
+    (shown,) = tables(result)
+    assert "in 2 of 2 tasks" in shown.title and [line[-1] for line in shown.rows] == ["yes", "yes"]
+    made = sorted((tmp_path / "work").iterdir())
+    assert len(made) == 8 and main([*words, str(tmp_path / "again.json")]) == 0
+    assert sorted((tmp_path / "work").iterdir()) == made
+    seen = [dict(row) for row in result["rows"]]
+    seen[0] |= {"overlap": "these very frames", "saved": None}
+    (shown,) = tables(result | {"rows": seen})
+    assert "in 1 of 1 tasks" in shown.title and shown.rows[0][-1] == "no credit: these very frames"
+    (tmp_path / "methanol" / "test.extxyz").unlink()
+    assert main([*words, str(tmp_path / "x.json")]) == 1 and "test.extxyz" in capsys.readouterr().err
+    assert main([*words, str(tmp_path / "x.json"), "--tasks", "methanoll"]) == 1
+    assert "no task 'methanoll'" in capsys.readouterr().err
+
+
+def test_every_entry_of_labels_is_a_case():
+    for name, case, few in labels.ENTRIES:
+        task = load_task(name)
+        assert few > 0 and (not case or task.case(case))
+    assert len({name for name, _, _ in labels.ENTRIES}) >= 12
 
 
 def test_what_cannot_be_run(task, tmp_path):
