@@ -226,9 +226,9 @@ def test_labels_that_pretraining_saves(task, tmp_path, monkeypatch, capsys):
         (3, 15, "one", True), (4, 20, "one", True)
     ]  # fmt: skip
     for row in result["rows"]:
-        assert {way: list(sizes) for way, sizes in row["errors"].items()} == dict.fromkeys(
-            ("tuned", "scratch"), ["few", "many"]
-        )
+        assert {(way, size) for way, sizes in row["errors"].items() for size in sizes} == {
+            ("tuned", "few"), ("tuned", "many"), ("scratch", "few"), ("scratch", "many")
+        }  # fmt: skip
         assert row["errors"]["tuned"]["few"][0] < row["errors"]["scratch"]["many"][0] and row["test_frames"] == 6
     (shown,) = tables(result)
     assert "in 2 of 2 tasks" in shown.title and [line[-1] for line in shown.rows] == ["yes", "yes"]
