@@ -8,6 +8,7 @@ first learns those (a fine-tuning like any other, in a folder of the job), and t
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
 import shutil
@@ -89,8 +90,8 @@ def make_labels(
     """Write the labels that `first_job` learns.
 
     Structures are snapshots of short Langevin dynamics with the calculator from the training structures, whose own labels
-    are not used.  What an earlier run has made for the same structures in the same way is kept; labels of an interrupted run
-    are not made again, its dynamics are.
+    are not used.  What an earlier run has made for the same structures in the same way is kept: walks and labels of an
+    interrupted one are not made again.
 
     Args:
         records: training structures of the job.
@@ -145,24 +146,35 @@ def _walk(
 ) -> tuple[list[str], str | None]:
     """Snapshots of all walks, as text of a frame each; and why a walk failed, where one did.
 
-    Walks end early, those that have not begun are left out, when their share of the user's minutes is over.
+    Walks end early, those that have not begun are left out, when their share of the user's minutes is over.  A finished one is
+    a line of a journal beside `start`, so that an interrupted run goes on behind it.
     """
+    journal = start.with_name("walks.jsonl")
+    lines = _whole_lines(journal)
     walks = PerturbJob(
-        inputs=(start,), copies=-(-cheap.structures // count), seed=job.seed, calculator=cheap.calculator,
+        inputs=(start,), skip=len(lines), copies=-(-cheap.structures // count), seed=job.seed, calculator=cheap.calculator,
         options=cheap.options, temperature=cheap.temperature, time_step=_TIME_STEP, every=_EVERY, friction=_FRICTION,
         processes=processes, timeout=min(_LONGEST_WALK, max(_SHORTEST_WALK, 60 * (job.max_minutes or math.inf))),
     )  # fmt: skip
     until = math.inf if job.max_minutes is None else time.monotonic() + 60 * _WALKING * job.max_minutes
     say(f"{cheap.calculator}: dynamics from {count} training structures at {cheap.temperature:g} K")
-    frames: list[str] = []
-    failures: list[str] = []
-    done = 0
-    with Progress(cheap.calculator, "walks", count) as progress, closing(perturb(walks)) as outcomes:
+    frames = [frame for line in lines for frame in _frames(line.get("text", ""))]
+    failures = [line["reason"] for line in lines if "reason" in line]
+    done = len(lines)
+    with (
+        Progress(cheap.calculator, "walks", count) as progress,
+        journal.open("a") as written,
+        closing(perturb(walks)) as outcomes,
+    ):
+        progress.advance(done)
         for outcome in outcomes:
             if isinstance(outcome, str):
                 frames += _frames(outcome)
+                line = {"text": outcome}
             else:
                 failures.append(str(outcome))
+                line = {"reason": str(outcome)}
+            print(json.dumps(line), file=written, flush=True)
             done += 1
             progress.advance()
             if time.monotonic() > until and len(frames) >= _LEAST:
@@ -176,8 +188,27 @@ def _walk(
     return frames, failures[0] if failures else None
 
 
+def _whole_lines(journal: Path) -> list[dict[str, str]]:
+    """What an earlier run has written; a line that was cut off, and what may follow it, is taken off the file."""
+    found, end = [], 0
+    for line in journal.read_bytes().splitlines(keepends=True) if journal.exists() else ():
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            break
+        if not line.endswith(b"\n"):
+            found.pop()
+            break
+        end += len(line)
+    if journal.exists():
+        os.truncate(journal, end)
+    return found
+
+
 def _frames(text: str) -> list[str]:
     """The frames of extended XYZ, all of one number of atoms."""
+    if not text:
+        return []
     lines = text.splitlines(keepends=True)
     size = int(lines[0]) + 2
     return ["".join(lines[k : k + size]) for k in range(0, len(lines), size)]

@@ -71,7 +71,12 @@ def _add_training(group: Any) -> None:
     group.add_argument("--keep-heads", default="all", metavar="NAMES",
                        help="old heads in the new model: all (default), none, or names with commas")  # fmt: skip
     group.add_argument("--steps", type=positive_int, metavar="N", help="of training (default: by the size of the data)")
-    group.add_argument("--max-minutes", type=positive, metavar="M", help="training ends after so long, with a model")
+    group.add_argument(
+        "--max-minutes",
+        type=positive,
+        metavar="M",
+        help="training ends after so long, with a model; with --resume, so long after that",
+    )
     group.add_argument("--seed", type=natural, default=0, help="default: %(default)s")
     group.add_argument("--device", help="cpu, cuda or cuda:N (default: the GPU where there is one)")
     group.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="default: %(default)s")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ class PerturbJob:
 
     Attributes:
         inputs: files of structures, or datasets.
+        skip: so many structures of the inputs, which an earlier run has done.
         copies: of each structure (with dynamics: snapshots).
         seed: of everything random.
         rattle: Å, standard deviation of each coordinate.
@@ -44,6 +46,7 @@ class PerturbJob:
     """
 
     inputs: tuple[Path, ...]
+    skip: int = 0
     copies: int = 1
     seed: int = 0
     rattle: float = 0.0
@@ -59,7 +62,7 @@ class PerturbJob:
     timeout: float | None = None
 
     def __post_init__(self) -> None:
-        if self.copies < 1 or self.seed < 0 or not 0 <= self.rattle < 100 or not 0 <= self.strain < 0.5:
+        if self.copies < 1 or min(self.seed, self.skip) < 0 or not 0 <= self.rattle < 100 or not 0 <= self.strain < 0.5:
             raise ConfigError("perturb needs copies >= 1, seed >= 0, rattle >= 0 Å and strain between 0 and 0.5")
         positive = (self.temperature, self.time_step, self.every, self.friction)
         if not 0 <= self.closest <= 1 or not all(value > 0 for value in positive):
@@ -82,13 +85,14 @@ def perturb(job: PerturbJob) -> Generator[str | GFMError, None, None]:
     under_way: dict[int, str] = {}
 
     def calls() -> Iterator[tuple]:
-        for number, (source, frame, atoms) in enumerate(structures_of(job.inputs)):
+        for number, (source, frame, atoms) in islice(enumerate(structures_of(job.inputs)), job.skip, None):
             under_way[number] = f"{source}: frame {frame}"
             yield job, number, atoms, source, frame
 
     early: dict[int, Any] = {}
-    following = 0
-    for number, outcome in run_in_processes(_perturb_one, calls(), job.processes, timeout=job.timeout):
+    following = job.skip
+    for call, outcome in run_in_processes(_perturb_one, calls(), job.processes, timeout=job.timeout):
+        number = job.skip + call
         name = under_way.pop(number)
         early[number] = WorkerDiedError(f"{name}: {outcome}") if isinstance(outcome, WorkerDiedError) else outcome
         while following in early:

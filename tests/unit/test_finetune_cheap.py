@@ -13,8 +13,10 @@ from finetuning import molecules, words, write
 
 from gfm_calc.cli import main
 from gfm_calc.config import HeadSpec
+from gfm_calc.data.perturb import perturb
 from gfm_calc.data.schema import Record
 from gfm_calc.errors import ConfigError, CorruptFileError, GFMError
+from gfm_calc.finetune import cheap
 from gfm_calc.finetune.cheap import check, first_job, make_labels
 from gfm_calc.finetune.plan import Cheap, Job
 
@@ -93,6 +95,34 @@ def test_labels_are_kept_until_others_are_asked_for(job):
     labels.write_text(labels.read_text()[:-40])
     with pytest.raises(CorruptFileError, match=r"damaged; remove .*cheap-labels and .*cheap, and --resume"):
         made(job, records, replace(ASKED, temperature=300.0))
+
+
+def test_walks_of_an_interrupted_run_are_not_walked_again(job, tmp_path, monkeypatch):
+    records = (
+        rattled(molecule("CH3OH"), 3) + rattled(Atoms("FeH", [[0, 0, 0], [0, 0, 1.5]]), 1) + rattled(molecule("NH3"), 2)
+    )
+    made(job, records)
+    whole = (job.output / "cheap-labels" / "structures.extxyz").read_bytes()
+    walked = []
+
+    def interrupted(walks):
+        walked.append(walks.skip)
+        for number, outcome in enumerate(perturb(walks)):
+            if len(walked) == 1 and number == 4:
+                raise KeyboardInterrupt
+            yield outcome
+
+    monkeypatch.setattr(cheap, "perturb", interrupted)
+    other = replace(job, output=tmp_path / "other")
+    with pytest.raises(KeyboardInterrupt):
+        made(other, records)
+    journal = other.output / "cheap-labels" / "walks.jsonl"
+    assert [list(json.loads(line)) for line in journal.read_text().splitlines()] == [["text"]] * 3 + [["reason"]]
+    with journal.open("a") as file:
+        file.write('{"text": "9\\nLatt')
+    made(other, records)
+    assert walked == [0, 4] and len(journal.read_text().splitlines()) == 6
+    assert (other.output / "cheap-labels" / "structures.extxyz").read_bytes() == whole
 
 
 def test_walks_end_with_their_share_of_the_minutes(job):
