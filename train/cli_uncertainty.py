@@ -56,5 +56,6 @@ def run(args: argparse.Namespace) -> None:
     may = [name for name, spec in model.specs.items() if spec.kind != "class"]
     if unknown := [head for head in may if head not in model.uncertainty.figures]:
         print(
-            f"gfm: note: no labelled forces of {args.fewest} training structures, hence no uncertainty: {', '.join(unknown)}"
+            f"gfm: note: no labelled forces of {args.fewest} training structures, or errors that would vanish where atoms come "
+            f"close, hence no uncertainty: {', '.join(unknown)}"
         )

@@ -23,6 +23,7 @@ from gfm_calc.data.loader import LabelledBatch, Loader
 from gfm_calc.data.store import Selection
 from gfm_calc.encoders.base import scatter_sum
 from gfm_calc.errors import ConfigError
+from gfm_calc.graph import AtomicGraph, GraphBatch
 from gfm_calc.model import GFMModel
 from gfm_calc.train.evaluation import spread_indices
 from gfm_calc.train.preparation import Head
@@ -30,6 +31,7 @@ from gfm_calc.uncertainty import SHAPES, ErrorHeads, expected_errors, features, 
 
 _LEAST = (1e-3, 1e-4)  # eV/Å, eV/atom: no error is taken for smaller
 _CHECK_EVERY = 100  # steps
+_SQUEEZED, _LOOKED_AT = (0.8, 0.6), 16  # lengths, over what they are; training structures
 _SMALLEST = 1e-5  # scale of what is expected, where all of the validation side is right
 
 
@@ -84,7 +86,7 @@ class Residuals(NamedTuple):
 
 def fit_uncertainty(model: GFMModel, heads: Sequence[Head], plan: FitPlan | None = None) -> ErrorHeads:
     """Expected errors for those heads of `model` that `heads` has enough labelled forces for, or values of a property; heads that
-    it has too few for lose theirs, the others keep what they have.
+    it has too few for, or whose expected errors would vanish where atoms come close, lose theirs, the others keep what they have.
 
     Raises:
         ConfigError: there is no such head.
@@ -106,6 +108,8 @@ def fit_uncertainty(model: GFMModel, heads: Sequence[Head], plan: FitPlan | None
             if unit is not None:
                 train, validation = over(train, unit), over(validation, unit)
             weights, scale = calibrated(fit(train, validation, plan), validation)
+            if head.spec.kind == "energy" and vanishes(model, head, weights):
+                continue
             for key, tensor in zip(SHAPES, weights):
                 tensors[key].append(tensor)
             figures[name] = {"structures": len(train.atoms), "validation": len(validation.atoms), "scale": scale}
@@ -120,6 +124,26 @@ def fit_uncertainty(model: GFMModel, heads: Sequence[Head], plan: FitPlan | None
     )
     too_few = [head.spec.name for head in mine if head.spec.name not in figures]
     return _beside(model.uncertainty, fitted, too_few)
+
+
+def vanishes(model: GFMModel, head: Head, weights: Sequence[Tensor]) -> bool:
+    """Whether the expected force errors of some training structures are smaller when these are squeezed to `_SQUEEZED`: networks
+    that have seen little say anything there, and an error that is not expected is worse than none that is known."""
+    rows = head.sides["train"][spread_indices(len(head.sides["train"]), _LOOKED_AT)]
+    structures = [head.dataset.record(int(row)).structure() for row in rows]
+    means = []
+    for factor in (1.0, *_SQUEEZED):
+        graphs = []
+        for atoms in structures:
+            changed = atoms.copy()
+            changed.set_cell(atoms.cell.array * factor)
+            changed.positions = atoms.positions * factor
+            graphs.append(AtomicGraph.build(changed, model.config.cutoff))
+        with torch.no_grad():
+            encoded = model.encode(model.inputs(GraphBatch.from_graphs(graphs)))
+        x = features(encoded.scalars, encoded.vectors).cpu().float()
+        means.append(float(expected_errors(x, encoded.gate.cpu().float(), weights)[..., 0].mean()))
+    return min(means[1:]) < means[0]
 
 
 def _beside(old: ErrorHeads | None, new: ErrorHeads, gone: Sequence[str]) -> ErrorHeads:

@@ -19,9 +19,13 @@ from gfm_calc.benchmarks.uncertainty_methods import METHODS, Alternatives, look
 from gfm_calc.checkpoint import describe, load_model, open_model, save_model
 from gfm_calc.cli import main
 from gfm_calc.data.loader import Loader
+from gfm_calc.graph import AtomicGraph, GraphBatch
+from gfm_calc.train import uncertainty
 from gfm_calc.train.cli import find_recipe
 from gfm_calc.train.preparation import prepare, save_preparation
 from gfm_calc.train.uncertainty import FitPlan, Residuals, calibrated, fit
+from gfm_calc.train.uncertainty import vanishes as real_vanishes
+from gfm_calc.uncertainty import features
 
 HEADS = ("crystals", "clusters", "molecules")
 ELEMENTS = ("H", "C", "N", "O", "Al", "Ni", "Cu", "Pt")
@@ -73,6 +77,44 @@ def test_the_fit_does_not_touch_torchs_random_numbers():
 
 
 # ---- the command ----
+
+
+@pytest.fixture(autouse=True, scope="module")
+def whatever_is_expected_of_squeezed_atoms():
+    """These models have learnt next to nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(uncertainty, "vanishes", lambda *args: False)
+        yield
+
+
+def test_errors_that_vanish_where_atoms_come_close(data):
+    """A network that expects smaller ones of squeezed crystals is told from one that expects larger ones."""
+    head = next(
+        h for h in prepare(find_recipe("tiny", [f'data.path="{data / "data"}"']), 4.5) if h.spec.name == "crystals"
+    )
+    model = random_model("painn", heads=("crystals",), elements=ELEMENTS)
+    size = 2 * model.config.num_features
+    structures = [head.dataset.record(int(row)).structure() for row in head.sides["train"][:4]]
+    graphs, squeezed = (
+        [AtomicGraph.build(squeezed_by(atoms, factor), model.config.cutoff) for atoms in structures]
+        for factor in (1.0, 0.6)
+    )
+    means = []
+    for some in (graphs, squeezed):
+        encoded = model.encode(model.inputs(GraphBatch.from_graphs(some)))
+        means.append(features(encoded.scalars, encoded.vectors).mean(dim=0).detach())
+    towards = (means[1] - means[0]).float()
+    for sign, gone in ((1.0, False), (-1.0, True)):
+        hidden = sign * 20 * (towards / towards.square().sum()).reshape(1, size, 1)
+        bias = -(means[0].float() @ hidden[0]).reshape(1, 1) + 20
+        output = torch.tensor([[[0.2, 0.0]]])
+        assert real_vanishes(model, head, [hidden, bias, output, torch.full((1, 2), -8.0)]) is gone
+
+
+def squeezed_by(atoms, factor):
+    found = atoms.copy()
+    found.set_cell(atoms.cell.array * factor, scale_atoms=True)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +177,7 @@ def test_what_the_data_do_not_hold_is_kept_or_named(data, fitted, tmp_path, caps
         "10",
     ]
     assert main(words) == 0
-    assert "no labelled forces of 10 training structures, hence no uncertainty: molecules" in capsys.readouterr().out
+    assert "no labelled forces of 10 training structures, or errors that would vanish" in capsys.readouterr().out
     old, new = load_model(fitted).uncertainty, load_model(tmp_path / "m").uncertainty
     assert list(new.figures) == ["clusters", "crystals"] and new.figures["crystals"]["structures"] == 10
     for name, tensor in new.tensors.items():
