@@ -108,6 +108,7 @@ class Job:
         asked |= {
             "files": files,
             "test_files": len(self.test_files),
+            "isolated": self.isolated and self.isolated.name,
             "head": self.card.name,
             "kind": [self.card.kind, self.card.extensive],
             "read": repr(self.options),

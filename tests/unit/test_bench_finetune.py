@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import ase.io
+import numpy as np
 import pytest
 from finetuning import molecules, relabelled, write
 
@@ -213,6 +214,20 @@ def test_what_came_out_is_kept_until_something_else_is_asked(task, tmp_path):
     assert kept.stat().st_mtime_ns == written and len(list(plan.work.glob("run-*.json"))) == 2
     write(tmp_path / "methanol" / "train.extxyz", molecules(20, seed=3))  # other data: another run
     assert run_finetune(plan)[0]["errors"] != first[0]["errors"]
+
+
+def test_energies_of_free_atoms_come_with_a_task(tmp_path):
+    """As for 3BPA and acetylacetone."""
+    path = tmp_path / "methanol.toml"
+    path.write_text(TASK.replace('test = "test.extxyz"', 'test = "test.extxyz"\nisolated = "atoms.json"'))
+    (tmp_path / "methanol").mkdir()
+    write(tmp_path / "methanol" / "train.extxyz", molecules(20))
+    write(tmp_path / "methanol" / "test.extxyz", molecules(6, seed=5))
+    free = {"H": -10.5, "C": -48.0, "O": -102.0}
+    (tmp_path / "methanol" / "atoms.json").write_text(json.dumps(free))
+    plan = FinetunePlan(task=load_task(str(path)), data=tmp_path, models=["gfm-small"], steps=2, work=tmp_path / "work")
+    errors = [row["errors"]["energy_mae_mev_per_atom"] for row in run_finetune(plan)]
+    assert np.isfinite(errors).all() and len(list((tmp_path / "work").iterdir())) == 2
 
 
 def test_labels_that_pretraining_saves(task, tmp_path, monkeypatch, capsys):
