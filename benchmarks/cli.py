@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gfm_calc.benchmarks.cli_options import (
+    SPEED_PEERS,
     add_device,
     add_model,
     add_output,
@@ -59,7 +60,7 @@ def _add_speed(benches: Any) -> None:
                         help="MD on these: ethanol (9 atoms), NaCl (64), Cu (256), Si (1000); '' for none")  # fmt: skip
     parser.add_argument("--compile", action="store_true", help="ours compiled too, beside eager")
     parser.add_argument("--peer", type=peer, action="append", default=[], metavar="NAME=PYTHON",
-                        help="chgnet, sevennet, mace or torchsim, and the python of an environment that has it")  # fmt: skip
+                        help=SPEED_PEERS)  # fmt: skip
     parser.add_argument("--repeats", type=positive_int, default=5, help="medians of so many; default: %(default)s")
     parser.add_argument("--seconds", type=positive, default=1.0, help="for each measurement; default: %(default)s")
     add_device(parser, "cpu")
@@ -120,6 +121,8 @@ def _add_uncertainty(benches: Any) -> None:
     parser.add_argument("--cache", type=Path, metavar="DIR", help="keep here what was prepared, for the next time")
     parser.add_argument("--max-frames", type=positive_int, default=200, metavar="N",
                         help="of a head and set; default: %(default)s")  # fmt: skip
+    parser.add_argument("--settings", action="store_true",
+                        help="instead: ways to learn expected errors, judged on the validation side alone")  # fmt: skip
     add_output(parser)
 
 
@@ -236,6 +239,7 @@ def run_accuracy(args: argparse.Namespace) -> None:
 def run_uncertainty(args: argparse.Namespace) -> None:
     """Measure how well expected errors do."""
     from gfm_calc.benchmarks.uncertainty import UncertaintyPlan, means, run_uncertainty
+    from gfm_calc.benchmarks.uncertainty_settings import run_settings
     from gfm_calc.checkpoint import load_model
     from gfm_calc.train.cli import recipe_on
     from gfm_calc.train.preparation import load_heads
@@ -248,6 +252,13 @@ def run_uncertainty(args: argparse.Namespace) -> None:
             f"head {args.head} is no head of energies: gfm finetune says what its expected errors are worth"
         )
     names = [args.head] if args.head else [name for name in known or model.energy_heads if name in model.energy_heads]
+    if args.settings:
+        if args.outside:
+            raise ConfigError("--settings: outside structures are not looked at; leave --outside away")
+        chosen = [head for head in load_heads(recipe, args.cache) if head.spec.name in names]
+        rows = run_settings(model, chosen)
+        finish(args, "uncertainty_settings", settings={"recipe": Path(args.recipe).name}, rows=rows)
+        return
     plan = UncertaintyPlan(heads=names, outside=args.outside, max_frames=args.max_frames, strict=args.strict)
     rows = run_uncertainty(model, load_heads(recipe, args.cache), plan)
     settings = {"recipe": Path(args.recipe).name, "max_frames": args.max_frames}

@@ -11,6 +11,8 @@ from gfm_calc.commands.options import DEFAULT_MODEL, natural, positive_int
 from gfm_calc.commands.outputs import refuse_existing
 from gfm_calc.commands.tables import table
 
+SPEED_PEERS = "chgnet, sevennet, mace or torchsim, and the python of an environment that has it"
+
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default=DEFAULT_MODEL, help="packaged name or directory (default: %(default)s)")

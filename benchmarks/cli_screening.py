@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from gfm_calc.benchmarks.cli_options import add_output, finish, peer, words
+from gfm_calc.benchmarks.cli_options import SPEED_PEERS, add_output, finish, peer, words
 from gfm_calc.commands.options import DEFAULT_MODEL, new_parser, positive_int
 
 
@@ -40,7 +40,7 @@ def add_screening(benches: Any) -> None:
 
 def _add_more(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--other", type=peer, action="append", default=[], metavar="NAME=PYTHON",
-                        help="chgnet, sevennet, mace or torchsim, and the python of an environment that has it")  # fmt: skip
+                        help=SPEED_PEERS)  # fmt: skip
     parser.add_argument("--max-edges", type=positive_int, default=8192, help="of a batch; default: %(default)s")
     parser.add_argument("--device", default="cpu", help="of part workload: cpu, cuda, ...; default: %(default)s")
     parser.add_argument("--molecule-head", default="gfn2-xtb", help="of part precision, too; default: %(default)s")

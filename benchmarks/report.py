@@ -10,7 +10,7 @@ from gfm_calc.benchmarks.report_accuracy import accuracy
 from gfm_calc.benchmarks.report_physics import conformers, crystals, stability, torsions
 from gfm_calc.benchmarks.report_screening import screening
 from gfm_calc.benchmarks.report_training import ablation, alone, finetune, labels, multitask, scaling, training
-from gfm_calc.benchmarks.report_uncertainty import uncertainty
+from gfm_calc.benchmarks.report_uncertainty import uncertainty, uncertainty_settings
 from gfm_calc.benchmarks.tables import Table, figure
 from gfm_calc.errors import ConfigError, did_you_mean
 
@@ -285,4 +285,5 @@ _TABLES: dict[str, Callable[[Mapping[str, Any]], Iterator[Table]]] = {
     "ablation": ablation, "training": training,
     "screening": screening, "finetune": finetune, "labels": labels, "uncertainty": uncertainty, "crystals": crystals,
     "torsions": torsions, "conformers": conformers, "stability": stability,
+    "uncertainty_settings": uncertainty_settings,
 }  # fmt: skip

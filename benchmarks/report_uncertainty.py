@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -38,6 +39,25 @@ def uncertainty(result: Mapping[str, Any]) -> Iterator[Table]:
     for what, unit in _UNITS.items():
         rows = [_row(row, row[what]) for row in result["rows"] if what in row]
         yield Table(f"Expected errors of {what}, errors in {unit}", header, rows, detail=True)
+
+
+def uncertainty_settings(result: Mapping[str, Any]) -> Iterator[Table]:
+    """Means over heads, the first row's and what the others differ by."""
+    base, rows = result["rows"][0]["heads"], []
+    for row in result["rows"]:
+        heads = row["heads"]
+        more = [heads[name]["surprise"] - base[name]["surprise"] for name in base]
+        cells = [f"{statistics.fmean(more):+.3f}", f"{sum(value < 0 for value in more)} of {len(more)}"]
+        for what in _UNITS:
+            told = [heads[name][what] for name in base if what in base[name]]
+            for key in ("spearman", "auroc", "miscalibration"):
+                values = [cell[key] for cell in told if cell[key] is not None]
+                cells.append(figure(statistics.fmean(values)) if values else "-")
+        rows.append([row["setting"], *cells])
+    title = f"Ways to learn expected errors, judged by validation structures alone, means over {len(base)} heads"
+    header = ["", "surprise more than the first's", "heads with less"]
+    header += [f"{key}, {what}" for what in _UNITS for key in ("Spearman", "AUROC", "miscalibration")]
+    yield Table(title, header, rows)
 
 
 def _pair(cell: Mapping[str, Any]) -> str:

@@ -87,7 +87,7 @@ def add_cheap(group: Any) -> None:
     """The options of `cheap_of`."""
     group.add_argument("--cheap-labels", metavar="CALCULATOR",
                        help="label structures around the training ones with it and learn those first: tblite:GFN2-xTB, or "
-                       "another name of gfm data label")  # fmt: skip
+                       "another name of gfm data label; a label is left out after 5 minutes, dynamics after 60")  # fmt: skip
     group.add_argument("--cheap-options", metavar="JSON", default="{}", help="arguments for the calculator")
     group.add_argument("--cheap-structures", type=positive_int, default=1000, metavar="N", help="default: %(default)s")
     group.add_argument("--cheap-temperature", type=positive, default=500.0, metavar="K",

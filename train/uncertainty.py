@@ -247,20 +247,20 @@ def fit(train: Residuals, validation: Residuals, plan: FitPlan) -> list[Tensor]:
         optimizer.zero_grad()
         chosen = torch.randint(len(train.atoms), (plan.batch,), generator=generator)
         part = train.take(chosen)
-        _surprise(part, part.expected(weights), drawn[:, chosen]).backward()
+        surprise(part, part.expected(weights), drawn[:, chosen]).backward()
         optimizer.step()
         schedule.step()
         if step % _CHECK_EVERY == 0:
             with torch.no_grad():
-                found = float(_surprise(judge, _averaged(judge, weights)))
+                found = float(surprise(judge, averaged(judge, weights)))
             if found < least:
                 best, least = [tensor.detach().clone() for tensor in weights], found
     hidden, hidden_bias, output, output_bias = best
     return [hidden / spread.unsqueeze(1), hidden_bias - (mean / spread) @ hidden, output, output_bias]
 
 
-def _averaged(part: Residuals, weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """What the networks of a head expect together, [1, N] and [1, B]."""
+def averaged(part: Residuals, weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """What the networks of a head expect together, [1, N] eV/Å and [1, B] eV an atom."""
     return tuple(found.mean(dim=0, keepdim=True) for found in part.expected(weights))
 
 
@@ -285,7 +285,7 @@ def _known(errors: Tensor, least: float) -> tuple[Tensor, Tensor]:
     return errors[known].clamp(min=least), known
 
 
-def _surprise(part: Residuals, expected: Sequence[Tensor], drawn: Tensor | None = None) -> Tensor:
+def surprise(part: Residuals, expected: Sequence[Tensor], drawn: Tensor | None = None) -> Tensor:
     """Minus the logarithm of the likelihood: the mean over atoms plus that over structures.
 
     Args:
@@ -298,8 +298,8 @@ def _surprise(part: Residuals, expected: Sequence[Tensor], drawn: Tensor | None 
         found, known = _known(errors, least)
         if len(found):
             u = u[:, known].clamp(min=1e-6)
-            surprise = u.log() + found.float() / u
-            total = total + (surprise if share is None else surprise * share[:, known]).mean()
+            each = u.log() + found.float() / u
+            total = total + (each if share is None else each * share[:, known]).mean()
     return total
 
 
@@ -314,7 +314,7 @@ def errors_beside(model: GFMModel, head: Head, side: str) -> tuple[Tensor, Tenso
     if known is None:
         raise no_uncertainty(head.spec.name)
     row = int(known.rows([head.spec.name])[0])
-    forces, structures = _averaged(part, [tensor[row].cpu().float() for tensor in known.tensors.values()])
+    forces, structures = averaged(part, [tensor[row].cpu().float() for tensor in known.tensors.values()])
     expected, actual = (structures[0], part.energy) if part.of_structures else (forces[0], part.forces)
     labelled = torch.isfinite(actual)
     return expected[labelled] * known.figures[head.spec.name].get("unit", 1.0), actual[labelled]
@@ -325,7 +325,7 @@ def calibrated(weights: Sequence[Tensor], validation: Residuals) -> tuple[list[T
     *others, bias = weights
     scales = {"forces": 1.0, "energy": 1.0}
     for column, (name, errors) in enumerate((("forces", validation.forces), ("energy", validation.energy))):
-        expected = _averaged(validation, weights)[column][0]
+        expected = averaged(validation, weights)[column][0]
         known = torch.isfinite(errors) & (expected > 0)
         if known.any():
             scales[name] = max(_SMALLEST, float(errors[known].mean() / expected[known].mean()))
