@@ -44,8 +44,8 @@ def test_isolated_atoms_of_every_head_and_element(exact, tally):
             )
 
 
-# Known defect of these weights: a site so soft (0.2 eV/Å²) that 0.01 Å is not small there; without a kink, see below.
-SOFT = {("NaCl", "pbe-u-mp"): 0.15}
+# Known defects of these weights: sites so soft (0.6 and 1.1 eV/Å²) that 0.01 Å is not small there; without a kink, see below.
+SOFT = {("NaCl", "pbe-u-mp"): 0.05, ("Cu", "distilled-7net-mf-r2scan"): 0.06}
 
 
 @pytest.mark.promise("R6")
@@ -53,7 +53,12 @@ SOFT = {("NaCl", "pbe-u-mp"): 0.15}
 def test_forces_are_smooth_at_symmetric_sites(exact, crystal):
     """The slope of a force does not depend on the step: what phonons stand on."""
     ideal = CRYSTALS[crystal] * (2, 2, 2)
-    heads = [head for head in exact.energy_heads if not exact.specs[head].unseen(ideal.numbers)]
+    specs = exact.specs  # of heads that have learnt from molecules alone crystals are none of their business
+    heads = [
+        head
+        for head in exact.energy_heads
+        if not specs[head].unseen(ideal.numbers) and "bulk" in specs[head].periodicity
+    ]
     assert heads
     for head in heads:
         found = []
@@ -90,12 +95,14 @@ def test_size_and_card(packaged_model):
 
 
 def test_every_head_knows_its_errors(packaged_model, exact):
-    """And expects larger ones where atoms are squeezed to where no training data are; but for one of 76 training frames, which
-    are too few to learn it from (`FitPlan.fewest`), and the card says so."""
-    assert set(exact.energy_heads) - set(exact.uncertainty.figures) == {"gaas-pbe-qe"}
+    """And expects larger ones where atoms are squeezed to where no training data are; but for two of 76 and 358 training frames
+    of one compound, from which that is not learnt (`train.uncertainty.vanishes`), and the card says so."""
+    without = {"batio3-pbesol-qe", "gaas-pbe-qe"}
+    assert set(exact.energy_heads) - set(exact.uncertainty.figures) == without
     golden = read_golden(packaged_model)
     text = (resolve(packaged_model) / "MODEL_CARD.md").read_text(encoding="utf-8")
-    assert "No estimate of its own error comes with a prediction of `gaas-pbe-qe`" in text
+    said = next(line for line in text.splitlines() if "No estimate of its own error comes with a prediction of" in line)
+    assert all(f"`{head}`" in said for head in without)
     for head in exact.uncertainty.figures:
         (atoms, *_) = golden_structures(golden, head)
         squeezed = atoms.copy()

@@ -152,3 +152,6 @@ def test_card_says_of_which_heads_errors_can_be_expected():
 def test_card_quotes_no_results_of_other_weights():
     with pytest.raises(ConfigError, match="measure again"):
         model_card(MODEL, [ACCURACY], name="gfm-small", weights="beef")
+    finetuned = {**ACCURACY, "benchmark": "finetune"}  # what a card does not quote may be of any
+    card = model_card(MODEL, [finetuned, SPEED], name="gfm-small", weights="beef")
+    assert card.count("**(earlier weights)**") == 1 and "## Speed" in card  # other weights take as long
