@@ -160,7 +160,8 @@ def _add_report(benches: Any) -> None:
         example="gfm bench report benchmarks/results/*.json > tables.md",
     )  # fmt: skip
     parser.add_argument("results", type=Path, nargs="+", metavar="RESULT", help="JSON files of gfm bench")
-    parser.add_argument("--into", type=Path, metavar="FILE", help="put summaries between the result marks of this file")
+    parser.add_argument("--into", type=Path, action="append", default=[], metavar="FILE",
+                        help="put summaries between the result marks of this file; may be given several times")  # fmt: skip
 
 
 def _add_card(benches: Any) -> None:
@@ -294,7 +295,7 @@ def run_reliability(args: argparse.Namespace) -> None:
 
 
 def run_report(args: argparse.Namespace) -> None:
-    """Print result files as Markdown, or put them into a README."""
+    """Print result files as Markdown, or put them into a README and the like."""
     from gfm_calc.artifacts import write_file
     from gfm_calc.benchmarks.provenance import read_result, weights_id
     from gfm_calc.benchmarks.report import markdown, with_results
@@ -302,11 +303,11 @@ def run_report(args: argparse.Namespace) -> None:
     from gfm_calc.commands.options import DEFAULT_MODEL
 
     results, weights = [read_result(path) for path in args.results], weights_id(open_model(DEFAULT_MODEL))
-    if args.into is None:
+    if not args.into:
         print("\n\n".join(markdown(found, weights=weights) for found in results))
-    else:
-        text = with_results(args.into.read_text(encoding="utf-8"), results, weights=weights)
-        write_file(args.into, text.encode())
+    changed = [with_results(path.read_text(encoding="utf-8"), results, weights=weights) for path in args.into]
+    for path, text in zip(args.into, changed):
+        write_file(path, text.encode())
 
 
 def run_card(args: argparse.Namespace) -> None:

@@ -15,7 +15,7 @@ from gfm_calc.benchmarks.tables import Table, figure
 from gfm_calc.errors import ConfigError, did_you_mean
 
 _NUMBER = re.compile(r"-|[-+]?[\d,.]+(e[-+]?\d+)?")
-_OPEN, _CLOSE = "<!-- results -->", "<!-- end of results -->"
+_OPEN, _CLOSE = re.compile(r"<!-- results(?: of ([\w, ]+))? -->"), "<!-- end of results -->"
 
 
 def tables(result: Mapping[str, Any]) -> list[Table]:
@@ -44,20 +44,26 @@ def markdown(result: Mapping[str, Any], *, summary: bool = False, weights: str =
 
 
 def with_results(text: str, results: Iterable[Mapping[str, Any]], *, weights: str = "") -> str:
-    """`text` (a README) with what stands between its two result marks replaced by summaries of `results`.
+    """`text` (a README) with what stands between its two result marks replaced by summaries of `results`, of some benchmarks
+    alone where the first mark names them: `<!-- results of accuracy, speed -->`.
 
     Args:
         weights: see `markdown`.
 
     Raises:
-        ConfigError: it has no such marks.
+        ConfigError: it has no such marks, or they name a benchmark that has no tables.
     """
-    before, opened, rest = text.partition(_OPEN)
-    _, closed, after = rest.partition(_CLOSE)
-    if not opened or not closed:
-        raise ConfigError(f"no place for the results: mark it with {_OPEN} and {_CLOSE}")
-    shown = "\n\n".join(markdown(result, summary=True, weights=weights) for result in results)
-    return f"{before}{_OPEN}\n\n{shown}\n\n{_CLOSE}{after}"
+    mark = _OPEN.search(text)
+    _, closed, after = text[mark.end() :].partition(_CLOSE) if mark else ("", "", "")
+    if mark is None or not closed:
+        raise ConfigError(f"no place for the results: mark it with <!-- results --> and {_CLOSE}")
+    wanted = [name.strip() for name in mark[1].split(",")] if mark[1] else list(_TABLES)
+    for name in wanted:
+        if name not in _TABLES:
+            raise ConfigError(f"{mark[0]}: no tables for benchmark {name!r}{did_you_mean(name, _TABLES)}")
+    chosen = [result for result in results if result["benchmark"] in wanted]
+    shown = [markdown(result, summary=True, weights=weights) for result in chosen]
+    return "\n\n".join([text[: mark.end()], *shown, f"{_CLOSE}{after}"])
 
 
 def markdown_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

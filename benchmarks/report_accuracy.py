@@ -24,7 +24,7 @@ def accuracy(result: Mapping[str, Any]) -> Iterator[Table]:
     unit = "energy meV/atom, forces meV/Å, stress meV/Å³"
     yield Table(f"Test errors (MAE, {unit}) beside predictors that know nothing", header, rows)
     yield _before(result["heads"])
-    yield _beside(result.get("peers", []))
+    yield from _beside(result.get("peers", []))
     header = ["data file", "head", "frames", "energy MAE", "RMSE", "forces MAE", "RMSE", "stress MAE"]
     rows = []
     for entry in result["heads"]:
@@ -54,15 +54,16 @@ def _before(entries: Sequence[Mapping[str, Any]]) -> Table:
     return Table(title, ["head", "energy before", "now", "", "forces before", "now", ""], rows)
 
 
-def _beside(entries: Sequence[Mapping[str, Any]]) -> Table:
-    """Published models on the same frames."""
-    rows = [
-        [entry["head"], str(entry["frames"]), model, *(figure(found.get(key)) for key in _MAES)]
-        for entry in entries
-        for model, found in entry["models"].items()
-    ]
-    header = ["head", "frames", "model", "energy", "forces", "stress"]
-    return Table("Published models on the same held-out frames (MAE, meV/atom, meV/Å, meV/Å³)", header, rows)
+def _beside(entries: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
+    """Published models on the same frames: a table of each quantity, of the heads where one of them gives it, too."""
+    models = list(dict.fromkeys(model for entry in entries for model in entry["models"]))
+    for key, unit in zip(_MAES, ("energies, meV/atom", "forces, meV/Å", "stress, meV/Å³")):
+        rows = []
+        for entry in entries:
+            cells = [entry["models"].get(model, {}).get(key) for model in models]
+            if sum(cell is not None for cell in cells) > 1:
+                rows.append([entry["head"], str(entry["frames"]), *map(figure, cells)])
+        yield Table(f"Published models on the same held-out frames: MAE of {unit}", ["head", "frames", *models], rows)
 
 
 def _by_type(entries: Sequence[Mapping[str, Any]]) -> Table:

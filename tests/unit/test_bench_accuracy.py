@@ -245,13 +245,13 @@ def test_other_levels_of_theory_are_not_compared(heads, functional):
 
 
 def test_tables_of_errors(entry):
-    peers = [
-        {"head": "first", "frames": 2, "failed": 0, "models": {"gfm-calc": entry["model"], "Published": {"frames": 2}}}
-    ]
-    text = "\n".join(
-        str(table) for table in tables({"benchmark": "accuracy", "heads": [{"head": "first", **entry}], "peers": peers})
-    )
-    for words in ("Published models", "by kind of system", "by the atom's group", "with such an element"):
+    peer = {"frames": 2, "forces_mae_mev_per_a": 12.5}  # no energies: of another zero
+    peers = [{"head": "first", "frames": 2, "failed": 0, "models": {"gfm-calc": entry["model"], "Published": peer}}]
+    found = tables({"benchmark": "accuracy", "heads": [{"head": "first", **entry}], "peers": peers})
+    (beside,) = [table for table in found if table.title.startswith("Published models")]
+    assert "forces" in beside.title and [row[-1] for row in beside.rows] == ["12.5"]
+    text = "\n".join(map(str, found))
+    for words in ("by kind of system", "by the atom's group", "with such an element"):
         assert words in text
 
 

@@ -105,8 +105,13 @@ def test_readme_takes_the_results_between_its_marks():
     assert text.startswith("head\n<!-- results -->") and text.endswith("<!-- end of results -->\ntail\n")
     assert "old" not in text and "12.3" in text and "612" in text
     assert with_results(text, [ACCURACY, SPEED]) == text
-    with pytest.raises(ConfigError, match="results"):
-        with_results("no marks", [SPEED])
+    some = with_results("<!-- results of speed, physics -->\n<!-- end of results -->", [ACCURACY, SPEED])
+    assert "12.3" not in some and "612" in some and with_results(some, [ACCURACY, SPEED]) == some
+    with pytest.raises(ConfigError, match="no tables for benchmark 'sped'.*speed"):
+        with_results("<!-- results of sped -->\n<!-- end of results -->", [SPEED])
+    for text in ("no marks", "<!-- end of results --><!-- results -->"):
+        with pytest.raises(ConfigError, match="no place for the results"):
+            with_results(text, [SPEED])
 
 
 def test_figures_of_earlier_weights_are_said_to_be():
