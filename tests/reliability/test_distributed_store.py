@@ -133,8 +133,9 @@ while True:
     for block in store.prefetch(np.array_split(np.arange(len(dataset)), 5)):
         pass
 """
-# mpirun says what killed a rank; a rank that exits says so by the job's exit code alone.
-CAUSES = {"killed": (9, "killed (signal 9)"), "raises": (1, "the cable is out"), "exits": (3, "")}
+# mpirun says what killed a rank; a rank that exits says so by the job's exit code alone, or by that of the rank that mpirun then
+# kills, whichever it hears of last.
+CAUSES = {"killed": ({9}, "killed (signal 9)"), "raises": ({1}, "the cable is out"), "exits": ({3, 9}, "")}
 
 
 @pytest.mark.promise("R8")
@@ -143,9 +144,9 @@ CAUSES = {"killed": (9, "killed (signal 9)"), "raises": (1, "the cable is out"),
 def test_a_rank_that_dies_ends_the_job(mpirun, dataset, how, way):
     done = run_ranks(mpirun, 2, DIES, dataset.directory, how, way)
     seconds = time.time() - float(done.stdout.split("dies at")[1].split()[0])
-    code, words = CAUSES[how]
+    codes, words = CAUSES[how]
     assert seconds < 10, f"{seconds:.1f} s until the job had ended"
-    assert done.returncode == code
+    assert done.returncode in codes
     assert words in (done.stdout + done.stderr).lower(), done.stdout + done.stderr
 
 
