@@ -14,7 +14,8 @@ from gfm_calc.errors import ConfigError, GFMError
 from gfm_calc.predictor import Predictor
 
 _SCALES = np.linspace(0.88, 1.12, 13)  # of the cell vectors
-# What ASE does not build: space group, cell (Å, degrees), sites (Donohue, The Structures of the Elements, 1974).
+# What ASE does not build, or builds wrongly: space group, cell (Å, degrees), sites (Donohue, The Structures of the Elements,
+# 1974).
 _HEXAGONAL, _RIGHT = (90, 90, 120), (90, 90, 90)
 _CRYSTALS: dict[str, tuple[int, tuple[float, ...], list[tuple[float, float, float]]]] = {
     "B": (166, (4.908, 4.908, 12.559, *_HEXAGONAL), [(0.1187, -0.1187, 0.8915), (0.1968, -0.1968, 0.0243)]),
@@ -25,6 +26,8 @@ _CRYSTALS: dict[str, tuple[int, tuple[float, ...], list[tuple[float, float, floa
     "Br": (64, (6.67, 4.48, 8.72, *_RIGHT), [(0, 0.135, 0.11)]),
     "Te": (152, (4.4572, 4.4572, 5.929, *_HEXAGONAL), [(0.2633, 0, 1 / 3)]),
     "I": (64, (7.18, 4.71, 9.81, *_RIGHT), [(0, 0.1543, 0.1174)]),
+    "U": (63, (2.854, 5.869, 4.955, *_RIGHT), [(0, 0.1025, 0.25)]),
+    "Np": (62, (6.663, 4.723, 4.887, *_RIGHT), [(0.036, 0.25, 0.208), (0.319, 0.25, 0.842)]),
 }  # fmt: skip
 _PROXIES = {"Mn": ("fcc", 3.6)}  # close in energy to the 58 atoms of the stable one
 _GASES = {"H": "H2", "N": "N2", "O": "O2", "F": "F2", "Cl": "Cl2"}

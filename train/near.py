@@ -4,9 +4,9 @@
     gfm data label NEAR.extxyz -o LABELLED.extxyz --calculator MODULE:CLASS
 
 A file of strained and rattled cells of a few atoms says nothing of how one atom of a larger cell is held in its place.  Here the
-cells of CRYSTALS on whose atoms no force acts are repeated to eight atoms at least, strained by 1 % at most and rattled, by 0.01
-to 0.12 Å.  A supercell has the group of the crystal that it was made from, so that it is held out, or trained on, together with
-it.  The same seed gives the same file.
+cells of CRYSTALS on which hardly a force or a stress acts are repeated to eight atoms at least, strained by 1 % at most and
+rattled, by 0.01 to 0.12 Å.  A supercell has the group of the crystal that it was made from, so that it is held out, or trained
+on, together with it.  The same seed gives the same file.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ from pathlib import Path
 import numpy as np
 from ase import Atoms
 
+from gfm_calc.artifacts import write_file
+from gfm_calc.commands.options import natural, positive_int
 from gfm_calc.data.label import extxyz_text
 from gfm_calc.errors import GFMError
-from gfm_calc.structures import read_frames
+from gfm_calc.structures import read_structures
 
-_LARGEST_FORCE, _LARGEST_PRESSURE = 0.05, 0.06  # eV/Å, eV/Å³: 10 GPa
+_LARGEST_FORCE, _LARGEST_STRESS = 0.1, 0.0375  # eV/Å, eV/Å³: 6 GPa
 _FEWEST, _MOST = 8, 32  # atoms of a supercell
 _RATTLES = (0.01, 0.12)  # Å, standard deviations
 _STRAIN = 0.01
@@ -36,8 +38,8 @@ def is_near(atoms: Atoms) -> bool:
     found = atoms.calc.results
     if "forces" not in found or "stress" not in found:
         return False
-    pressure = abs(float(np.mean(np.asarray(found["stress"])[:3])))
-    return float(np.linalg.norm(found["forces"], axis=1).max()) < _LARGEST_FORCE and pressure < _LARGEST_PRESSURE
+    largest = float(np.linalg.norm(found["forces"], axis=1).max())
+    return largest < _LARGEST_FORCE and float(np.abs(found["stress"]).max()) < _LARGEST_STRESS
 
 
 def supercell(atoms: Atoms) -> Atoms:
@@ -64,12 +66,13 @@ def make(crystals: Path, output: Path, *, count: int, seed: int = 0) -> int:
     """Write supercells of `count` crystals at rest, evenly taken from a file; how many there are.
 
     Raises:
-        GFMError: no such crystal.
+        GFMError: no such crystal, or a frame that cannot be read.
     """
-    frames = [frame for frame in read_frames(crystals) if isinstance(frame, Atoms) and is_near(frame)]
+    frames = [frame for frame in read_structures(crystals) if is_near(frame)]
     if not frames:
         raise GFMError(
-            f"{crystals}: no labelled crystal of {_MOST} atoms at most is at rest: forces below {_LARGEST_FORCE} eV/Å"
+            f"{crystals}: no labelled crystal of {_MOST} atoms at most is at rest: forces below {_LARGEST_FORCE} eV/Å "
+            f"and stresses below {_LARGEST_STRESS} eV/Å³"
         )
     chosen = np.unique(np.linspace(0, len(frames) - 1, min(count, len(frames))).round().astype(int))
     texts = []
@@ -77,7 +80,7 @@ def make(crystals: Path, output: Path, *, count: int, seed: int = 0) -> int:
         found = near(frames[k], np.random.default_rng([seed, int(k)]))
         found.info["group"] = str(frames[k].info.get("group", f"{crystals.stem}:{k}"))
         texts.append(extxyz_text(found))
-    output.write_text("".join(texts))
+    write_file(output, "".join(texts).encode())
     return len(texts)
 
 
@@ -86,14 +89,14 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m gfm_calc.train.near", description="Supercells near equilibrium.")
     parser.add_argument("crystals", type=Path, help="labelled crystals, .extxyz or .extxyz.xz")
     parser.add_argument("-o", "--output", type=Path, required=True, help="new .extxyz, without labels")
-    parser.add_argument("--count", type=int, default=1500, help="of crystals; default: %(default)s")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--count", type=positive_int, default=1500, help="of crystals; default: %(default)s")
+    parser.add_argument("--seed", type=natural, default=0)
     args = parser.parse_args(words)
     try:
         if args.output.exists():
             raise GFMError(f"{args.output}: is there already")
         number = make(args.crystals, args.output, count=args.count, seed=args.seed)
-    except GFMError as error:
+    except (GFMError, OSError) as error:
         print(f"gfm: error: {error}", file=sys.stderr)
         return 1
     print(f"{args.output}: {number} structures")

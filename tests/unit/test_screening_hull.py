@@ -6,13 +6,16 @@ import ase.io
 import numpy as np
 import pytest
 from ase.build import bulk
+from ase.data import covalent_radii
 from scipy.optimize import linprog
 from screenings import argv, chunks, need_pyarrow, rows
 from test_screening_command import refused
 
 from gfm_calc.cli import main
+from gfm_calc.screening.elements import element_crystal
 from gfm_calc.screening.formulas import composition_of, reduced_formula
 from gfm_calc.screening.hull import Hull, lowest_mixture
+from gfm_calc.screening.prototypes import STATES
 
 
 def test_formulas_there_and_back():
@@ -126,3 +129,18 @@ def test_phases_of_the_user_and_filters(alloys, saved_model, capsys):
     words = argv([alloys / "in.extxyz"], alloys / "other", saved_model, "--phases", str(alloys / "xenon.extxyz"))
     refused(words, capsys, "phases", "has not seen Xe")
     assert not list((alloys / "other" / "chunks").iterdir())  # told before the work, not after
+
+
+def test_crystals_of_elements_are_as_dense_as_they_are():
+    """Spheres of covalent radii fill what they fill in crystals: a wrong cell would give wrong formation energies."""
+    filled = {}
+    for symbol in STATES:
+        atoms = element_crystal(symbol)
+        if atoms is not None:
+            sphere = 4 / 3 * np.pi * covalent_radii[atoms.numbers[0]] ** 3
+            filled[symbol] = sphere * len(atoms) / atoms.get_volume()
+    molecules = ("Cl", "Br", "I")  # their crystals are mostly empty
+    assert len(filled) > 75 and all(0.26 < x < 1.6 for symbol, x in filled.items() if symbol not in molecules), filled
+    for symbol, volume in {"U": 20.8, "Np": 19.2, "Th": 32.9, "Ga": 19.6, "B": 7.3, "Fe": 11.8}.items():  # Å³ an atom
+        atoms = element_crystal(symbol)
+        assert atoms.get_volume() / len(atoms) == pytest.approx(volume, rel=0.03), symbol

@@ -7,8 +7,7 @@ from ase import Atoms
 from ase.build import bulk, molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from gfm_calc.train.ideal import main as make_ideal
-from gfm_calc.train.near import main, supercell
+from gfm_calc.train.near import is_near, main, supercell
 
 
 def labelled(atoms: Atoms, force: float = 0.0, stress: float = 0.0, group: str = "g") -> Atoms:
@@ -53,23 +52,28 @@ def test_nothing_at_rest_is_said(tmp_path, capsys):
     assert not (tmp_path / "near.extxyz").exists()
 
 
-def test_simple_crystals_of_all_elements(tmp_path, capsys):
-    words = ["-o", str(tmp_path / "ideal.extxyz"), "--copies", "1", "--count", "2"]
-    assert make_ideal(words) == 0
-    first = (tmp_path / "ideal.extxyz").read_bytes()
-    found = ase.io.read(tmp_path / "ideal.extxyz", ":")
-    assert f"{len(found)} structures" in capsys.readouterr().out
-    groups = [atoms.info["group"] for atoms in found]
-    assert len(set(groups)) == len(groups) and all(group.startswith("ideal:") for group in groups)
-    structures = [group.split(":")[1] for group in groups]
-    assert {name: structures.count(name) for name in ("fcc", "diamond", "rocksalt", "fluorite", "alloy")} == {
-        "fcc": 79, "diamond": 79, "rocksalt": 2, "fluorite": 2, "alloy": 2
-    }  # fmt: skip
-    own = {group: atoms.get_volume() / len(atoms) for group, atoms in zip(groups, found) if ":own:" in group}
-    assert own["ideal:own:Cu"] == pytest.approx(11.8, rel=0.25) and own["ideal:own:Si"] == pytest.approx(20.0, rel=0.25)
-    for group, atoms in zip(groups, found):
-        distances = atoms.get_all_distances(mic=True)[np.triu_indices(len(atoms), 1)]
-        assert 8 <= len(atoms) <= 24 and atoms.pbc.all() and 1.0 < distances.min() < 7, group
-    assert make_ideal(words) == 1 and "is there already" in capsys.readouterr().err
-    (tmp_path / "ideal.extxyz").unlink()
-    assert make_ideal(words) == 0 and (tmp_path / "ideal.extxyz").read_bytes() == first
+def test_sheared_crystals_are_not_at_rest(tmp_path, capsys):
+    """One atom in a cell feels no force however it is strained, and shear has no part in the pressure."""
+    for component in range(6):
+        stress = np.zeros(6)
+        stress[component] = -0.05
+        atoms = bulk("Cu")
+        atoms.calc = SinglePointCalculator(atoms, energy=-1.0, forces=np.zeros((1, 3)), stress=stress)
+        assert not is_near(atoms)
+        atoms.calc = SinglePointCalculator(atoms, energy=-1.0, forces=np.zeros((1, 3)), stress=stress / 2)
+        assert is_near(atoms)
+
+
+def test_bad_words_and_files(tmp_path, capsys):
+    ase.io.write(tmp_path / "crystals.extxyz", [labelled(bulk("Cu"))])
+    words = [str(tmp_path / "crystals.extxyz"), "-o", str(tmp_path / "near.extxyz")]
+    for bad in (["--count", "0"], ["--count", "-1"], ["--seed", "-1"]):
+        with pytest.raises(SystemExit):
+            main([*words, *bad])
+    (tmp_path / "file").touch()
+    assert main([words[0], "-o", str(tmp_path / "file" / "near.extxyz")]) == 1
+    assert "gfm: error: " in capsys.readouterr().err
+    with (tmp_path / "crystals.extxyz").open("a") as file:
+        file.write("2\nnonsense\nCu 0 0\n")
+    assert main(words) == 1 and "crystals.extxyz" in capsys.readouterr().err
+    assert not (tmp_path / "near.extxyz").exists()
