@@ -111,7 +111,7 @@ def compounds(count: int) -> Iterator[Crystal]:
             atoms = Atoms(made.numbers, made.positions, cell=made.cell, pbc=True)
             if part.name == "alloy":  # radii of ions say nothing of these
                 atoms = _of_volume(atoms, sum(map(_closest, atoms.get_chemical_symbols())))
-            pairs = permutations(dict.fromkeys(atoms.get_chemical_symbols()))
+            pairs = permutations(sorted(set(atoms.get_chemical_symbols())))  # sorted: AB and BA are one alloy
             yield tuple(f"proto-{structure}-{'-'.join(pair)}" for pair in pairs), atoms
 
 
@@ -165,17 +165,17 @@ def make(output: Path, *, copies: int, count: int, beside: Sequence[Path] = (), 
     groups = Beside(beside)
     written: list[str] = []
     left_out = 0
-    for many, crystals in ((copies, elements()), (1, compounds(count))):
-        for names, atoms in crystals:
-            group = groups.group(names, atoms)
-            if group is None:
-                left_out += 1
-                continue
-            for _ in range(many):
-                random = np.random.default_rng([seed, len(written)])
-                found = near(_of_volume(atoms, atoms.get_volume() * random.uniform(*_SCALES) ** 3), random)
-                found.info["group"] = group
-                written.append(extxyz_text(found))
+    crystals = [(crystal, copies) for crystal in elements()] + [(crystal, 1) for crystal in compounds(count)]
+    for number, ((names, atoms), many) in enumerate(crystals):
+        group = groups.group(names, atoms)
+        if group is None:
+            left_out += 1
+            continue
+        for copy in range(many):
+            random = np.random.default_rng([seed, number, copy])  # of what is left out before, nothing depends on it
+            found = near(_of_volume(atoms, atoms.get_volume() * random.uniform(*_SCALES) ** 3), random)
+            found.info["group"] = group
+            written.append(extxyz_text(found))
     write_file(output, "".join(written).encode())
     return {"structures": len(written), "left out": left_out}
 

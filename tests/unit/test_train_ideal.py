@@ -7,7 +7,7 @@ from ase import Atoms
 from ase.build import bulk
 
 from gfm_calc.data.splits import draw, fraction
-from gfm_calc.train.ideal import Beside, elements, main
+from gfm_calc.train.ideal import Beside, compounds, elements, main
 
 
 @pytest.fixture(scope="module")
@@ -112,3 +112,21 @@ def test_no_group_of_a_file_has_a_twin_on_another_side(tmp_path):
             written = [name for name in names if name in mine]
             sides = {split.side_of_group(name) for name in names if name in groups}
             assert len(written) <= 1 and (not written or sides <= {split.side_of_group(written[0])})
+
+
+def test_ab_and_ba_are_one_alloy():
+    alike = {}
+    for names, atoms in compounds(60):
+        assert alike.setdefault(frozenset(names), names) == names and len(set(atoms.numbers)) == 2
+    assert len(alike) > 300
+
+
+def test_what_is_left_out_changes_no_other_crystal(made, tmp_path):
+    held, trained = of_side("test", "mp-"), of_side("train", "mp-")
+    formula = next(atoms for names, atoms in compounds(2) if "rocksalt" in names[0]).get_chemical_symbols()
+    in_file(tmp_path / "a.extxyz", {held: formula, trained: formula})
+    words = ["--beside", str(tmp_path / "a.extxyz"), "--copies", "1", "--count", "2"]
+    assert main(["-o", str(tmp_path / "b.extxyz"), *words]) == 0
+    before = {atoms.info["group"]: atoms for atoms in made[1]}
+    fewer = ase.io.read(tmp_path / "b.extxyz", ":")
+    assert 0 < len(before) - len(fewer) < 5 and all(atoms == before[atoms.info["group"]] for atoms in fewer)
