@@ -266,7 +266,8 @@ def run_uncertainty(args: argparse.Namespace) -> None:
             raise ConfigError("--settings: outside structures are not looked at; leave --outside away")
         chosen = [head for head in load_heads(recipe, args.cache) if head.spec.name in names]
         rows = run_settings(model, chosen)
-        finish(args, "uncertainty_settings", settings={"recipe": Path(args.recipe).name}, rows=rows)
+        left_out = [name for name in names if name not in rows[0]["heads"]]
+        finish(args, "uncertainty_settings", settings={"recipe": Path(args.recipe).name}, rows=rows, left_out=left_out)
         return
     plan = UncertaintyPlan(heads=names, outside=args.outside, max_frames=args.max_frames, strict=args.strict)
     rows = run_uncertainty(model, load_heads(recipe, args.cache), plan)
