@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -307,7 +308,7 @@ def run_report(args: argparse.Namespace) -> None:
     """Print result files as Markdown, or put them into a README and the like."""
     from gfm_calc.artifacts import write_file
     from gfm_calc.benchmarks.provenance import read_result, weights_id
-    from gfm_calc.benchmarks.report import markdown, with_results
+    from gfm_calc.benchmarks.report import markdown, with_results, without_results
     from gfm_calc.checkpoint import open_model
     from gfm_calc.commands.options import DEFAULT_MODEL
 
@@ -317,6 +318,9 @@ def run_report(args: argparse.Namespace) -> None:
     changed = [with_results(path.read_text(encoding="utf-8"), results, weights=weights) for path in args.into]
     for path, text in zip(args.into, changed):
         write_file(path, text.encode())
+        if missing := without_results(text, results):
+            note = f"gfm: note: {path}: its result mark asks for {', '.join(missing)}, of which no result was given"
+            print(note, file=sys.stderr)
 
 
 def run_card(args: argparse.Namespace) -> None:
