@@ -42,7 +42,7 @@ def _before(entries: Sequence[Mapping[str, Any]], about: Mapping[str, Any] | Non
     that only these were trained on flatters them.
 
     Args:
-        about: the older ones, {"name" ("" for none), "weights"}; None where the result does not say.
+        about: the older ones, {"name" ("" for none), "weights"}; None in the first results, which keep their title.
     """
     header, rows, changes = ["head", "energy before", "now", "", "forces before", "now", ""], [], []
     for entry in entries:
