@@ -99,12 +99,15 @@ class _Tally:
         nothing = error_sums([(torch.zeros(0), torch.zeros(0))])
         return {name: rounded(figures(self.sums.get(name, nothing))) for name in names}
 
+    def by(self, part: str) -> dict[str, Any]:
+        """{name: figures of the model}, in one of `PARTS`."""
+        sums = self.parts[part]
+        return {name: rounded(figures(sums[name])) for name in sorted(sums)}
+
     def entry(self, test_frames: int) -> dict[str, Any]:
         """What `measure` gives of a head."""
         found = self.figures("model", *BASELINES)
-        parts = {
-            part: {name: rounded(figures(sums[name])) for name in sorted(sums)} for part, sums in self.parts.items()
-        }
+        parts = {part: self.by(part) for part in PARTS}
         return {
             "test_frames": test_frames, "refused": self.refused, "compositions": len(self.formulas), **found, **parts
         }  # fmt: skip
@@ -139,22 +142,31 @@ def compare(
     max_frames: int | None = None,
     seed: int = 0,
 ) -> dict[str, dict[str, Any]]:
-    """Errors of two models a head, {head: {"before": figures, "now": figures}}, on the test structures that both can predict.
+    """Errors of two models a head, on the test structures that both can predict.
 
     Args:
         before, now, heads, max_frames, seed: see `measure`; heads that are not in `before` are left out.
+
+    Returns:
+        {head: {"before": figures, "now": figures, "before_by_source", "now_by_source": {file: figures}, "before_trained_on":
+        files in the older head's training data, by their names without endings; left out where its card names none}}.
     """
     known = {head.spec.name: head for head in heads}
     found = {}
     for name, older in before.items():
-        tally, chosen = _Tally(), draw(known[name].sides["test"], max_frames, seed)
+        tallies, chosen = {"before": _Tally(), "now": _Tally()}, draw(known[name].sides["test"], max_frames, seed)
         both = zip(_predictions(older, known[name], chosen), _predictions(now[name], known[name], chosen))
         for (record, first), (_, second) in both:
             if isinstance(first, GFMError) or isinstance(second, GFMError):
                 continue
             for label, one in (("before", first[name]), ("now", second[name])):
-                tally.add(label, record, one.energy.item(), one.forces, one.stress)
-        found[name] = tally.figures("before", "now")
+                tallies[label].add("model", record, one.energy.item(), one.forces, one.stress)
+        found[name] = {label: tally.figures("model")["model"] for label, tally in tallies.items()}
+        found[name] |= {f"{label}_by_source": tally.by("by_source") for label, tally in tallies.items()}
+        if origins := older.model.spec(name).training_data:
+            found[name]["before_trained_on"] = [
+                origin["name"].partition(".")[0] for origin in origins if origin.get("frames", 1)
+            ]
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,8 @@ def _add_accuracy(benches: Any) -> None:
     parser.add_argument("--cache", type=Path, metavar="DIR", help="keep here what was prepared, for the next time")
     parser.add_argument("--max-frames", type=positive_int, metavar="N", help="test frames a head (default: all)")
     parser.add_argument("--before", metavar="MODEL", help="an older model: its errors on the same frames, beside")
+    parser.add_argument("--before-name", metavar="WORDS",
+                        help='what a table calls them, such as "the first packaged weights" (default: their id)')  # fmt: skip
     parser.add_argument("--peer", type=peer, action="append", default=[], metavar="NAME=PYTHON",
                         help="a published model beside, on heads of its level of theory: chgnet or sevennet, and the python "
                         "of its environment; may be repeated")  # fmt: skip
@@ -209,12 +212,18 @@ def run_accuracy(args: argparse.Namespace) -> None:
 
     from gfm_calc.benchmarks.accuracy import compare, measure, write_cards
     from gfm_calc.benchmarks.accuracy_peers import measure_peers
+    from gfm_calc.benchmarks.provenance import ids_of
     from gfm_calc.benchmarks.remote import remote_calculators
     from gfm_calc.checkpoint import load_model
     from gfm_calc.predictor import Predictor, parse_device, parse_dtype
     from gfm_calc.train.cli import recipe_on
     from gfm_calc.train.preparation import load_heads
 
+    if args.before_name and (not args.before or "/" in args.before_name or "\\" in args.before_name):
+        raise ConfigError(
+            "--before-name: give words for a table, not a path, and the model that they name with --before"
+        )
+    about = {"before": {"name": args.before_name or "", **ids_of(args.before)}} if args.before else {}
     recipe = recipe_on(args.data, args.recipe)
     model = load_model(args.model, dtype=parse_dtype(args.dtype), device=parse_device(args.device))
     names = [model.spec(args.head).name] if args.head else list(model.energy_heads)
@@ -234,7 +243,7 @@ def run_accuracy(args: argparse.Namespace) -> None:
         write_cards(args.model, heads)
     settings = {"recipe": Path(args.recipe).name, "max_frames": args.max_frames or 0, "dtype": args.dtype}
     entries = [{"head": name, **entry} for name, entry in heads.items()]
-    finish(args, "accuracy", settings=settings, heads=entries, peers=peers)
+    finish(args, "accuracy", settings=settings, heads=entries, peers=peers, **about)
 
 
 def run_uncertainty(args: argparse.Namespace) -> None:
@@ -258,7 +267,8 @@ def run_uncertainty(args: argparse.Namespace) -> None:
             raise ConfigError("--settings: outside structures are not looked at; leave --outside away")
         chosen = [head for head in load_heads(recipe, args.cache) if head.spec.name in names]
         rows = run_settings(model, chosen)
-        finish(args, "uncertainty_settings", settings={"recipe": Path(args.recipe).name}, rows=rows)
+        left_out = [name for name in names if name not in rows[0]["heads"]]
+        finish(args, "uncertainty_settings", settings={"recipe": Path(args.recipe).name}, rows=rows, left_out=left_out)
         return
     plan = UncertaintyPlan(heads=names, outside=args.outside, max_frames=args.max_frames, strict=args.strict)
     rows = run_uncertainty(model, load_heads(recipe, args.cache), plan)
@@ -298,7 +308,7 @@ def run_report(args: argparse.Namespace) -> None:
     """Print result files as Markdown, or put them into a README and the like."""
     from gfm_calc.artifacts import write_file
     from gfm_calc.benchmarks.provenance import read_result, weights_id
-    from gfm_calc.benchmarks.report import markdown, with_results
+    from gfm_calc.benchmarks.report import markdown, with_results, without_results
     from gfm_calc.checkpoint import open_model
     from gfm_calc.commands.options import DEFAULT_MODEL
 
@@ -308,6 +318,9 @@ def run_report(args: argparse.Namespace) -> None:
     changed = [with_results(path.read_text(encoding="utf-8"), results, weights=weights) for path in args.into]
     for path, text in zip(args.into, changed):
         write_file(path, text.encode())
+        if missing := without_results(text, results):
+            note = f"gfm: note: {path}: its result mark asks for {', '.join(missing)}, of which no result was given"
+            print(note, file=sys.stderr)
 
 
 def run_card(args: argparse.Namespace) -> None:

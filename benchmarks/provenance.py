@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
@@ -41,17 +42,21 @@ def provenance(
         threads: CPU threads of the measured processes.
         extra_versions: of peers and optional packages, name -> version.
     """
-    artifact = None if model is None else open_model(model)
     return {
         "command": public_command(["gfm", "bench", *command]),
         "date": date.today().isoformat(),
         "machine": machine(),
-        "model_id": "" if artifact is None else artifact.digest[:16],
-        # The id changes with the head cards, which quote these results; the weights do not.
-        "weights": "" if artifact is None else weights_id(artifact),
+        **(ids_of(model) if model is not None else {"model_id": "", "weights": ""}),
         "threads": threads if isinstance(threads, int) else list(threads),
         "versions": {**versions(), **(extra_versions or {})},
     }
+
+
+def ids_of(model: str | Path) -> dict[str, str]:
+    """What tells one saved model from another: `model_id`, which changes with the head cards that quote results, and `weights`,
+    which does not."""
+    artifact = open_model(model)
+    return {"model_id": artifact.digest[:16], "weights": weights_id(artifact)}
 
 
 def weights_id(artifact: Artifact) -> str:
@@ -61,7 +66,8 @@ def weights_id(artifact: Artifact) -> str:
 
 def public_command(words: Iterable[str]) -> str:
     """A command line without local paths: of an absolute or parent path, also behind `name=`, the last part stays."""
-    return " ".join(_public_word(word) for word in words)
+    shown = map(_public_word, words)
+    return " ".join(shlex.quote(word) if " " in word else word for word in shown)
 
 
 def _public_word(word: str) -> str:

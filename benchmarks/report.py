@@ -57,13 +57,24 @@ def with_results(text: str, results: Iterable[Mapping[str, Any]], *, weights: st
     _, closed, after = text[mark.end() :].partition(_CLOSE) if mark else ("", "", "")
     if mark is None or not closed:
         raise ConfigError(f"no place for the results: mark it with <!-- results --> and {_CLOSE}")
-    wanted = [name.strip() for name in mark[1].split(",")] if mark[1] else list(_TABLES)
+    wanted = _named(mark) or list(_TABLES)
     for name in wanted:
         if name not in _TABLES:
             raise ConfigError(f"{mark[0]}: no tables for benchmark {name!r}{did_you_mean(name, _TABLES)}")
     chosen = [result for result in results if result["benchmark"] in wanted]
     shown = [markdown(result, summary=True, weights=weights) for result in chosen]
     return "\n\n".join([text[: mark.end()], *shown, f"{_CLOSE}{after}"])
+
+
+def without_results(text: str, results: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The benchmarks that the first result mark of `text` names, and none of `results` is of."""
+    mark, known = _OPEN.search(text), {result["benchmark"] for result in results}
+    return [name for name in _named(mark) if name not in known] if mark else []
+
+
+def _named(mark: re.Match[str]) -> list[str]:
+    """The benchmarks that a mark asks for; none where it wants all there are."""
+    return [name.strip() for name in mark[1].split(",")] if mark[1] else []
 
 
 def markdown_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

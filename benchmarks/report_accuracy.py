@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from gfm_calc.benchmarks.kinds import ELEMENT_GROUPS
@@ -23,7 +24,7 @@ def accuracy(result: Mapping[str, Any]) -> Iterator[Table]:
         rows.append([name, str(model["frames"]), str(entry["compositions"]), *map(figure, cells)])
     unit = "energy meV/atom, forces meV/Å, stress meV/Å³"
     yield Table(f"Test errors (MAE, {unit}) beside predictors that know nothing", header, rows)
-    yield _before(result["heads"])
+    yield from _before(result["heads"], result.get("before"))
     yield from _beside(result.get("peers", []))
     header = ["data file", "head", "frames", "energy MAE", "RMSE", "forces MAE", "RMSE", "stress MAE"]
     rows = []
@@ -36,22 +37,63 @@ def accuracy(result: Mapping[str, Any]) -> Iterator[Table]:
     yield from _by_elements(result["heads"])
 
 
-def _before(entries: Sequence[Mapping[str, Any]]) -> Table:
-    """Errors of the older weights and of these on the same frames, those that both take."""
-    rows, changes = [], []
+def _before(entries: Sequence[Mapping[str, Any]], about: Mapping[str, Any] | None) -> Iterator[Table]:
+    """Errors of older weights and of these on the same frames, those that both take; then by data file, since a file of a kind
+    that only these were trained on flatters them.
+
+    Args:
+        about: the older ones, {"name" ("" for none), "weights"}; None in the first results, which keep their title.
+    """
+    header, rows, changes = ["head", "energy before", "now", "", "forces before", "now", ""], [], []
     for entry in entries:
         if "before" in entry:
             row = [entry["head"]]
-            for key in ("energy_mae_mev_per_atom", "forces_mae_mev_per_a"):
-                before, after = entry["before"].get(key), entry.get("now", entry["model"]).get(key)
-                change = None if before is None or after is None else 100 * (after / before - 1)
+            for key in _MAES[:2]:
+                cells, change = _changed(entry["before"], entry.get("now", entry["model"]), key)
                 changes += [change] if change is not None and "forces" in key else []
-                row += [figure(before), figure(after), "-" if change is None else f"{change:+.0f} %"]
+                row += cells
             rows.append(row)
-    title = "The weights packaged before, and these, on the same frames (MAE, meV/atom and meV/Å)"
+    files, kinds = _by_file(entries)
+    title = f"{_older(about)} and these, on the same frames (MAE, meV/atom and meV/Å)"
     if changes:
-        title += f"; forces on average {sum(changes) / len(changes):+.0f} %"
-    return Table(title, ["head", "energy before", "now", "", "forces before", "now", ""], rows)
+        title += f"; forces on average {fmean(changes):+.0f} %"
+        told = [f"{fmean(found):+.0f} % over {kind}" for kind, found in kinds.items() if found]
+        title += f" over heads, {', '.join(told)}" if told else ""
+    yield Table(title, header, rows)
+    header = ["head", "data file", "frames", "forces before", "now", "", "trained on before"]
+    yield Table(f"{_older(about)} and these, by data file (MAE of forces, meV/Å)", header, files, detail=True)
+
+
+def _by_file(entries: Sequence[Mapping[str, Any]]) -> tuple[list[list[str]], dict[str, list[float]]]:
+    """Rows of all data files, and the changes in % of forces by whether the older weights were trained on a file."""
+    rows = []
+    kinds: dict[str, list[float]] = {"data files that the older ones were trained on": [], "other files": []}
+    known, others = kinds.values()
+    for entry in entries:
+        for source, older in entry.get("before_by_source", {}).items():
+            cells, change = _changed(older, entry["now_by_source"][source], _MAES[1])
+            said = "-"
+            if "before_trained_on" in entry:
+                said = "yes" if source in entry["before_trained_on"] else "no"
+                (known if said == "yes" else others).extend([] if change is None else [change])
+            rows.append([entry["head"], source, str(older["frames"]), *cells, said])
+    return rows, kinds
+
+
+def _changed(before: Mapping[str, Any], now: Mapping[str, Any], key: str) -> tuple[list[str], float | None]:
+    """Both errors and the change in words, and that in %."""
+    first, second = before.get(key), now.get(key)
+    change = 100 * (second / first - 1) if first and second is not None else None
+    return [figure(first), figure(second), "-" if change is None else f"{change:+.0f} %"], change
+
+
+def _older(about: Mapping[str, Any] | None) -> str:
+    """What weights stand beside these, at the beginning of a title."""
+    if about is None:
+        return "The weights packaged before,"
+    if not about["name"]:
+        return f"Weights {about['weights']} (given by --before)"
+    return f"{about['name'][0].upper()}{about['name'][1:]} ({about['weights']}, given by --before)"
 
 
 def _beside(entries: Sequence[Mapping[str, Any]]) -> Iterator[Table]:

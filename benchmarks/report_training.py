@@ -142,16 +142,34 @@ def finetune(result: Mapping[str, Any]) -> Iterator[Table]:
 
 
 def labels(result: Mapping[str, Any]) -> Iterator[Table]:
-    rows, saved = [], [row["saved"] for row in result["rows"] if row["saved"] is not None]
+    """Means over seeds, with the least and the largest; a task may have several cases."""
+    rows, counted = [], [row for row in result["rows"] if row["saved"] is not None]
     for row in result["rows"]:
         ways = (("tuned", "few"), ("scratch", "many"), ("tuned", "many"), ("scratch", "few"))
-        values = [figure(fmean(row["errors"][way][size])) for way, size in ways]
+        values = [_with_range(row["errors"][way][size]) for way, size in ways]
         said = f"no credit: {row['overlap']}" if row["saved"] is None else "yes" if row["saved"] else "no"
         metric = row["metric"].replace("_", " ") + (f", {row['unit']}" if row["unit"] else "")
         rows.append([f"{row['task']}, {row['case']}", metric, f"{row['few']} / {row['many']}", *values, said])
-    title = f"Labels that pre-training saves: in {sum(saved)} of {len(saved)} tasks as good with few as random weights with many"
-    header = ["task", "error", "few / many", "tuned, few", "random, many", "tuned, many", "random, few", "as good"]
+    seeds = f"{result['seeds']} seeds, means and ranges" if result["seeds"] > 1 else "one seed"
+    saved, tasks = [row for row in counted if row["saved"]], len({row["task"] for row in counted})
+    title = f"Labels that pre-training saves: in {len(saved)} of {len(counted)} cases ({tasks} task{'s' * (tasks != 1)}) as good "
+    title += f"with few as random weights with many: {seeds}"
+    header = [
+        "task, case",
+        "error",
+        "few / many",
+        "tuned, few",
+        "random, many",
+        "tuned, many",
+        "random, few",
+        "as good",
+    ]
     yield Table(title, header, rows)
+
+
+def _with_range(values: Sequence[float]) -> str:
+    """The mean, and the least and largest of several."""
+    return figure(fmean(values)) + (f" ({figure(min(values))} to {figure(max(values))})" if len(values) > 1 else "")
 
 
 def _forgotten(lost: Mapping[str, Sequence[float]]) -> list[str]:

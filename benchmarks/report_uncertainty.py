@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gfm_calc.benchmarks.tables import Table, figure
@@ -42,22 +42,40 @@ def uncertainty(result: Mapping[str, Any]) -> Iterator[Table]:
 
 
 def uncertainty_settings(result: Mapping[str, Any]) -> Iterator[Table]:
-    """Means over heads, the first row's and what the others differ by."""
-    base, rows = result["rows"][0]["heads"], []
+    """Means over heads, and what a row differs by from the mean of the first one and its repeats with other seeds."""
+    base, rows = _base(result["rows"]), []
+    names = list(base[0]["heads"])
+    usual = {name: statistics.fmean(row["heads"][name]["surprise"] for row in base) for name in names}
+    spread = statistics.stdev(_surprise(row) for row in base) if len(base) > 1 else None
     for row in result["rows"]:
-        heads = row["heads"]
-        more = [heads[name]["surprise"] - base[name]["surprise"] for name in base]
-        cells = [f"{statistics.fmean(more):+.3f}", f"{sum(value < 0 for value in more)} of {len(more)}"]
+        more = [row["heads"][name]["surprise"] - usual[name] for name in names]
+        mean = statistics.fmean(more)
+        cells = [f"{mean:+.4f}", f"{mean / spread:+.1f}" if spread else "-"]
+        cells.append(f"{sum(value < 0 for value in more)} of {len(more)}")
         for what in _UNITS:
-            told = [heads[name][what] for name in base if what in base[name]]
+            told = [row["heads"][name][what] for name in names if what in row["heads"][name]]
             for key in ("spearman", "auroc", "miscalibration"):
                 values = [cell[key] for cell in told if cell[key] is not None]
                 cells.append(figure(statistics.fmean(values)) if values else "-")
         rows.append([row["setting"], *cells])
-    title = f"Ways to learn expected errors, judged by validation structures alone, means over {len(base)} heads"
-    header = ["", "surprise more than the first's", "heads with less"]
+    title = "Ways to learn expected errors, judged by validation structures of other groups than those that say when to stop: "
+    title += f"means over {len(names)} heads"
+    if spread is not None:
+        title += f"; standard deviation of the first's over {len(base)} seeds: {spread:.2g}, up to twice that is noise"
+    if result.get("left_out"):
+        title += f". Too few such structures: {', '.join(result['left_out'])}"
+    header = ["", "surprise more than the first's mean", "over its spread", "heads with less"]
     header += [f"{key}, {what}" for what in _UNITS for key in ("Spearman", "AUROC", "miscalibration")]
     yield Table(title, header, rows)
+
+
+def _base(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The first row, and its repeats with other seeds (the first results had none)."""
+    return [rows[0], *(row for row in rows[1:] if row.get("seed") != rows[0].get("seed"))]
+
+
+def _surprise(row: Mapping[str, Any]) -> float:
+    return statistics.fmean(found["surprise"] for found in row["heads"].values())
 
 
 def _pair(cell: Mapping[str, Any]) -> str:

@@ -1,7 +1,9 @@
 """`gfm bench uncertainty --settings`: how expected errors are best learnt, judged on the validation side alone.
 
 For each head the networks are fitted to the training side as `gfm uncertainty` does it, but one half of the validation side says
-when to stop and sets the scale, and the other half judges.  Neither the test side nor any outside structure is looked at.
+when to stop and sets the scale, and the other half judges.  A group lies in one of the halves, so heads whose validation side is
+one group cannot be judged.  Neither the test side nor any outside structure is looked at.  How the networks are learnt today is
+repeated with other seeds: differences that these show, too, are noise.
 """
 
 from __future__ import annotations
@@ -16,13 +18,18 @@ from torch import Tensor
 
 from gfm_calc.benchmarks.uncertainty import figures
 from gfm_calc.commands.progress import Progress
+from gfm_calc.data.frame_table import FrameTable
+from gfm_calc.data.grouping import by_composition
+from gfm_calc.data.splits import TRAIN, VALIDATION, draw, join
 from gfm_calc.errors import ConfigError
 from gfm_calc.model import GFMModel
 from gfm_calc.train.preparation import Head
-from gfm_calc.train.uncertainty import FitPlan, Residuals, averaged, calibrated, fit, residuals, surprise
+from gfm_calc.train.uncertainty import FitPlan, Residuals, averaged, calibrated, fit, residuals, some_rows, surprise
 
 BASE = "as it is"
-_FEWEST = 20  # structures of the half that judges
+_FEWEST = 20  # structures of each half
+_HALVES = 20261130  # seed of the hash that divides groups; not that of a recipe, which has put all of these on one side
+_SEEDS = (1, 2, 3)  # beside 0, that of the plan
 
 
 class Setting(NamedTuple):
@@ -42,7 +49,8 @@ def _second_half(x: Tensor) -> Tensor:
 
 
 SETTINGS = (
-    Setting(BASE), Setting("scalars alone", seen=_first_half), Setting("lengths of vectors alone", seen=_second_half),
+    Setting(BASE), *(Setting(f"{BASE}, seed {seed}", {"seed": seed}) for seed in _SEEDS),
+    Setting("scalars alone", seen=_first_half), Setting("lengths of vectors alone", seen=_second_half),
     Setting("1 network", {"members": 1}), Setting("6 networks", {"members": 6}),
     Setting("width 8", {"width": 8}), Setting("width 128", {"width": 128}),
     Setting("500 steps", {"steps": 500}), Setting("6,000 steps", {"steps": 6000}),
@@ -54,31 +62,55 @@ SETTINGS = (
 def run_settings(
     model: GFMModel, heads: Sequence[Head], *, settings: Sequence[Setting] = (), plan: FitPlan | None = None
 ) -> list[dict[str, Any]]:
-    """Rows {"setting", "heads": {name: {"surprise", "forces", "energy"}}}.  Surprise: minus the logarithm of the likelihood, of
-    forces an atom and of energies a structure together, less is better; the others: see `uncertainty.figures`.
+    """Rows {"setting", "seed", "heads": {name: {"surprise", "forces", "energy"}}}, of heads with validation structures enough.
+    Surprise: minus the logarithm of the likelihood, of forces an atom and of energies a structure together, less is better; the
+    others: see `uncertainty.figures`.
 
     Args:
-        settings: the first is what the others are compared with; () for all of `SETTINGS`.
+        settings: the first is what the others are compared with, and those with another seed than it are its repeats; () for
+            all of `SETTINGS`.
 
     Raises:
         ConfigError: no head has validation structures enough.
     """
     plan, settings = plan or FitPlan(), settings or SETTINGS
-    rows: list[dict[str, Any]] = [{"setting": setting.name, "heads": {}} for setting in settings]
+    rows: list[dict[str, Any]] = [
+        {"setting": setting.name, "seed": setting.changes.get("seed", plan.seed), "heads": {}} for setting in settings
+    ]
     with Progress("settings", "heads", len(heads)) as progress:
         for head in heads:
-            train, validation = (residuals(model, head, side, plan) for side in ("train", "validation"))
-            count = len(validation.atoms)
-            if len(head.sides["train"]) >= plan.fewest and count >= 2 * _FEWEST and train.forces.isfinite().any():
-                stop, judge = (validation.take(torch.arange(first, count, 2)) for first in (0, 1))
+            if parts := _parts(model, head, plan):
                 for row, setting in zip(rows, settings):
-                    row["heads"][head.spec.name] = _judged(
-                        train, stop, judge, replace(plan, **setting.changes), setting.seen
-                    )
+                    row["heads"][head.spec.name] = _judged(*parts, replace(plan, **setting.changes), setting.seen)
             progress.advance(note=head.spec.name)
     if not rows[0]["heads"]:
-        raise ConfigError(f"no head has {plan.fewest} training and {2 * _FEWEST} validation structures with forces")
+        raise ConfigError(
+            f"no head has {plan.fewest} training structures with forces and {_FEWEST} validation structures in each of two "
+            "halves by group"
+        )
     return rows
+
+
+def _parts(model: GFMModel, head: Head, plan: FitPlan) -> tuple[Residuals, Residuals, Residuals] | None:
+    """Errors of the training side, of the half that says when to stop and of that which judges; None where one is too small."""
+    stop, judge = halves_of(head, some_rows(head, "validation", plan))
+    if len(head.sides["train"]) < plan.fewest or min(len(stop), len(judge)) < _FEWEST:
+        return None
+    train, validation = (residuals(model, head, side, plan) for side in ("train", "validation"))
+    return (train, validation.take(stop), validation.take(judge)) if train.forces.isfinite().any() else None
+
+
+def halves_of(head: Head, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Indices into `rows` of two halves: by a hash of the group's name (of the composition, where there is no group), and groups
+    that share a structure together."""
+    table = FrameTable()
+    if rows.size:
+        records = head.dataset.read(rows, names=True).records()
+        table.add_all((record, record.group or by_composition(record)) for record in records)
+    split = draw({head.spec.name: table.groups}, seed=_HALVES, validation=0.5, test=0.0)
+    sides = table.sides(join(split, table.groups_that_share()))
+    stop, judge = (torch.from_numpy(np.flatnonzero(sides == side)) for side in (TRAIN, VALIDATION))
+    return stop, judge
 
 
 def _judged(

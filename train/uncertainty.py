@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,7 +42,7 @@ class FitPlan:
     with the property), whether they are looked at or not, without which a head gets none (learnt from 76, expected errors
     vanished where atoms came close, which is worse than none); `judges`, validation structures without which it gets none,
     for heads whose errors on training structures say little; `members` M, networks a head, and their `width` K; `steps` of
-    AdamW, each on a `batch` of structures; `rate`, its highest."""
+    AdamW, each on a `batch` of structures; `rate`, its highest; `seed` of first weights and of what is drawn."""
 
     structures: int = 1500
     fewest: int = 100
@@ -52,6 +53,7 @@ class FitPlan:
     batch: int = 64
     steps: int = 2000
     rate: float = 1e-2
+    seed: int = 0
 
 
 class Residuals(NamedTuple):
@@ -176,11 +178,15 @@ def over(part: Residuals, unit: float) -> Residuals:
     return part._replace(forces=part.forces / unit, energy=part.energy / unit)
 
 
-def residuals(model: GFMModel, head: Head, side: str, plan: FitPlan) -> Residuals:
-    """The errors on some structures of a side, evenly spread over it."""
+def some_rows(head: Head, side: str, plan: FitPlan) -> np.ndarray:
+    """Rows of the dataset: as many structures of a side as the plan takes, evenly spread over it."""
     count = min(plan.structures, int(plan.atoms / head.atoms) + 1)
-    name = head.spec.name
-    rows = head.sides[side][spread_indices(len(head.sides[side]), count)]
+    return head.sides[side][spread_indices(len(head.sides[side]), count)]
+
+
+def residuals(model: GFMModel, head: Head, side: str, plan: FitPlan) -> Residuals:
+    """The errors on `some_rows` of a side."""
+    name, rows = head.spec.name, some_rows(head, side, plan)
     found: list[Residuals] = []
     if rows.size:
         loader = Loader(
@@ -236,7 +242,7 @@ def fit(train: Residuals, validation: Residuals, plan: FitPlan) -> list[Tensor]:
         return part._replace(x=(part.x - mean) / spread)
 
     train, validation = whitened(train), whitened(validation)
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(plan.seed)
     weights = _first_weights(train, plan, generator)
     drawn = torch.poisson(torch.ones(plan.members, len(train.atoms)), generator=generator)  # how often, by each network
     optimizer = torch.optim.AdamW(weights, lr=plan.rate, weight_decay=1e-2)

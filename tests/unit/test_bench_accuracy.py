@@ -352,12 +352,67 @@ def test_the_command(tmp_path, data, capsys):
     assert found["heads"][0]["model"]["energy_mae_mev_per_atom"] == pytest.approx(40.0, abs=1e-3)
     assert found["settings"]["recipe"] == "r.toml"
     assert "--data data" in found["provenance"]["command"]
-    assert "before" not in found["heads"][0]
-    assert main([*words[:-1], str(tmp_path / "c.json"), "--before", str(tmp_path / "m")]) == 0
-    (entry,) = read_result(tmp_path / "c.json")["heads"]
-    assert entry["before"] == entry["now"] == entry["model"] == found["heads"][0]["model"]
+    assert "before" not in found["heads"][0] and "before" not in found
     assert main(words[:-1] + [str(tmp_path / "b.json"), "--recipe", "gfm-smal"]) == 1
     assert "gfm-smal" in capsys.readouterr().err
+
+
+def test_the_command_says_which_weights_stand_beside(tmp_path, data, capsys):
+    """The older model's ids, what it is called, and the errors of both by data file."""
+    older = random_model(elements=ELEMENTS)
+    trained = ({"name": "b.extxyz.xz", "frames": 2}, {"name": "c.extxyz.xz", "frames": 0})
+    older.specs["first"] = replace(older.specs["first"], training_data=trained)
+    save_model(older, tmp_path / "older")
+    save_model(random_model(elements=ELEMENTS), tmp_path / "m")
+    (tmp_path / "r.toml").write_text(f"[data]\nsplit = {json.dumps(str(data / 'split.json'))}\n")
+    words = ["bench", "accuracy", "--model", str(tmp_path / "m"), "--head", "first", "--data", str(data / "data")]
+    words += ["--recipe", str(tmp_path / "r.toml"), "--dtype", "float64", "-o", str(tmp_path / "a.json")]
+    named = ["--before-name", "the first packaged weights"]
+    for bad in (named, ["--before", str(tmp_path / "older"), "--before-name", str(tmp_path)]):
+        assert main([*words, *bad]) == 1 and "--before-name" in capsys.readouterr().err
+    assert main([*words, "--before", str(tmp_path / "older"), *named]) == 0
+    found, artifact = read_result(tmp_path / "a.json"), open_model(tmp_path / "older")
+    weights = weights_id(artifact)
+    assert found["before"] == {
+        "name": "the first packaged weights", "weights": weights, "model_id": artifact.digest[:16]
+    }  # fmt: skip
+    assert found["provenance"]["command"].endswith(
+        "--before older --before-name 'the first packaged weights' --dtype float64"
+    )
+    (entry,) = found["heads"]
+    assert entry["before"] == entry["now"] == entry["model"]
+    assert entry["before_by_source"] == entry["now_by_source"] == entry["by_source"]
+    assert entry["before_trained_on"] == ["b"]
+    assert (
+        f"The first packaged weights ({weights}, given by --before) and these, by data file" in capsys.readouterr().out
+    )
+
+
+def older_and_newer(**about):
+    """Tables of one head of two data files, the second of a kind that the older weights have not seen."""
+    figures = [{"frames": 4, "forces_mae_mev_per_a": mae} for mae in (100.0, 80.0, 200.0, 20.0, 150.0, 50.0)]
+    known, seen, new, learnt, before, now = figures
+    entry = {
+        "head": "xtb", "compositions": 1, "model": now, "mean": now, "references": now, "by_source": {},
+        "before": before, "now": now, "before_trained_on": ["old", "elsewhere"],
+        "before_by_source": {"old": known, "near": new}, "now_by_source": {"old": seen, "near": learnt},
+    }  # fmt: skip
+    return {table.title: table for table in tables({"benchmark": "accuracy", "heads": [entry], **about})}
+
+
+def test_the_change_is_told_by_data_file():
+    """What the newer weights alone were trained on stands apart: the change of a head is not theirs alone."""
+    found = older_and_newer(before={"name": "", "weights": "feed", "model_id": "cafe"})
+    (title,) = [title for title in found if "on the same frames" in title]
+    assert title.startswith("Weights feed (given by --before) and these, on the same frames")
+    assert title.endswith(
+        "forces on average -67 % over heads, -20 % over data files that the older ones were trained on, -90 % over other files"
+    )
+    files = found["Weights feed (given by --before) and these, by data file (MAE of forces, meV/Å)"]
+    assert files.rows == [
+        ["xtb", "old", "4", "100", "80", "-20 %", "yes"],
+        ["xtb", "near", "4", "200", "20", "-90 %", "no"],
+    ]
 
 
 def test_cards_take_the_figures_and_weights_stay(tmp_path, saved_model, entry):

@@ -44,6 +44,20 @@ def test_heads_are_measured_printed_and_written(tmp_path, saved_model, capsys):
     assert "**All 3 heads against one, energies**" in capsys.readouterr().out
 
 
+def test_a_mark_that_asks_for_more_than_is_given_is_noted(tmp_path, capsys):
+    """The page is written all the same, with what there is."""
+    page, speed = tmp_path / "page.md", str(ROOT / "benchmarks" / "results" / "speed.json")
+    page.write_text("<!-- results of speed, labels, stability -->\n<!-- end of results -->\n")
+    assert main(["bench", "report", speed, "--into", str(page)]) == 0
+    noted = capsys.readouterr().err
+    assert f"gfm: note: {page}: its result mark asks for labels, stability, of which no result was given" in noted
+    assert "structures a second" in page.read_text()
+    for mark in ("results of speed", "results"):
+        page.write_text(f"<!-- {mark} -->\n<!-- end of results -->\n")
+        assert main(["bench", "report", speed, "--into", str(page)]) == 0
+        assert "note" not in capsys.readouterr().err
+
+
 def test_what_is_there_is_kept_before_anything_is_measured(tmp_path, saved_model, capsys):
     out = tmp_path / "heads.json"
     out.write_text("mine")

@@ -246,18 +246,35 @@ def test_labels_that_pretraining_saves(task, tmp_path, monkeypatch, capsys):
         }  # fmt: skip
         assert row["errors"]["tuned"]["few"][0] < row["errors"]["scratch"]["many"][0] and row["test_frames"] == 6
     (shown,) = tables(result)
-    assert "in 2 of 2 tasks" in shown.title and [line[-1] for line in shown.rows] == ["yes", "yes"]
+    assert "in 2 of 2 cases (1 task)" in shown.title and shown.title.endswith("one seed")
+    assert [line[-1] for line in shown.rows] == ["yes", "yes"]
     made = sorted((tmp_path / "work").iterdir())
     assert len(made) == 8 and main([*words, str(tmp_path / "again.json")]) == 0
     assert sorted((tmp_path / "work").iterdir()) == made
     seen = [dict(row) for row in result["rows"]]
     seen[0] |= {"overlap": "these very frames", "saved": None}
     (shown,) = tables(result | {"rows": seen})
-    assert "in 1 of 1 tasks" in shown.title and shown.rows[0][-1] == "no credit: these very frames"
+    assert "in 1 of 1 cases (1 task)" in shown.title and shown.rows[0][-1] == "no credit: these very frames"
     (tmp_path / "methanol" / "test.extxyz").unlink()
     assert main([*words, str(tmp_path / "x.json")]) == 1 and "test.extxyz" in capsys.readouterr().err
     assert main([*words, str(tmp_path / "x.json"), "--tasks", "methanoll"]) == 1
     assert "no task 'methanoll'" in capsys.readouterr().err
+
+
+def test_cases_and_tasks_are_counted_and_seeds_shown():
+    def row(task, case, saved, *errors):
+        way = {"few": list(errors), "many": list(errors)}
+        return {
+            "task": task, "case": case, "metric": "value_mae", "unit": "eV", "few": 1, "many": 5, "saved": saved,
+            "errors": {"tuned": way, "scratch": way}, "overlap": "seen" if saved is None else "",
+        }  # fmt: skip
+
+    rows = [row("qm9", "U0", True, 1.0, 4.0), row("qm9", "gap", False, 2.0, 2.0), row("water", "water", None, 3.0, 3.0)]
+    (shown,) = tables({"benchmark": "labels", "seeds": 2, "rows": rows})
+    assert "in 1 of 2 cases (1 task) as good" in shown.title and shown.title.endswith("2 seeds, means and ranges")
+    assert shown.rows[0][3:] == ["2.5 (1 to 4)"] * 4 + ["yes"]
+    (shown,) = tables({"benchmark": "labels", "seeds": 2, "rows": [*rows, row("water", "ice", True, 3.0)]})
+    assert "in 2 of 3 cases (2 tasks)" in shown.title and shown.rows[3][3] == "3"
 
 
 def test_every_entry_of_labels_is_a_case():

@@ -21,6 +21,7 @@ from gfm_calc.errors import ConfigError, CorruptFileError, GFMError, InputFileEr
         (["--peer", "chgnet=/opt/env/bin/python"], "--peer chgnet=python"),
         (["--model", "~/models/mine"], "--model mine"),
         (["--cache", "../other/pool.npz"], "--cache pool.npz"),
+        (["--cases", "high energies,600 K"], "--cases 'high energies,600 K'"),
         (
             ["--recipe", "train/recipes/gfm-small.toml", "--threads", "1,2"],
             "--recipe train/recipes/gfm-small.toml --threads 1,2",

@@ -74,6 +74,7 @@ def test_the_fit_does_not_touch_torchs_random_numbers():
     first, second = (fit(part, part, FitPlan(steps=20)) for _ in range(2))
     assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(a, b) for a, b in zip(first, second))
+    assert not torch.equal(fit(part, part, FitPlan(steps=20, seed=1))[0], first[0])
 
 
 # ---- the command ----
