@@ -27,7 +27,7 @@ from gfm_calc.commands.progress import Progress
 from gfm_calc.config import HeadSpec
 from gfm_calc.data.calculators import make_calculator
 from gfm_calc.data.label import LabelJob, extxyz_text, label
-from gfm_calc.data.perturb import PerturbJob, perturb
+from gfm_calc.data.perturb import PerturbJob, perturb_as_they_come
 from gfm_calc.data.readers.options import DEFAULTS
 from gfm_calc.data.schema import Record
 from gfm_calc.errors import ConfigError, CorruptFileError, GFMError
@@ -147,58 +147,60 @@ def _walk(
     """Snapshots of all walks, as text of a frame each; and why a walk failed, where one did.
 
     Walks end early, those that have not begun are left out, when their share of the user's minutes is over.  A finished one is
-    a line of a journal beside `start`, so that an interrupted run goes on behind it.
+    a line of a journal beside `start`, written as it comes, so that an interrupted run makes the others alone; one that failed
+    is tried again, for its reason may be gone.
     """
     journal = start.with_name("walks.jsonl")
-    lines = _whole_lines(journal)
+    texts = _whole_lines(journal)
     walks = PerturbJob(
-        inputs=(start,), skip=len(lines), copies=-(-cheap.structures // count), seed=job.seed, calculator=cheap.calculator,
+        inputs=(start,), copies=-(-cheap.structures // count), seed=job.seed, calculator=cheap.calculator,
         options=cheap.options, temperature=cheap.temperature, time_step=_TIME_STEP, every=_EVERY, friction=_FRICTION,
         processes=processes, timeout=min(_LONGEST_WALK, max(_SHORTEST_WALK, 60 * (job.max_minutes or math.inf))),
     )  # fmt: skip
     until = math.inf if job.max_minutes is None else time.monotonic() + 60 * _WALKING * job.max_minutes
     say(f"{cheap.calculator}: dynamics from {count} training structures at {cheap.temperature:g} K")
-    frames = [frame for line in lines for frame in _frames(line.get("text", ""))]
-    failures = [line["reason"] for line in lines if "reason" in line]
-    done = len(lines)
+    made = sum(len(_frames(text)) for text in texts.values())
+    failures: dict[int, str] = {}
     with (
         Progress(cheap.calculator, "walks", count) as progress,
         journal.open("a") as written,
-        closing(perturb(walks)) as outcomes,
+        closing(perturb_as_they_come(walks, done=frozenset(texts))) as outcomes,
     ):
-        progress.advance(done)
-        for outcome in outcomes:
+        progress.advance(len(texts))
+        for number, outcome in outcomes:
             if isinstance(outcome, str):
-                frames += _frames(outcome)
-                line = {"text": outcome}
+                texts[number] = outcome
+                made += len(_frames(outcome))
+                print(json.dumps({"walk": number, "text": outcome}), file=written, flush=True)
             else:
-                failures.append(str(outcome))
-                line = {"reason": str(outcome)}
-            print(json.dumps(line), file=written, flush=True)
-            done += 1
+                failures[number] = str(outcome)
             progress.advance()
-            if time.monotonic() > until and len(frames) >= _LEAST:
+            if time.monotonic() > until and made >= _LEAST:
                 break
-    if not frames:
-        raise GFMError(f"--cheap-labels {cheap.calculator}: {failures[0]}")
+    first = failures[min(failures)] if failures else None
+    if not made:
+        raise GFMError(f"--cheap-labels {cheap.calculator}: {first}")
+    done = len(texts) + len(failures)
     if failures:
-        say(f"{cheap.calculator}: {len(failures)} of {done} walks failed and are left out; the first: {failures[0]}")
+        say(f"{cheap.calculator}: {len(failures)} of {done} walks failed and are left out; the first: {first}")
     if done < count:
         say(f"{cheap.calculator}: {count - done} of {count} walks left out, their share of the minutes is over")
-    return frames, failures[0] if failures else None
+    return [frame for number in sorted(texts) for frame in _frames(texts[number])], first
 
 
-def _whole_lines(journal: Path) -> list[dict[str, str]]:
-    """What an earlier run has written; a line that was cut off, and what may follow it, is taken off the file."""
-    found, end = [], 0
+def _whole_lines(journal: Path) -> dict[int, str]:
+    """{walk: its frames} that an earlier run has written; a line that was cut off, and what follows it, is taken off the file."""
+    found: dict[int, str] = {}
+    end = 0
     for line in journal.read_bytes().splitlines(keepends=True) if journal.exists() else ():
         try:
-            found.append(json.loads(line))
-        except ValueError:
+            walk = json.loads(line)
+            number, text = walk["walk"], walk["text"]
+        except (ValueError, KeyError, TypeError):
             break
         if not line.endswith(b"\n"):
-            found.pop()
             break
+        found[number] = text
         end += len(line)
     if journal.exists():
         os.truncate(journal, end)

@@ -6,9 +6,9 @@ keep the group of the one they come from, so that no split sets them apart.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Collection, Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -80,24 +80,41 @@ def perturb(job: PerturbJob) -> Generator[str | GFMError, None, None]:
         ConfigError: a calculator that does not exist.
         InputFileError: an input that cannot be read.
     """
+    early: dict[int, str | GFMError] = {}
+    following = job.skip
+    with closing(perturb_as_they_come(job)) as outcomes:
+        for number, outcome in outcomes:
+            early[number] = outcome
+            while following in early:
+                yield early.pop(following)
+                following += 1
+
+
+def perturb_as_they_come(
+    job: PerturbJob, done: Collection[int] = ()
+) -> Generator[tuple[int, str | GFMError], None, None]:
+    """(number of the input structure, its new structures or why there are none), of all but those `done`, the first to be
+    finished first.
+
+    Raises:
+        ConfigError: a calculator that does not exist.
+        InputFileError: an input that cannot be read.
+    """
     if job.calculator is not None:
         make_calculator(job.calculator, job.options)
-    under_way: dict[int, str] = {}
+    under_way: dict[int, tuple[int, str]] = {}
 
     def calls() -> Iterator[tuple]:
-        for number, (source, frame, atoms) in islice(enumerate(structures_of(job.inputs)), job.skip, None):
-            under_way[number] = f"{source}: frame {frame}"
+        wanted = (item for item in enumerate(structures_of(job.inputs)) if item[0] >= job.skip and item[0] not in done)
+        for call, (number, (source, frame, atoms)) in enumerate(wanted):
+            under_way[call] = number, f"{source}: frame {frame}"
             yield job, number, atoms, source, frame
 
-    early: dict[int, Any] = {}
-    following = job.skip
     for call, outcome in run_in_processes(_perturb_one, calls(), job.processes, timeout=job.timeout):
-        number = job.skip + call
-        name = under_way.pop(number)
-        early[number] = WorkerDiedError(f"{name}: {outcome}") if isinstance(outcome, WorkerDiedError) else outcome
-        while following in early:
-            yield _as_error(early.pop(following))
-            following += 1
+        number, name = under_way.pop(call)
+        if isinstance(outcome, WorkerDiedError):
+            outcome = WorkerDiedError(f"{name}: {outcome}")
+        yield number, _as_error(outcome)
 
 
 def displaced(

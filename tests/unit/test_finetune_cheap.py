@@ -13,7 +13,7 @@ from finetuning import molecules, words, write
 
 from gfm_calc.cli import main
 from gfm_calc.config import HeadSpec
-from gfm_calc.data.perturb import perturb
+from gfm_calc.data.perturb import perturb_as_they_come
 from gfm_calc.data.schema import Record
 from gfm_calc.errors import ConfigError, CorruptFileError, GFMError
 from gfm_calc.finetune import cheap
@@ -97,32 +97,80 @@ def test_labels_are_kept_until_others_are_asked_for(job):
         made(job, records, replace(ASKED, temperature=300.0))
 
 
-def test_walks_of_an_interrupted_run_are_not_walked_again(job, tmp_path, monkeypatch):
-    records = (
-        rattled(molecule("CH3OH"), 3) + rattled(Atoms("FeH", [[0, 0, 0], [0, 0, 1.5]]), 1) + rattled(molecule("NH3"), 2)
-    )
+IRON = Atoms("FeH", [[0, 0, 0], [0, 0, 1.5]])  # not known to the calculator
+
+
+@pytest.fixture
+def interrupted(monkeypatch):
+    """Walks come last first, and the first run is stopped after four of them; what each run was told is done."""
+    told = []
+
+    def backwards(walks, done):
+        told.append(sorted(done))
+        for count, found in enumerate(reversed(list(perturb_as_they_come(walks, done=done)))):
+            if len(told) == 1 and count == 4:
+                raise KeyboardInterrupt
+            yield found
+
+    monkeypatch.setattr(cheap, "perturb_as_they_come", backwards)
+    return told
+
+
+def test_walks_of_an_interrupted_run_are_not_walked_again(job, tmp_path, request):
+    """However they came; what failed is tried again."""
+    records = rattled(molecule("CH3OH"), 3) + rattled(IRON, 1) + rattled(molecule("NH3"), 2)
     made(job, records)
     whole = (job.output / "cheap-labels" / "structures.extxyz").read_bytes()
-    walked = []
-
-    def interrupted(walks):
-        walked.append(walks.skip)
-        for number, outcome in enumerate(perturb(walks)):
-            if len(walked) == 1 and number == 4:
-                raise KeyboardInterrupt
-            yield outcome
-
-    monkeypatch.setattr(cheap, "perturb", interrupted)
+    told = request.getfixturevalue("interrupted")
     other = replace(job, output=tmp_path / "other")
     with pytest.raises(KeyboardInterrupt):
         made(other, records)
     journal = other.output / "cheap-labels" / "walks.jsonl"
-    assert [list(json.loads(line)) for line in journal.read_text().splitlines()] == [["text"]] * 3 + [["reason"]]
+    assert [json.loads(line)["walk"] for line in journal.read_text().splitlines()] == [5, 4, 2]
     with journal.open("a") as file:
-        file.write('{"text": "9\\nLatt')
+        file.write('{"walk": 0, "text": "9\\nLatt')
     made(other, records)
-    assert walked == [0, 4] and len(journal.read_text().splitlines()) == 6
+    assert told == [[], [2, 4, 5]]
+    assert [json.loads(line)["walk"] for line in journal.read_text().splitlines()] == [5, 4, 2, 1, 0]
     assert (other.output / "cheap-labels" / "structures.extxyz").read_bytes() == whole
+
+
+def test_what_failed_is_tried_again_when_its_reason_is_gone(job, monkeypatch):
+    records = rattled(molecule("CH3OH"), 4)
+
+    def failing(walks, done):
+        yield from ((number, GFMError("the licence server is away")) for number in range(4))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cheap, "perturb_as_they_come", failing)
+        for _ in range(2):
+            with pytest.raises(GFMError, match="--cheap-labels emt: the licence server is away"):
+                made(job, records)
+    assert len(made(job, records)) == 24
+
+
+@pytest.mark.parametrize("line", ['{"text": "1\\n\\nH 0 0 0\\n"}', '["walk"]', "3", '{"walk": 0}'])
+def test_a_journal_of_another_layout_is_not_taken_over(job, line):
+    records = rattled(molecule("CH3OH"), 4)
+    before = made(job, records)
+    folder = job.output / "cheap-labels"
+    asked = json.loads((folder / "made.json").read_text())["asked"]
+    (folder / "made.json").write_text(json.dumps({"asked": asked}))
+    (folder / "structures.extxyz").unlink()
+    (folder / "walks.jsonl").write_text(line + "\n")
+    assert made(job, records) == before
+
+
+def test_minutes_are_looked_at_whenever_a_walk_ends(job, monkeypatch):
+    """Not only when the slowest one at the beginning does."""
+
+    def slow_first(walks, done):
+        yield from perturb_as_they_come(walks, done={0})
+        raise AssertionError("the walk that takes hours")
+
+    monkeypatch.setattr(cheap, "perturb_as_they_come", slow_first)
+    found = made(replace(job, max_minutes=1e-6), rattled(molecule("CH3OH"), 4), replace(ASKED, structures=80))
+    assert 20 <= len(found) < 80
 
 
 def test_walks_end_with_their_share_of_the_minutes(job):
