@@ -66,7 +66,7 @@ def write_report(job: Job, outcome: Outcome) -> None:
         chosen = sorted(sides[1], key=lambda one: -one.error)[:_WORST]
         worst = _drawn_worst([one.record for one in chosen]) + of_property.worst_table(chosen)
     parts = [
-        summary, f"<p>{shown(sureness.in_words(job.card.kind, outcome.sure))}</p>",
+        summary, f"<p>{shown(sureness.in_words(outcome.sure))}</p>",
         "<h2>How it was done</h2>", _reasons(outcome), finding_list(setup.checks.findings),
         f'<h2>Before and after</h2><div class="pictures">{pictures}</div>',
         '<h2>Learning</h2><div class="pictures">', *curves(read_log(job.output / "run"), [name]), "</div>",

@@ -40,7 +40,7 @@ class Outcome:
         reason: why training ended, after so many `steps`.
         side: whose figures `before` and `after` are ("test", "validation" or "train").
         before, after: figures of the head as it began and as it is now, see `evaluation.figures`.
-        sure: what the errors that it expects of itself are worth; None where it knows none.
+        sure: what the errors that it expects of itself are worth, or why it knows none; None of a class.
         drifts: of the old heads.  model: the new model.
     """
 
@@ -52,7 +52,7 @@ class Outcome:
     before: Mapping[str, Any]
     after: Mapping[str, Any]
     model: GFMModel
-    sure: sureness.Sureness | None
+    sure: sureness.Sureness | str | None
     drifts: Sequence[forgetting.Drift]
 
 
@@ -78,7 +78,7 @@ def finetune(job: Job, *, resume: bool, say: Say = print) -> Outcome | str:
     outcome = _fit(job, place, say, resume=resume)
     if isinstance(outcome, str):
         return outcome
-    for line in (sureness.in_words(job.card.kind, outcome.sure), *_forgotten(outcome)):
+    for line in (sureness.in_words(outcome.sure), *_forgotten(outcome)):
         if line:
             say(line)
     if job.report:
@@ -201,7 +201,7 @@ def errors_of(trainer: Trainer, head: Head, side: str) -> dict[str, Any]:
 
 def _save(
     job: Job, setup: Setup, trainer: Trainer, side: str, after: Mapping[str, Any], *, final: bool
-) -> tuple[GFMModel, sureness.Sureness | None, list[forgetting.Drift]]:
+) -> tuple[GFMModel, sureness.Sureness | str | None, list[forgetting.Drift]]:
     """DIR/model, what its expected errors are worth, and what happened to the old heads."""
     name, errors = job.card.name, after if side == "test" else {}
     own = [
@@ -234,7 +234,7 @@ def _summary(outcome: Outcome) -> dict[str, Any]:
     return {
         "side": outcome.side, "before": outcome.before, "after": outcome.after, "reason": outcome.reason,
         "steps": outcome.steps, "ranking": [asdict(one) for one in setup.ranking],
-        "expected_errors": None if outcome.sure is None else asdict(outcome.sure),
+        "expected_errors": asdict(outcome.sure) if isinstance(outcome.sure, sureness.Sureness) else None,
         "forgetting": [asdict(one) for one in outcome.drifts], "strategy": asdict(setup.strategy),
         "structures": {side: len(rows) for side, rows in setup.sides.as_mapping().items()},
         "model_id": outcome.model.model_id, "started_from": setup.origin.model_id,

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from scipy.stats import spearmanr
 
-from gfm_calc.errors import ConfigError
 from gfm_calc.model import GFMModel
 from gfm_calc.train.preparation import Head
 from gfm_calc.train.uncertainty import FitPlan, errors_beside, fit_uncertainty
@@ -37,26 +36,20 @@ class Sureness:
         )
 
 
-_NONE = (
-    f"expected errors: none; {_PLAN.fewest} training structures with forces or values, and {_PLAN.judges} for validation, are "
-    "needed to learn them"
-)
+def in_words(sure: Sureness | str | None) -> str:
+    """A line on the expected errors of a head, or on why there are none; "" where there is nothing to say."""
+    return f"expected errors: none; {sure}" if isinstance(sure, str) else "" if sure is None else str(sure)
 
 
-def in_words(kind: str, sure: Sureness | None) -> str:
-    """A line on the expected errors of a head; "" of a class, whose probability says how sure it is."""
-    return "" if kind == "class" else _NONE if sure is None else str(sure)
-
-
-def learn(model: GFMModel, head: Head, side: str) -> Sureness | None:
-    """Put expected errors of the head into the model, and say what they are worth on a side; None where there is too little to
-    learn them from."""
+def learn(model: GFMModel, head: Head, side: str) -> Sureness | str | None:
+    """Put expected errors of the head into the model, and say what they are worth on a side; or why it gets none.  None for a
+    class, whose probability says how sure it is."""
     if head.spec.kind == "class":
         return None
-    try:
-        model.uncertainty = fit_uncertainty(model, [head], _PLAN)
-    except ConfigError:
-        return None
+    learnt = fit_uncertainty(model, [head], _PLAN)
+    if learnt.errors is None:
+        return learnt.without[head.spec.name]
+    model.uncertainty = learnt.errors
     expected, actual = errors_beside(model, head, side)
     what = "forces" if head.spec.kind == "energy" else "atoms" if head.spec.is_of_atoms else "structures"
     varied = len(actual) > 2 and float(expected.std()) > 0 and float(actual.std()) > 0

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gfm_calc.commands.options import new_parser, positive_int
+from gfm_calc.errors import ConfigError
 
 
 def add_parser(subparsers: Any) -> None:
@@ -49,13 +50,17 @@ def run(args: argparse.Namespace) -> None:
         recipe = recipe_on(args.data, args.recipe)
         heads = load_heads(recipe, args.cache)
     provenance = open_model(args.model).read_json("provenance.json")
-    model.uncertainty = fit_uncertainty(model, heads, FitPlan(structures=args.structures, fewest=args.fewest))
+    learnt = fit_uncertainty(model, heads, FitPlan(structures=args.structures, fewest=args.fewest))
+    if learnt.errors is None:
+        raise ConfigError(
+            f"no head of this model gets expected errors: {learnt.reasons or 'the data are of other heads'}"
+        )
+    model.uncertainty = learnt.errors
     directory = args.output or resolve(args.model)
     save_model(model, directory, provenance=provenance)
     print(f"{directory}: expected errors of {', '.join(model.uncertainty.figures)}")
+    if learnt.without:
+        print(f"gfm: note: no uncertainty, {learnt.reasons}")
     may = [name for name, spec in model.specs.items() if spec.kind != "class"]
-    if unknown := [head for head in may if head not in model.uncertainty.figures]:
-        print(
-            f"gfm: note: no labelled forces of {args.fewest} training structures, or errors that would vanish where atoms come "
-            f"close, hence no uncertainty: {', '.join(unknown)}"
-        )
+    if unknown := [head for head in may if head not in model.uncertainty.figures and head not in learnt.without]:
+        print(f"gfm: note: no uncertainty, no data of these here: {', '.join(unknown)}")

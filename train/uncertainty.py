@@ -23,7 +23,6 @@ from gfm_calc.config import HeadSpec
 from gfm_calc.data.loader import LabelledBatch, Loader
 from gfm_calc.data.store import Selection
 from gfm_calc.encoders.base import scatter_sum
-from gfm_calc.errors import ConfigError
 from gfm_calc.graph import AtomicGraph, GraphBatch
 from gfm_calc.model import GFMModel
 from gfm_calc.train.evaluation import spread_indices
@@ -86,46 +85,67 @@ class Residuals(NamedTuple):
         return found[..., 0], totals / self.atoms
 
 
-def fit_uncertainty(model: GFMModel, heads: Sequence[Head], plan: FitPlan | None = None) -> ErrorHeads:
+class Learnt(NamedTuple):
+    """`errors`: what the model expects now, None where no head could be fitted; `without`: head -> why it gets none."""
+
+    errors: ErrorHeads | None
+    without: dict[str, str]
+
+    @property
+    def reasons(self) -> str:
+        """Why heads get none, in words."""
+        heads: dict[str, list[str]] = {}
+        for head, reason in self.without.items():
+            heads.setdefault(reason, []).append(head)
+        return "; ".join(f"{reason}: {', '.join(names)}" for reason, names in heads.items())
+
+
+def fit_uncertainty(model: GFMModel, heads: Sequence[Head], plan: FitPlan | None = None) -> Learnt:
     """Expected errors for those heads of `model` that `heads` has enough labelled forces for, or values of a property; heads that
     it has too few for, or whose expected errors would vanish where atoms come close, lose theirs, the others keep what they have.
-
-    Raises:
-        ConfigError: there is no such head.
     """
     plan = plan or FitPlan()
     mine = [head for head in heads if head.spec.name in model.specs and head.spec.kind != "class"]
-    # With forces or not: those are counted below.
-    enough = [h for h in mine if len(h.sides["train"]) >= plan.fewest and len(h.sides["validation"]) >= plan.judges]
     tensors: dict[str, list[Tensor]] = {name: [] for name in SHAPES}
     figures: dict[str, dict[str, Any]] = {}
-    with Progress("uncertainty", "heads", len(enough)) as progress:
-        for head in enough:
-            name = head.spec.name
-            train, validation = (residuals(model, head, side, plan) for side in ("train", "validation"))
-            progress.advance(note=name)
-            if _labelled(train) * len(head.sides["train"]) < plan.fewest:
+    without: dict[str, str] = {}
+    with Progress("uncertainty", "heads", len(mine)) as progress:
+        for head in mine:
+            found = _fit_head(model, head, plan)
+            progress.advance(note=head.spec.name)
+            if isinstance(found, str):
+                without[head.spec.name] = found
                 continue
-            unit = None if head.spec.kind == "energy" else mean_error(validation) or mean_error(train) or 1.0
-            if unit is not None:
-                train, validation = over(train, unit), over(validation, unit)
-            weights, scale = calibrated(fit(train, validation, plan), validation)
-            if head.spec.kind == "energy" and vanishes(model, head, weights):
-                continue
+            weights, figures[head.spec.name] = found
             for key, tensor in zip(SHAPES, weights):
                 tensors[key].append(tensor)
-            figures[name] = {"structures": len(train.atoms), "validation": len(validation.atoms), "scale": scale}
-            figures[name] |= {} if unit is None else {"unit": unit}
     if not figures:
-        raise ConfigError(
-            f"of no head of this model ({', '.join(model.specs)}) do the data hold labelled forces of "
-            f"{plan.fewest} training structures, or as many values of a property"
-        )
+        return Learnt(None, without)
     fitted = ErrorHeads({name: torch.stack(rows) for name, rows in tensors.items()}, figures).to(
         model.device, model.dtype
     )
-    too_few = [head.spec.name for head in mine if head.spec.name not in figures]
-    return _beside(model.uncertainty, fitted, too_few)
+    return Learnt(_beside(model.uncertainty, fitted, list(without)), without)
+
+
+def _fit_head(model: GFMModel, head: Head, plan: FitPlan) -> tuple[list[Tensor], dict[str, Any]] | str:
+    """The weights of one head and what they were learnt from; or why there are none."""
+    labels = "labelled forces" if head.spec.kind == "energy" else "values"
+    too_few = f"fewer than {plan.fewest} training structures with {labels}"
+    if len(head.sides["train"]) < plan.fewest:  # with forces or not: those are counted below
+        return too_few
+    if len(head.sides["validation"]) < plan.judges:
+        return f"fewer than {plan.judges} validation structures"
+    train, validation = (residuals(model, head, side, plan) for side in ("train", "validation"))
+    if _labelled(train) * len(head.sides["train"]) < plan.fewest:
+        return too_few
+    unit = None if head.spec.kind == "energy" else mean_error(validation) or mean_error(train) or 1.0
+    if unit is not None:
+        train, validation = over(train, unit), over(validation, unit)
+    weights, scale = calibrated(fit(train, validation, plan), validation)
+    if head.spec.kind == "energy" and vanishes(model, head, weights):
+        return "what they expect would vanish where atoms come close"
+    figures = {"structures": len(train.atoms), "validation": len(validation.atoms), "scale": scale}
+    return weights, figures | ({} if unit is None else {"unit": unit})
 
 
 def vanishes(model: GFMModel, head: Head, weights: Sequence[Tensor]) -> bool:

@@ -19,6 +19,7 @@ from gfm_calc.benchmarks.uncertainty_methods import METHODS, Alternatives, look
 from gfm_calc.checkpoint import describe, load_model, open_model, save_model
 from gfm_calc.cli import main
 from gfm_calc.data.loader import Loader
+from gfm_calc.finetune import sureness
 from gfm_calc.graph import AtomicGraph, GraphBatch
 from gfm_calc.train import uncertainty
 from gfm_calc.train.cli import find_recipe
@@ -178,7 +179,7 @@ def test_what_the_data_do_not_hold_is_kept_or_named(data, fitted, tmp_path, caps
         "10",
     ]
     assert main(words) == 0
-    assert "no labelled forces of 10 training structures, or errors that would vanish" in capsys.readouterr().out
+    assert "no uncertainty, no data of these here: molecules" in capsys.readouterr().out
     old, new = load_model(fitted).uncertainty, load_model(tmp_path / "m").uncertainty
     assert list(new.figures) == ["clusters", "crystals"] and new.figures["crystals"]["structures"] == 10
     for name, tensor in new.tensors.items():
@@ -188,14 +189,18 @@ def test_what_the_data_do_not_hold_is_kept_or_named(data, fitted, tmp_path, caps
 def test_a_head_of_few_structures_gets_none_and_loses_what_it_had(data, fitted, tmp_path, capsys):
     words = ["uncertainty", str(fitted), "--data", str(data / "data"), "--recipe", "tiny", "-o", str(tmp_path / "m")]
     assert main(words) == 1  # 24 structures, where 100 are wanted
-    assert "labelled forces of 100 training structures" in capsys.readouterr().err
+    assert (
+        "fewer than 100 training structures with labelled forces: clusters, crystals, molecules"
+        in capsys.readouterr().err
+    )
     sizes = {
         h.spec.name: len(h.sides["train"]) for h in prepare(find_recipe("tiny", [f'data.path="{data / "data"}"']), 4.5)
     }
     few, many = sorted(("clusters", "crystals"), key=sizes.__getitem__)
     assert sizes[few] < sizes[many], sizes
     assert main([*words, "--fewest", str(sizes[many])]) == 0
-    assert f"hence no uncertainty: {few}" in capsys.readouterr().out.replace("molecules, ", "")
+    said = f"no uncertainty, fewer than {sizes[many]} training structures with labelled forces: {few}"
+    assert said in capsys.readouterr().out.replace(", molecules", "")
     assert list(load_model(tmp_path / "m").uncertainty.figures) == [many]
 
 
@@ -204,11 +209,40 @@ def test_data_without_forces_are_refused(data, tmp_path, capsys):
     save_preparation(tmp_path / "run" / "data", prepare(recipe, 4.5))
     words = ["uncertainty", str(data / "model"), "--run", str(tmp_path / "run"), "--fewest", "1"]
     assert main([*words, "-o", str(tmp_path / "m")]) == 1
-    assert (
-        "of no head of this model (crystals, clusters, molecules) do the data hold labelled forces"
-        in capsys.readouterr().err
-    )
+    assert "no head of this model gets expected errors: fewer than 1 training structures" in capsys.readouterr().err
     assert not (tmp_path / "m").exists()
+
+
+def test_heads_whose_errors_would_vanish_get_none_and_the_reason_is_named(data, fitted, tmp_path, capsys, monkeypatch):
+    """One of them, then all."""
+    words = ["uncertainty", str(fitted), "--data", str(data / "data"), "--recipe", "tiny", "-o", str(tmp_path / "m")]
+    words += ["--structures", "10", "--fewest", "5"]
+    monkeypatch.setattr(uncertainty, "vanishes", lambda model, head, weights: head.spec.name == "clusters")
+    assert main(words) == 0
+    assert "no uncertainty, what they expect would vanish where atoms come close: clusters" in capsys.readouterr().out
+    assert list(load_model(tmp_path / "m").uncertainty.figures) == ["crystals"]
+    monkeypatch.setattr(uncertainty, "vanishes", lambda *args: True)
+    assert main([*words[:-4], "--fewest", "5", "-o", str(tmp_path / "n")]) == 1
+    said = capsys.readouterr().err
+    assert (
+        "would vanish where atoms come close: clusters, crystals; fewer than 5" in said
+        and not (tmp_path / "n").exists()
+    )
+
+
+def test_a_new_head_says_why_it_gets_none(data, monkeypatch):
+    heads = prepare(find_recipe("tiny", [f'data.path="{data / "data"}"']), 4.5)
+    head = next(head for head in heads if head.spec.name == "crystals")
+    model = load_model(data / "model")
+    said = sureness.in_words(sureness.learn(model, head, "test"))
+    assert said == "expected errors: none; fewer than 100 training structures with labelled forces"
+    monkeypatch.setattr(sureness, "_PLAN", FitPlan(fewest=5, steps=5))
+    monkeypatch.setattr(uncertainty, "vanishes", lambda *args: True)
+    said = sureness.in_words(sureness.learn(model, head, "test"))
+    assert (
+        said == "expected errors: none; what they expect would vanish where atoms come close"
+        and model.uncertainty is None
+    )
 
 
 # ---- the benchmark ----
