@@ -35,13 +35,23 @@ def mean_of(models: Sequence[GFMModel]) -> GFMModel:
             raise ConfigError("the models have different encoders or heads: there is no mean of their weights")
         if {name: tensor.shape for name, tensor in model.state_dict().items()} != shape:
             raise ConfigError("the weights of the models have different shapes: there is no mean of them")
-    states = [model.state_dict() for model in models]
+    states = [_in_terms_of(last, model) for model in models]
     last.load_state_dict({
-        name: torch.stack([state[name].double() for state in states]).mean(dim=0).to(tensor.dtype)
+        name: torch.stack([state[name] for state in states]).mean(dim=0).to(tensor.dtype)
         for name, tensor in states[-1].items()
     })  # fmt: skip
     last.uncertainty = None
     return last
+
+
+def _in_terms_of(last: GFMModel, model: GFMModel) -> dict[str, torch.Tensor]:
+    """The weights of a model as they would be with the references and scales of `last`, in float64."""
+    state = {name: tensor.double() for name, tensor in model.state_dict().items()}
+    old, new = model.energy_stack, last.energy_stack
+    state["energy_stack.output"] = state["energy_stack.output"] * (old.scale / new.scale).unsqueeze(1)
+    state["energy_stack.shift"] = state["energy_stack.shift"] + old.reference - new.reference
+    state["energy_stack.scale"] = new.scale
+    return state
 
 
 def main(words: Sequence[str] | None = None) -> int:

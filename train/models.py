@@ -62,10 +62,22 @@ def starting_model(recipe: Recipe, heads: Sequence[Head]) -> GFMModel:
                 raise ConfigError(f"head {head.spec.name}: start: only heads of energies begin as one another")
             row = model.energy_heads.index(head.spec.name)
             other = source.energy_heads.index(wanted)
-            for name in (*_ROWS, "shift"):
+            for name in _ROWS:
                 getattr(model.energy_stack, name).data[row] = getattr(source.energy_stack, name)[other]
-    _set_scales(model, heads)
+            if wanted == head.spec.name:
+                _go_on(model, row, source, other)
     return model
+
+
+def _go_on(model: GFMModel, row: int, source: GFMModel, other: int) -> None:
+    """Let a head begin with the energies that it had, whatever is fitted to the data of now: its scale, and sums of references
+    and shifts.  (Scales and shifts of a head that begins as another one are those of its data.)"""
+    new, old = model.energy_stack, source.energy_stack
+    with torch.no_grad():
+        new.scale[row] = old.scale[other]
+        for symbol in source.specs[source.energy_heads[other]].elements:
+            z = NUMBER_OF[symbol]
+            new.shift[row, z] = old.shift[other, z] + old.reference[other, z] - new.reference[row, z]
 
 
 def _set_scales(model: GFMModel, heads: Sequence[Head]) -> None:

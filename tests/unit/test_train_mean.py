@@ -16,13 +16,13 @@ def test_every_weight_is_the_mean(tmp_path, capsys):
     first, second = saved(tmp_path, "a"), str(tmp_path / "b")
     model = load_model(first)
     with torch.no_grad():
-        for tensor in model.state_dict().values():
+        for tensor in model.parameters():
             tensor += 0.5
     save_model(model, second)
     assert main([first, second, "-o", str(tmp_path / "mean")]) == 0
     assert load_model(first).model_id in capsys.readouterr().out
     begin, mean = load_model(first).state_dict(), load_model(tmp_path / "mean")
-    for name, tensor in mean.state_dict().items():
+    for name, tensor in mean.named_parameters():
         torch.testing.assert_close(tensor, begin[name] + 0.25)
     assert list(mean.specs) == list(model.specs) and mean.uncertainty is None
 
