@@ -24,7 +24,9 @@ from gfm_calc.data.splits import TRAIN, VALIDATION, draw, join
 from gfm_calc.errors import ConfigError
 from gfm_calc.model import GFMModel
 from gfm_calc.train.preparation import Head
-from gfm_calc.train.uncertainty import FitPlan, Residuals, averaged, calibrated, fit, residuals, some_rows, surprise
+from gfm_calc.train.residuals import Residuals, residuals
+from gfm_calc.train.squeezed import bounds
+from gfm_calc.train.uncertainty import FitPlan, averaged, calibrated, fit, some_rows, surprise
 
 BASE = "as it is"
 _FEWEST = 20  # structures of each half
@@ -56,6 +58,7 @@ SETTINGS = (
     Setting("500 steps", {"steps": 500}), Setting("6,000 steps", {"steps": 6000}),
     Setting("rate 0.003", {"rate": 3e-3}), Setting("rate 0.03", {"rate": 3e-2}),
     Setting("batches of 16", {"batch": 16}), Setting("400 structures", {"structures": 400}),
+    Setting("without squeezed structures", {"far": 0}), Setting("twice as many squeezed", {"far": 4}),
 )  # fmt: skip
 
 
@@ -91,13 +94,16 @@ def run_settings(
     return rows
 
 
-def _parts(model: GFMModel, head: Head, plan: FitPlan) -> tuple[Residuals, Residuals, Residuals] | None:
-    """Errors of the training side, of the half that says when to stop and of that which judges; None where one is too small."""
+def _parts(model: GFMModel, head: Head, plan: FitPlan) -> tuple[Residuals, Residuals, Residuals, Residuals] | None:
+    """Errors of the training side, of the half that says when to stop and of that which judges, and bounds (see `squeezed`); None
+    where there are too few."""
     stop, judge = halves_of(head, some_rows(head, "validation", plan))
     if len(head.sides["train"]) < plan.fewest or min(len(stop), len(judge)) < _FEWEST:
         return None
-    train, validation = (residuals(model, head, side, plan) for side in ("train", "validation"))
-    return (train, validation.take(stop), validation.take(judge)) if train.forces.isfinite().any() else None
+    train, validation = (residuals(model, head, some_rows(head, side, plan)) for side in ("train", "validation"))
+    if not train.forces.isfinite().any():
+        return None
+    return train, validation.take(stop), validation.take(judge), bounds(model, head, train, plan.seed)
 
 
 def halves_of(head: Head, rows: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -114,12 +120,12 @@ def halves_of(head: Head, rows: np.ndarray) -> tuple[Tensor, Tensor]:
 
 
 def _judged(
-    train: Residuals, stop: Residuals, judge: Residuals, plan: FitPlan, seen: Callable[[Tensor], Tensor]
+    train: Residuals, stop: Residuals, judge: Residuals, far: Residuals, plan: FitPlan, seen: Callable[[Tensor], Tensor]
 ) -> dict[str, Any]:
     if plan.structures < len(train.atoms):
         train = train.take(torch.linspace(0, len(train.atoms) - 1, plan.structures).long())
-    train, stop, judge = (part._replace(x=seen(part.x)) for part in (train, stop, judge))
-    weights, _ = calibrated(fit(train, stop, plan), stop)
+    train, stop, judge, far = (part._replace(x=seen(part.x)) for part in (train, stop, judge, far))
+    weights, _ = calibrated(fit(train, stop, plan, far), stop)
     guesses = averaged(judge, weights)
     found: dict[str, Any] = {"surprise": round(float(surprise(judge, guesses)), 4)}
     for what, errors, guess in zip(("forces", "energy"), (judge.forces, judge.energy), guesses):

@@ -19,19 +19,17 @@ import torch
 from torch import Tensor
 
 from gfm_calc.commands.progress import Progress
-from gfm_calc.config import HeadSpec
-from gfm_calc.data.loader import LabelledBatch, Loader
-from gfm_calc.data.store import Selection
 from gfm_calc.encoders.base import scatter_sum
-from gfm_calc.graph import AtomicGraph, GraphBatch
 from gfm_calc.model import GFMModel
 from gfm_calc.train.evaluation import spread_indices
 from gfm_calc.train.preparation import Head
-from gfm_calc.uncertainty import SHAPES, ErrorHeads, expected_errors, features, no_uncertainty
+from gfm_calc.train.residuals import Residuals, residuals
+from gfm_calc.train.squeezed import bounds, vanishes
+from gfm_calc.uncertainty import SHAPES, ErrorHeads, no_uncertainty
 
 _LEAST = (1e-3, 1e-4)  # eV/Å, eV/atom: no error is taken for smaller
 _CHECK_EVERY = 100  # steps
-_SQUEEZED, _LOOKED_AT = (0.8, 0.6), 16  # lengths, over what they are; training structures
+_ENOUGH = 3.0  # times a bound: no more is asked for
 _SMALLEST = 1e-5  # scale of what is expected, where all of the validation side is right
 
 
@@ -41,7 +39,8 @@ class FitPlan:
     with the property), whether they are looked at or not, without which a head gets none (learnt from 76, expected errors
     vanished where atoms came close, which is worse than none); `judges`, validation structures without which it gets none,
     for heads whose errors on training structures say little; `members` M, networks a head, and their `width` K; `steps` of
-    AdamW, each on a `batch` of structures; `rate`, its highest; `seed` of first weights and of what is drawn."""
+    AdamW, each on a `batch` of structures, and one squeezed structure for each `far` of them (0: none); `rate`, its highest;
+    `seed` of first weights and of what is drawn."""
 
     structures: int = 1500
     fewest: int = 100
@@ -50,39 +49,10 @@ class FitPlan:
     members: int = 3
     width: int = 32
     batch: int = 64
+    far: int = 8
     steps: int = 2000
     rate: float = 1e-2
     seed: int = 0
-
-
-class Residuals(NamedTuple):
-    """Errors of a head on N atoms of B structures: x [N, 2F], gate [N], batch [N], atoms [B]; the absolute errors of forces
-    [N] in eV/Å and of energies [B] in eV an atom, NaN where there is no label; or those of a property of atoms [N] or of
-    structures [B], of a sum for each atom, in its unit."""
-
-    x: Tensor
-    gate: Tensor
-    batch: Tensor
-    atoms: Tensor
-    forces: Tensor
-    energy: Tensor
-    of_structures: bool = False  # errors of a property of structures alone
-
-    def take(self, chosen: Tensor) -> Residuals:
-        """Some structures, [B'] indices."""
-        sizes = self.atoms[chosen]
-        starts = (self.atoms.cumsum(0) - self.atoms)[chosen]
-        owner = torch.repeat_interleave(torch.arange(len(chosen)), sizes)
-        rows = torch.arange(len(owner)) + (starts - (sizes.cumsum(0) - sizes))[owner]
-        return Residuals(
-            self.x[rows], self.gate[rows], owner, sizes, self.forces[rows], self.energy[chosen], self.of_structures
-        )  # fmt: skip
-
-    def expected(self, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """([M, N] eV/Å, [M, B] eV an atom) that the networks of a head expect."""
-        found = expected_errors(self.x, self.gate, weights)
-        totals = scatter_sum(found[..., 1].t(), self.batch, len(self.atoms)).t()
-        return found[..., 0], totals / self.atoms
 
 
 class Learnt(NamedTuple):
@@ -135,37 +105,18 @@ def _fit_head(model: GFMModel, head: Head, plan: FitPlan) -> tuple[list[Tensor],
         return too_few
     if len(head.sides["validation"]) < plan.judges:
         return f"fewer than {plan.judges} validation structures"
-    train, validation = (residuals(model, head, side, plan) for side in ("train", "validation"))
+    train, validation = (residuals(model, head, some_rows(head, side, plan)) for side in ("train", "validation"))
     if _labelled(train) * len(head.sides["train"]) < plan.fewest:
         return too_few
     unit = None if head.spec.kind == "energy" else mean_error(validation) or mean_error(train) or 1.0
     if unit is not None:
         train, validation = over(train, unit), over(validation, unit)
-    weights, scale = calibrated(fit(train, validation, plan), validation)
+    far = bounds(model, head, train, plan.seed) if head.spec.kind == "energy" and plan.far else None
+    weights, scale = calibrated(fit(train, validation, plan, far), validation)
     if head.spec.kind == "energy" and vanishes(model, head, weights):
         return "what they expect would vanish where atoms come close"
     figures = {"structures": len(train.atoms), "validation": len(validation.atoms), "scale": scale}
     return weights, figures | ({} if unit is None else {"unit": unit})
-
-
-def vanishes(model: GFMModel, head: Head, weights: Sequence[Tensor]) -> bool:
-    """Whether the expected force errors of some training structures are smaller when these are squeezed to `_SQUEEZED`: networks
-    that have seen little say anything there, and an error that is not expected is worse than none that is known."""
-    rows = head.sides["train"][spread_indices(len(head.sides["train"]), _LOOKED_AT)]
-    structures = [head.dataset.record(int(row)).structure() for row in rows]
-    means = []
-    for factor in (1.0, *_SQUEEZED):
-        graphs = []
-        for atoms in structures:
-            changed = atoms.copy()
-            changed.set_cell(atoms.cell.array * factor)
-            changed.positions = atoms.positions * factor
-            graphs.append(AtomicGraph.build(changed, model.config.cutoff))
-        with torch.no_grad():
-            encoded = model.encode(model.inputs(GraphBatch.from_graphs(graphs)))
-        x = features(encoded.scalars, encoded.vectors).cpu().float()
-        means.append(float(expected_errors(x, encoded.gate.cpu().float(), weights)[..., 0].mean()))
-    return min(means[1:]) < means[0]
 
 
 def _beside(old: ErrorHeads | None, new: ErrorHeads, gone: Sequence[str]) -> ErrorHeads:
@@ -204,64 +155,14 @@ def some_rows(head: Head, side: str, plan: FitPlan) -> np.ndarray:
     return head.sides[side][spread_indices(len(head.sides[side]), count)]
 
 
-def residuals(model: GFMModel, head: Head, side: str, plan: FitPlan) -> Residuals:
-    """The errors on `some_rows` of a side."""
-    name, rows = head.spec.name, some_rows(head, side, plan)
-    found: list[Residuals] = []
-    if rows.size:
-        loader = Loader(
-            [Selection(head.dataset, rows)], model.config.cutoff, max_atoms=2000, max_edges=60000, names=[name]
-        )
-        found = [_residuals(model, batch, name) for batch in loader.once()]
-    return joined(found, model)
-
-
-def _residuals(model: GFMModel, batch: LabelledBatch, head: str) -> Residuals:
-    predicted = model.predict(batch.graph, [head])[head]
-    with torch.no_grad():
-        encoded = model.encode(model.inputs(batch.graph))
-    sizes, owner, gate = batch.graph.ptr.diff(), batch.graph.batch, encoded.gate.cpu().float()
-    x = features(encoded.scalars, encoded.vectors).cpu().float()
-    if predicted.value is not None:
-        return _of_property(model.spec(head), predicted.value, batch, x)
-    assert predicted.energy is not None and predicted.forces is not None
-    forces, energy = (predicted.forces - batch.forces).norm(dim=1), (predicted.energy - batch.energy).abs() / sizes
-    forces[gate == 0] = torch.nan  # an atom by itself has no errors to learn from
-    energy[scatter_sum(gate, owner, len(sizes)) == 0] = torch.nan
-    return Residuals(x, gate, owner, sizes, forces, energy)
-
-
-def _of_property(spec: HeadSpec, value: Tensor, batch: LabelledBatch, x: Tensor) -> Residuals:
-    """Errors of a property, on the side of the atoms or of the structures; no atom is by itself."""
-    width = 3 if spec.kind.endswith("vector") else 1
-    labels = (batch.atom_values if spec.is_of_atoms else batch.value)[:, :width]
-    errors = (value.reshape(-1, width) - labels).norm(dim=1)
-    sizes, owner = batch.graph.ptr.diff(), batch.graph.batch
-    nothing = torch.full((len(x) if not spec.is_of_atoms else len(sizes),), torch.nan, dtype=torch.float64)
-    forces, energy = (errors, nothing) if spec.is_of_atoms else (nothing, errors / sizes if spec.is_sum else errors)
-    return Residuals(x, torch.ones(len(x)), owner, sizes, forces, energy, not spec.is_of_atoms)
-
-
-def joined(parts: Sequence[Residuals], model: GFMModel) -> Residuals:
-    """Several as one."""
-    if not parts:
-        empty = torch.zeros(0)
-        none = torch.zeros(0, dtype=torch.int64)
-        return Residuals(torch.zeros(0, 2 * model.config.num_features), empty, none, none, empty, empty)
-    starts = torch.tensor([len(part.atoms) for part in parts]).cumsum(0) - torch.tensor([len(p.atoms) for p in parts])
-    moved = [part._replace(batch=part.batch + start) for part, start in zip(parts, starts)]
-    tensors = {name: torch.cat([getattr(part, name) for part in moved]) for name in Residuals._fields[:-1]}
-    return Residuals(**tensors, of_structures=parts[0].of_structures)  # type: ignore[arg-type]  # it is no tensor
-
-
-def fit(train: Residuals, validation: Residuals, plan: FitPlan) -> list[Tensor]:
-    """The weights of one head, in the order of `uncertainty.SHAPES`, float32."""
+def fit(train: Residuals, validation: Residuals, plan: FitPlan, far: Residuals | None = None) -> list[Tensor]:
+    """The weights of one head, in the order of `uncertainty.SHAPES`, float32; `far`: bounds, see `squeezed`."""
     mean, spread = train.x.mean(dim=0), train.x.std(dim=0) + 1e-3
 
     def whitened(part: Residuals) -> Residuals:
         return part._replace(x=(part.x - mean) / spread)
 
-    train, validation = whitened(train), whitened(validation)
+    train, validation, far = whitened(train), whitened(validation), None if far is None else whitened(far)
     generator = torch.Generator().manual_seed(plan.seed)
     weights = _first_weights(train, plan, generator)
     drawn = torch.poisson(torch.ones(plan.members, len(train.atoms)), generator=generator)  # how often, by each network
@@ -273,7 +174,11 @@ def fit(train: Residuals, validation: Residuals, plan: FitPlan) -> list[Tensor]:
         optimizer.zero_grad()
         chosen = torch.randint(len(train.atoms), (plan.batch,), generator=generator)
         part = train.take(chosen)
-        surprise(part, part.expected(weights), drawn[:, chosen]).backward()
+        loss = surprise(part, part.expected(weights), drawn[:, chosen])
+        if far is not None and plan.far:
+            some = far.take(torch.randint(len(far.atoms), (max(1, plan.batch // plan.far),), generator=generator))
+            loss = loss + shortfall(some, some.expected(weights)) / plan.far
+        loss.backward()
         optimizer.step()
         schedule.step()
         if step % _CHECK_EVERY == 0:
@@ -329,6 +234,17 @@ def surprise(part: Residuals, expected: Sequence[Tensor], drawn: Tensor | None =
     return total
 
 
+def shortfall(part: Residuals, expected: Sequence[Tensor]) -> Tensor:
+    """Minus the logarithm of the chance that errors are at least those of `part`: the mean over atoms plus that over structures;
+    `expected` [M, N] and [M, B]."""
+    total = torch.zeros(())
+    for errors, u, least in zip((part.forces, part.energy), expected, _LEAST):
+        found, known = _known(errors, least)
+        if len(found):
+            total = total + (found.float() / torch.minimum(u[:, known].clamp(min=1e-6), _ENOUGH * found.float())).mean()
+    return total
+
+
 def errors_beside(model: GFMModel, head: Head, side: str) -> tuple[Tensor, Tensor]:
     """Expected and actual errors on some structures of a side: of forces in eV/Å, one an atom, or of a property in its unit (of a
     sum for each atom).
@@ -336,7 +252,7 @@ def errors_beside(model: GFMModel, head: Head, side: str) -> tuple[Tensor, Tenso
     Raises:
         HeadError: the model knows no errors of the head.
     """
-    part, known = residuals(model, head, side, FitPlan()), model.uncertainty
+    part, known = residuals(model, head, some_rows(head, side, FitPlan())), model.uncertainty
     if known is None:
         raise no_uncertainty(head.spec.name)
     row = int(known.rows([head.spec.name])[0])

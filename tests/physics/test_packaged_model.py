@@ -44,10 +44,6 @@ def test_isolated_atoms_of_every_head_and_element(exact, tally):
             )
 
 
-# Known defects of these weights: sites so soft (0.6 and 1.1 eV/Å²) that 0.01 Å is not small there; without a kink, see below.
-SOFT = {("NaCl", "pbe-u-mp"): 0.05, ("Cu", "distilled-7net-mf-r2scan"): 0.06}
-
-
 @pytest.mark.promise("R6")
 @pytest.mark.parametrize("crystal", CRYSTALS)
 def test_forces_are_smooth_at_symmetric_sites(exact, crystal):
@@ -70,8 +66,9 @@ def test_forces_are_smooth_at_symmetric_sites(exact, crystal):
                 forces.append(predict(exact, atoms, head).forces[0, 0].item())
             found.append((forces[0] - forces[1]) / (2 * step))
         np.testing.assert_allclose(found[1], found[2], rtol=0.01, atol=0.01, err_msg=head)
-        bound = SOFT.get((crystal, head), 0.01)
-        np.testing.assert_allclose(found[1:], found[0], rtol=bound, atol=0.01, err_msg=head)
+        np.testing.assert_allclose(found[0], found[2], rtol=0.05, atol=0.1, err_msg=head)
+        # Even terms fall with the square of the step; of a kink they would fall with the step.
+        assert abs(found[1] - found[2]) < 0.03 * abs(found[0] - found[2]) + 1e-3, head
 
 
 def test_size_and_card(packaged_model):
@@ -95,9 +92,9 @@ def test_size_and_card(packaged_model):
 
 
 def test_every_head_knows_its_errors(packaged_model, exact):
-    """And expects larger ones where atoms are squeezed to where no training data are; but for two of 76 and 358 training frames
-    of one compound, from which that is not learnt (`train.uncertainty.vanishes`), and the card says so."""
-    without = {"batio3-pbesol-qe", "gaas-pbe-qe"}
+    """And expects larger ones where atoms are squeezed to where no training data are; but for one of 76 training frames,
+    which the card names."""
+    without = {"gaas-pbe-qe"}
     assert set(exact.energy_heads) - set(exact.uncertainty.figures) == without
     golden = read_golden(packaged_model)
     text = (resolve(packaged_model) / "MODEL_CARD.md").read_text(encoding="utf-8")

@@ -24,8 +24,10 @@ from gfm_calc.graph import AtomicGraph, GraphBatch
 from gfm_calc.train import uncertainty
 from gfm_calc.train.cli import find_recipe
 from gfm_calc.train.preparation import prepare, save_preparation
-from gfm_calc.train.uncertainty import FitPlan, Residuals, calibrated, fit
-from gfm_calc.train.uncertainty import vanishes as real_vanishes
+from gfm_calc.train.residuals import Residuals, residuals
+from gfm_calc.train.squeezed import bounds, squeezed
+from gfm_calc.train.squeezed import vanishes as real_vanishes
+from gfm_calc.train.uncertainty import FitPlan, calibrated, fit
 from gfm_calc.uncertainty import features
 
 HEADS = ("crystals", "clusters", "molecules")
@@ -57,6 +59,42 @@ def test_known_errors_are_found_again():
         found = found.mean(dim=0)
         assert spearmanr(found, wanted).statistic > 0.9
         assert float((found / wanted).median()) == pytest.approx(1, rel=0.2)
+
+
+def test_errors_far_away_are_no_smaller_than_bounds():
+    """Along a feature that says nothing on the training side; what is expected there stays as right as it was."""
+    train, validation, test = (drawn(count, seed) for count, seed in ((800, 0), (200, 1), (300, 2)))
+    away = torch.tensor([0, 0, 0, 0, 40, -40])
+    bound = float(np.nanquantile(train[0].forces, 0.99))
+    far = train[0].take(torch.arange(100))
+    far = far._replace(
+        x=far.x + away, forces=torch.full_like(far.forces, bound), energy=torch.full_like(far.energy, 0.3)
+    )
+    there = test[0]._replace(x=test[0].x + away)
+    found = {}
+    for name, least in (("without", None), ("with", far)):
+        weights = fit(train[0], validation[0], FitPlan(), least)
+        found[name] = [part.expected(weights)[0].mean(dim=0) for part in (test[0], there)]
+    assert (found["with"][1] > 0.5 * bound).float().mean() > 0.95 > (found["without"][1] > 0.5 * bound).float().mean()
+    for here, _ in found.values():
+        assert spearmanr(here, test[1]).statistic > 0.9
+        assert float((here / test[1]).median()) == pytest.approx(1, rel=0.25)
+
+
+def test_bounds_are_of_squeezed_training_structures(data):
+    head = next(
+        h for h in prepare(find_recipe("tiny", [f'data.path="{data / "data"}"']), 4.5) if h.spec.name == "clusters"
+    )
+    model = random_model("painn", heads=("clusters",), elements=ELEMENTS)
+    train = residuals(model, head, head.sides["train"])
+    found = bounds(model, head, train, 0)
+    assert len(found.x) == int(found.atoms.sum()) and found.x.shape[1] == train.x.shape[1]
+    assert not torch.isin(found.x[:, 0], train.x[:, 0]).any()
+    for mine, errors in ((found.forces, train.forces), (found.energy, train.energy)):
+        known = mine[torch.isfinite(mine)]
+        assert len(known) and (known == float(np.nanquantile(errors, 0.99))).all()
+    again, other = (bounds(model, head, train, seed) for seed in (0, 1))
+    assert torch.equal(found.x, again.x) and not torch.equal(found.x, other.x)
 
 
 def test_where_all_is_right_the_weights_stay_finite():
@@ -97,12 +135,12 @@ def test_errors_that_vanish_where_atoms_come_close(data):
     model = random_model("painn", heads=("crystals",), elements=ELEMENTS)
     size = 2 * model.config.num_features
     structures = [head.dataset.record(int(row)).structure() for row in head.sides["train"][:4]]
-    graphs, squeezed = (
-        [AtomicGraph.build(squeezed_by(atoms, factor), model.config.cutoff) for atoms in structures]
+    graphs, close = (
+        [AtomicGraph.build(squeezed(atoms, factor), model.config.cutoff) for atoms in structures]
         for factor in (1.0, 0.6)
     )
     means = []
-    for some in (graphs, squeezed):
+    for some in (graphs, close):
         encoded = model.encode(model.inputs(GraphBatch.from_graphs(some)))
         means.append(features(encoded.scalars, encoded.vectors).mean(dim=0).detach())
     towards = (means[1] - means[0]).float()
@@ -111,12 +149,6 @@ def test_errors_that_vanish_where_atoms_come_close(data):
         bias = -(means[0].float() @ hidden[0]).reshape(1, 1) + 20
         output = torch.tensor([[[0.2, 0.0]]])
         assert real_vanishes(model, head, [hidden, bias, output, torch.full((1, 2), -8.0)]) is gone
-
-
-def squeezed_by(atoms, factor):
-    found = atoms.copy()
-    found.set_cell(atoms.cell.array * factor, scale_atoms=True)
-    return found
 
 
 @pytest.fixture(scope="module")

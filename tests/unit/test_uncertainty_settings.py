@@ -15,7 +15,8 @@ from gfm_calc.cli import main
 from gfm_calc.errors import ConfigError
 from gfm_calc.train.cli import find_recipe
 from gfm_calc.train.preparation import prepare
-from gfm_calc.train.uncertainty import FitPlan, Residuals
+from gfm_calc.train.residuals import Residuals
+from gfm_calc.train.uncertainty import FitPlan
 
 HEADS, ELEMENTS = ("crystals", "clusters"), ("H", "C", "N", "O", "Al", "Ni", "Cu", "Pt")
 QUICK = FitPlan(steps=200, fewest=10)
@@ -32,10 +33,12 @@ def folder(tmp_path_factory):
 
 def test_inputs_that_tell_errors_are_told_from_those_that_do_not(folder, monkeypatch):
     """Errors follow one of the lengths of vectors; the test side is not even there."""
-    monkeypatch.setattr(uncertainty_settings, "residuals", lambda model, head, side, plan: drawn(side))
+    (head, _) = prepare(find_recipe("tiny", [f'data.path="{folder / "data"}"', f"data.heads={list(HEADS)}"]), 4.5)
+    side_of = {row: side for side in ("train", "validation") for row in head.sides[side]}
+    monkeypatch.setattr(uncertainty_settings, "residuals", lambda model, head, rows: drawn(side_of[rows[0]]))
+    monkeypatch.setattr(uncertainty_settings, "bounds", lambda *args: drawn("train"))
     halves = torch.arange(0, 300, 2), torch.arange(1, 300, 2)
     monkeypatch.setattr(uncertainty_settings, "halves_of", lambda head, rows: halves)
-    (head, _) = prepare(find_recipe("tiny", [f'data.path="{folder / "data"}"', f"data.heads={list(HEADS)}"]), 4.5)
     head = replace(head, sides={side: rows for side, rows in head.sides.items() if side != "test"})
     chosen = [setting for setting in uncertainty_settings.SETTINGS if "alone" in setting.name or setting.name == BASE]
     model = random_model(heads=HEADS, elements=ELEMENTS)
