@@ -2,6 +2,8 @@
 
 Errors are those of the validation side: choices are made by them, and the test side is left for what was chosen.
 
+title = "Width"
+
 [[variants]]
 name = "wider"
 set = ["model.num_features=96"]
@@ -11,21 +13,22 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from gfm_calc.benchmarks.runs import folder_of_runs, train
+from gfm_calc.benchmarks.runs import folder_of_runs, train_all
 from gfm_calc.commands.progress import Progress
 from gfm_calc.config import read_toml
 from gfm_calc.errors import ConfigError
 from gfm_calc.train.cli import find_recipe
 from gfm_calc.train.evaluation import mae
-from gfm_calc.train.preparation import prepare
-from gfm_calc.train.recipe import Recipe
+from gfm_calc.train.preparation import prepare, with_shares
+from gfm_calc.train.recipe import DataRecipe, Recipe
 
 BASE = "as the recipe"
 TERMS = ("energy", "forces", "stress")
+_DRAWN = ("tau", "loss_tau", "workers", "memory")  # of `DataRecipe`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +45,8 @@ class AblationPlan:
 
     Attributes:
         recipe: name or file.  settings: "table.key=value" each, of all runs.
-        variants: changes.  seeds: runs of each.
+        variants: changes.  seeds: runs of each.  repeats: of the recipe itself, with other seeds: what is noise.
+        processes: trainings at a time, of one thread each.
         work: folder that keeps the runs, see `runs.folder_of_runs`.
     """
 
@@ -50,19 +54,26 @@ class AblationPlan:
     variants: Sequence[Variant]
     settings: Sequence[str] = ()
     seeds: int = 1
+    repeats: int = 0
+    processes: int = 1
     work: Path | None = None
 
 
-def read_variants(path: Path) -> list[Variant]:
-    """The changes in a TOML file.
+def read_variants(path: Path) -> tuple[str, list[Variant]]:
+    """The title of a TOML file, "" without one, and its changes.
 
     Raises:
         ConfigError: a file of another shape, or a name that occurs twice.
     """
     table = read_toml(path)
-    entries = table.get("variants")
-    if set(table) != {"variants"} or not isinstance(entries, list) or not entries:
-        raise ConfigError(f"{path}: write [[variants]] with name and set, and nothing else")
+    entries, title = table.get("variants"), table.get("title", "")
+    if (
+        set(table) - {"title"} != {"variants"}
+        or not isinstance(entries, list)
+        or not entries
+        or not isinstance(title, str)
+    ):
+        raise ConfigError(f"{path}: write [[variants]] with name and set, perhaps a title, and nothing else")
     found = []
     for number, entry in enumerate(entries):
         name, settings = (entry.get(key) for key in ("name", "set")) if isinstance(entry, dict) else (None, None)
@@ -74,7 +85,7 @@ def read_variants(path: Path) -> list[Variant]:
     for name in names:
         if names.count(name) > 1:
             raise ConfigError(f"{path}: two variants are called {name!r}")
-    return found
+    return title, found
 
 
 def run_ablation(plan: AblationPlan) -> list[dict[str, Any]]:
@@ -86,21 +97,33 @@ def run_ablation(plan: AblationPlan) -> list[dict[str, Any]]:
         GFMError: a run that fails.
     """
     variants = [Variant(name=BASE, settings=()), *plan.variants]
-    recipes = {variant.name: [_recipe(plan, variant, seed) for seed in range(plan.seeds)] for variant in variants}
+    recipes = {v.name: [_recipe(plan, v, seed) for seed in range(plan.seeds)] for v in variants}
+    for repeat in range(1, plan.repeats + 1):
+        again = Variant(name=f"{BASE}, other seeds {repeat}", settings=())
+        recipes[again.name] = [_recipe(plan, again, repeat * plan.seeds + seed) for seed in range(plan.seeds)]
+        variants.insert(repeat, again)
     first = recipes[BASE][0]
+    for variant in variants:
+        _check(variant, recipes[variant.name][0].data, first.data)
     heads = prepare(first, first.model.cutoff)
     if not all(head.sides["validation"].size for head in heads):
         raise ConfigError("some heads have nothing to validate on: raise data.validation")
-    rows: list[dict[str, Any]] = []
-    with folder_of_runs(plan.work) as folder:
-        with Progress("ablation", "runs", plan.seeds * len(variants)) as progress:
-            for variant in variants:
-                found = []
-                for recipe in recipes[variant.name]:
-                    found.append(train(folder, recipe, heads))
-                    progress.advance(note=variant.name)
-                rows.append(_row(variant, found))
+    runs = {
+        f"{variant.name}, seed {seed}": (recipe, with_shares(heads, recipe))
+        for variant in variants
+        for seed, recipe in enumerate(recipes[variant.name])
+    }
+    with folder_of_runs(plan.work) as folder, Progress("ablation", "runs", len(runs)) as progress:
+        found = train_all(folder, runs, progress, plan.processes)
+    rows = [_row(v, [found[f"{v.name}, seed {seed}"] for seed in range(plan.seeds)]) for v in variants]
     return [{**row, "ratios": _ratios(row["errors"], rows[0]["errors"])} for row in rows]
+
+
+def _check(variant: Variant, data: DataRecipe, first: DataRecipe) -> None:
+    """Only how structures are drawn and weighted may differ: they are prepared once, and errors are of the same ones."""
+    for key in (field.name for field in fields(DataRecipe)):
+        if key not in _DRAWN and getattr(data, key) != getattr(first, key):
+            raise ConfigError(f"variant {variant.name!r}: data.{key} has to be the same for all: give it with --set")
 
 
 def _recipe(plan: AblationPlan, variant: Variant, seed: int) -> Recipe:

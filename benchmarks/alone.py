@@ -7,13 +7,12 @@ first stage but in smaller steps where they would be too few, and is tested on t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from gfm_calc.benchmarks.accuracy import measure
-from gfm_calc.benchmarks.runs import folder_of_runs, train
+from gfm_calc.benchmarks.runs import folder_of_runs, train_all
 from gfm_calc.checkpoint import load_model
 from gfm_calc.commands.progress import Progress
 from gfm_calc.errors import ConfigError
@@ -77,19 +76,14 @@ def run_alone(plan: AlonePlan) -> list[dict[str, Any]]:
     together = measure(ours, [prepared[name] for name in chosen])
     # The longest first, so that none is left when the other processes are idle.
     order = sorted(chosen, key=lambda name: -seen[name] * prepared[name].atoms)
-    rows = {}
-    with folder_of_runs(plan.work) as folder, ThreadPoolExecutor(plan.processes) as pool:
-        with Progress("alone", "runs", len(chosen)) as progress:
-            runs = {name: pool.submit(_train, folder, plan, prepared[name], seen[name]) for name in order}
-            try:
-                for name in order:
-                    recipe, errors = runs[name].result()
-                    rows[name] = _row(prepared[name], recipe, together[name]["model"], errors)
-                    progress.advance(note=name)
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-    return [rows[name] for name in chosen]
+    recipes = {name: _recipe(plan, name, seen[name]) for name in order}
+    runs = {name: (recipes[name], [replace(prepared[name], share=1.0)]) for name in order}
+    with folder_of_runs(plan.work) as folder, Progress("alone", "runs", len(chosen)) as progress:
+        found = train_all(folder, runs, progress, plan.processes)
+    return [
+        _row(prepared[name], recipes[name], together[name]["model"], found[name]["test"].get(name, {}))
+        for name in chosen
+    ]
 
 
 def _draws(stage: Recipe, name: str) -> int:
@@ -100,19 +94,18 @@ def _draws(stage: Recipe, name: str) -> int:
     return round(stage.run.steps * stage.run.structures * shares[name] / sum(shares.values()))
 
 
-def _train(folder: Path, plan: AlonePlan, head: Head, draws: int) -> tuple[Recipe, Mapping[str, float]]:
-    """The recipe of a head alone, and its errors on the test side."""
+def _recipe(plan: AlonePlan, name: str, draws: int) -> Recipe:
+    """Of a network that sees so many structures of one head."""
     first = recipe_on(plan.data.resolve(), plan.stages[0])
     structures = min(first.run.structures, max(_FEWEST_STRUCTURES, draws // _FEWEST_STEPS))
     steps = max(1, draws // structures)
     scale = steps / first.run.steps
     settings = [
-        f'data.heads=["{head.spec.name}"]', f"run.steps={steps}", f"run.structures={structures}",
+        f'data.heads=["{name}"]', f"run.steps={steps}", f"run.structures={structures}",
         f"optimizer.warmup={round(first.optimizer.warmup * min(1.0, scale))}",
         f"optimizer.fall={round(first.optimizer.fall * scale)}", "run.validate_every=0", *plan.settings,
     ]  # fmt: skip
-    recipe = recipe_on(plan.data.resolve(), plan.stages[0], settings)
-    return recipe, train(folder, recipe, [replace(head, share=1.0)])["test"].get(head.spec.name, {})
+    return recipe_on(plan.data.resolve(), plan.stages[0], settings)
 
 
 def _row(head: Head, recipe: Recipe, together: Mapping[str, Any], alone: Mapping[str, float]) -> dict[str, Any]:

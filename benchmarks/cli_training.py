@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gfm_calc.benchmarks.cli_options import add_output, counts, finish, integers, peer, words
-from gfm_calc.commands.options import DEFAULT_MODEL, new_parser, positive, positive_int
+from gfm_calc.commands.options import DEFAULT_MODEL, natural, new_parser, positive, positive_int
 from gfm_calc.errors import ConfigError, did_you_mean
 
 
@@ -77,8 +77,7 @@ def _add_alone(benches: Any) -> None:
     parser.add_argument("--stages", type=words, required=True, metavar="RECIPE,RECIPE",
                         help="of the model's training, in order: a network alone sees as many of its structures")  # fmt: skip
     parser.add_argument("--heads", type=words, default=(), metavar="NAME,NAME", help="of the model (default: all)")
-    parser.add_argument("--processes", type=positive_int, default=1, metavar="N",
-                        help="trainings at a time, of one thread each; default: %(default)s")  # fmt: skip
+    _add_processes(parser)
     parser.add_argument("--cache", type=Path, metavar="DIR", help="keep here what was prepared, for the next time")
     _add_settings(parser)
     _add_work(parser)
@@ -93,6 +92,9 @@ def _add_ablation(benches: Any) -> None:
     parser.add_argument(
         "variants", type=Path, metavar="FILE", help="TOML: [[variants]], each with a name and what it sets"
     )
+    parser.add_argument("--repeats", type=natural, default=0, metavar="N",
+                        help="of the recipe itself with other seeds: what is noise; default: 0")  # fmt: skip
+    _add_processes(parser)
     _add_runs(parser, seeds=1)
     add_output(parser)
 
@@ -103,6 +105,11 @@ def _add_runs(parser: argparse.ArgumentParser, seeds: int) -> None:
     parser.add_argument("--seeds", type=positive_int, default=seeds, help="runs of each kind; default: %(default)s")
     _add_settings(parser)
     _add_work(parser)
+
+
+def _add_processes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--processes", type=positive_int, default=1, metavar="N",
+                        help="trainings at a time, of one thread each; default: %(default)s")  # fmt: skip
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
@@ -221,9 +228,12 @@ def run_ablation(args: argparse.Namespace) -> None:
     """Train a recipe and its variants."""
     from gfm_calc.benchmarks.ablation import AblationPlan, read_variants, run_ablation
 
-    variants = read_variants(args.variants)
-    plan = AblationPlan(recipe=args.recipe, variants=variants, settings=args.settings, seeds=args.seeds, work=args.work)
-    finish(args, "ablation", threads=1, seeds=args.seeds, variants=run_ablation(plan))
+    title, variants = read_variants(args.variants)
+    plan = AblationPlan(
+        recipe=args.recipe, variants=variants, settings=args.settings, seeds=args.seeds, repeats=args.repeats,
+        processes=args.processes, work=args.work,
+    )  # fmt: skip
+    finish(args, "ablation", threads=1, title=title, seeds=args.seeds, variants=run_ablation(plan))
 
 
 def run_finetune(args: argparse.Namespace) -> None:

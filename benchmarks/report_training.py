@@ -80,20 +80,16 @@ def ablation(result: Mapping[str, Any]) -> Iterator[Table]:
                      f"{row['seconds'] / base['seconds']:.2f}", *ratios])  # fmt: skip
     header = ["", "set", "parameters", "time", "energy error", "force error", "stress error"]
     seeds = f"{result['seeds']} seed{'s' * (result['seeds'] != 1)}"
-    yield Table(
-        f"Changes of a recipe: validation errors over the recipe's own (geometric mean over heads, {seeds})",
-        header,
-        rows,
-    )
+    title = result.get("title") or "Changes of a recipe"
+    about = f"{title}: validation errors over the recipe's own (geometric mean over heads, {seeds})"
+    yield Table(about, header, rows)
     detail = [
         [row["variant"], head, *(figure(sum(values) / len(values)) for values in errors.values())]
         for row in result["variants"]
         for head, errors in row["errors"].items()
         if len(errors) == 2
     ]
-    yield Table(
-        "Changes of a recipe, head by head", ["", "head", "energy, meV/atom", "forces, meV/Å"], detail, detail=True
-    )
+    yield Table(f"{title}, head by head", ["", "head", "energy, meV/atom", "forces, meV/Å"], detail, detail=True)
 
 
 def _means(rows: Sequence[Mapping[str, Any]], metric: str, others: Sequence[str]) -> Iterator[list[str]]:

@@ -12,12 +12,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from gfm_calc.artifacts import canonical_json, read_json, write_file
+from gfm_calc.commands.progress import Progress
 from gfm_calc.errors import GFMError
 from gfm_calc.train.preparation import Head
 from gfm_calc.train.recipe import Recipe, to_toml
@@ -66,6 +68,23 @@ def train(folder: Path, recipe: Recipe, heads: Sequence[Head]) -> dict[str, Any]
     found["telemetry"] = json.loads((run / "telemetry.json").read_text())["ranks"][0]
     write_file(kept, canonical_json(found))
     shutil.rmtree(run)
+    return found
+
+
+def train_all(
+    folder: Path, runs: Mapping[str, tuple[Recipe, Sequence[Head]]], progress: Progress, processes: int = 1
+) -> dict[str, dict[str, Any]]:
+    """`train` of each of `runs`, so many at a time, begun in their order; one that fails ends those that have not begun."""
+    found: dict[str, dict[str, Any]] = {}
+    with ThreadPoolExecutor(processes) as pool:
+        begun = {name: pool.submit(train, folder, *run) for name, run in runs.items()}
+        try:
+            for name, run in begun.items():
+                found[name] = run.result()
+                progress.advance(note=name)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     return found
 
 

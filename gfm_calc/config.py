@@ -6,6 +6,7 @@ Reading is strict: an unknown key is an error that names the nearest valid one.
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import re
 import tomllib
@@ -237,3 +238,14 @@ def read_toml(path: Path | str) -> dict[str, Any]:
         raise InputFileError(f"{path}: cannot be read ({error.strerror})") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputFileError(f"{path}: not valid TOML ({one_line(error)})") from error
+
+
+def toml_value(value: Any) -> str:
+    """A text, number, switch, list or table as TOML."""
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{key} = {toml_value(item)}" for key, item in value.items()) + " }" if value else "{}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(toml_value(item) for item in value) + "]"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)
+    return json.dumps(value)  # numbers and booleans are written alike in TOML

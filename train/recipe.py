@@ -1,12 +1,12 @@
 """A recipe: everything that decides what a training run does, as data (TOML).
 
-Reading is strict: an unknown key is an error that names the nearest valid one.  What is left out has the defaults below.
+Reading is strict: an unknown key is an error that names the nearest valid one.  What is left out has the defaults below; "none"
+takes away what may be absent (`model.repulsion`, `model.norm`, `objective.soften`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gfm_calc.config import ModelConfig, from_mapping, read_toml
+from gfm_calc.config import ModelConfig, from_mapping, read_toml, toml_value
 from gfm_calc.data.grouping import KEYS
 from gfm_calc.errors import ConfigError, did_you_mean
 
@@ -346,8 +346,16 @@ def recipe_of(values: Mapping[str, Any], settings: Sequence[str] = (), where: st
                 raise ConfigError(f"{where}: heads: write [[heads]] for each")
             parts[key] = tuple(from_mapping(HeadRecipe, head, f"{where}: heads {k}") for k, head in enumerate(value))
         else:
-            parts[key] = from_mapping(kinds[key], value, f"{where}: {key}")
+            parts[key] = from_mapping(kinds[key], _without(kinds[key], value), f"{where}: {key}")
     return from_mapping(Recipe, parts, where)
+
+
+def _without(cls: Any, values: Any) -> Any:
+    """Values of a table, where "none" stands for None in what may be absent: TOML has no word for it."""
+    if not isinstance(values, Mapping):
+        return values
+    optional = {f.name for f in dataclasses.fields(cls) if "None" in str(f.type)}
+    return {key: None if key in optional and value == "none" else value for key, value in values.items()}
 
 
 def _set(tables: dict[str, Any], setting: str) -> None:
@@ -379,15 +387,9 @@ def to_toml(recipe: Recipe) -> str:
 
 
 def _assignments(table: Any) -> list[str]:
-    values = ((f.name, getattr(table, f.name)) for f in dataclasses.fields(table))
-    return [f"{name} = {_toml_value(value)}" for name, value in values if value is not None]
-
-
-def _toml_value(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return "{ " + ", ".join(f"{key} = {_toml_value(item)}" for key, item in value.items()) + " }" if value else "{}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(_toml_value(item) for item in value) + "]"
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False)
-    return json.dumps(value)  # numbers and booleans are written alike in TOML
+    found = []
+    for f in dataclasses.fields(table):
+        value = getattr(table, f.name)
+        if value is not None or f.default is not None:
+            found.append(f"{f.name} = {toml_value('none' if value is None else value)}")
+    return found

@@ -43,6 +43,9 @@ def test_a_recipe_is_written_and_read_back():
         {"heads": [{"name": "a", "share": 0.5, "reference_energies": {"H": -13.6}}]}, ["data.path=/x y/ü"]
     )
     assert recipe_of(tomllib.loads(to_toml(recipe))) == recipe
+    without = recipe_of({}, ["objective.soften=none", 'model.repulsion="none"'])
+    assert without.objective.soften is None and without.model.repulsion is None
+    assert recipe_of(tomllib.loads(to_toml(without))) == without != recipe_of({})
 
 
 @pytest.mark.parametrize(
