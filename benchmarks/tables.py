@@ -19,4 +19,5 @@ def figure(value: float | None) -> str:
     """Three significant digits, without exponents where they can be avoided."""
     if value is None:
         return "-"
-    return f"{value:.3g}" if abs(value) < 1000 else f"{float(f'{value:.3g}'):.0f}"
+    rounded = float(f"{value:.3g}")
+    return f"{rounded:.3g}" if abs(rounded) < 1000 else f"{rounded:.0f}"
