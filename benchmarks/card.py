@@ -171,9 +171,14 @@ def _measured_limits(result: Mapping[str, Any]) -> list[str]:
         if not row["converged"]:
             points.append(f"The relaxation of {row['name']} with `{row['head']}` did not converge.")
     curves = [row for row in result.get("pairs", ()) if row["extra_minima"]]
-    spurious = [f"`{row['head']}` ({len(row['extra_minima'])} of {row['elements']})" for row in curves]
+    spurious = [
+        f"`{row['head']}` ({len(row['extra_minima']):,} of {row['pairs']:,}"
+        + ("" if row["in_reference"] is None else f", {len(row['in_reference']):,} of them by its labels' method, too")
+        + ")"
+        for row in curves
+    ]
     if spurious:
-        points.append(f"Pair curves of isolated dimers have a second minimum for some elements: {', '.join(spurious)}.")
+        points.append(f"Isolated pairs of atoms have more than one minimum for some elements: {', '.join(spurious)}.")
     return points
 
 

@@ -1,41 +1,114 @@
-"""Homonuclear pair curves: is there one minimum, and a wall before it?"""
+"""Curves of isolated pairs of atoms: is there one minimum, as by the method of the labels, and a wall before it?"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import combinations_with_replacement
 from typing import Any
 
 import numpy as np
 from ase import Atoms
+from ase.calculators.calculator import Calculator
 from ase.data import atomic_numbers, covalent_radii
 
+from gfm_calc.commands.progress import Progress
 from gfm_calc.model import GFMModel
 from gfm_calc.predictor import Predictor
 
 _POINTS = 120
 _DEPTH = 0.02  # eV; shallower dips are not counted
+_SHORTEST, _CLOSEST = 0.5, 0.3  # Å, and of the bonding distance (the sum of covalent radii): the smaller of the two
+
+Pair = tuple[str, str]
 
 
-def run_pairs(model: GFMModel, head: str) -> dict[str, Any]:
-    """E(r) of X2 for every element of the head, from 0.3 of the bonding distance (the sum of covalent radii) to the cutoff.
+def run_pairs(
+    model: GFMModel, heads: Sequence[str], references: Mapping[str, Calculator] | None = None
+) -> list[dict[str, Any]]:
+    """E(r) of every pair of elements of each head, from 0.5 Å (0.3 of the bonding distance for small atoms) to the cutoff.
+
+    Args:
+        references: {head: the method of its labels}, for the pairs with more than one minimum.
 
     Returns:
-        elements: how many; extra_minima: {symbol: distances in Å of the minima beyond the deepest one}; soft: symbols whose
-        energy at the shortest distance is below that of the separated atoms (no wall); `head`.
+        Rows {head, elements: how many, pairs: how many, extra_minima {"H-F": distances in Å of the minima beyond the deepest
+        one}, in_reference: those pairs of which the reference has as many minima (None without one), soft: pairs whose
+        energy at the shortest distance is below that of the separated atoms (no wall)}.
     """
-    symbols = model.spec(head).elements
-    extra, soft = {}, []
-    predictor = Predictor(model, [head], forces=False, strict=False)
-    for symbol in symbols:
-        distances = np.linspace(0.6 * covalent_radii[atomic_numbers[symbol]], model.config.cutoff, _POINTS)
-        frames = [Atoms([symbol] * 2, positions=[[0, 0, 0], [0, 0, r]]) for r in distances]
-        energies = np.array([found[head].energy.item() for found in predictor.predict(frames)])
-        energies -= 2 * model.spec(head).reference_energies[symbol]
-        found = minima(distances, energies)
-        if len(found) > 1:
-            extra[symbol] = [round(float(r), 2) for r in found[1:]]
+    found: dict[str, dict[Pair, np.ndarray]] = {head: {} for head in heads}
+    of_pair: dict[tuple[str, ...], list[Pair]] = {}  # the heads that know both -> pairs
+    known = {head: frozenset(model.spec(head).elements) for head in heads}
+    symbols = sorted(frozenset[str]().union(*known.values()), key=lambda symbol: atomic_numbers[symbol])
+    for first, second in combinations_with_replacement(symbols, 2):
+        those = tuple(head for head in heads if known[head] >= {first, second})
+        if those:
+            of_pair.setdefault(those, []).append((first, second))
+    with Progress("pair curves", "pairs", sum(map(len, of_pair.values()))) as progress:
+        for those, pairs in of_pair.items():
+            for pair, curves in _curves(model, those, pairs):
+                progress.advance()
+                for head, curve in curves.items():
+                    found[head][pair] = curve
+    return [_row(model, head, found[head], (references or {}).get(head)) for head in heads]
+
+
+def _row(model: GFMModel, head: str, curves: Mapping[Pair, np.ndarray], reference: Calculator | None) -> dict[str, Any]:
+    extra, soft, in_reference = {}, [], []
+    for pair, energies in curves.items():
+        name, distances = "-".join(pair), _distances(pair, model.config.cutoff)
+        lowest = minima(distances, energies)
         if energies[0] < 0:
-            soft.append(symbol)
-    return {"head": head, "elements": len(symbols), "extra_minima": extra, "soft": soft}
+            soft.append(name)
+        if len(lowest) > 1:
+            extra[name] = [round(float(r), 2) for r in lowest[1:]]
+            if reference is not None and len(_minima_of(reference, pair, distances)) >= len(lowest):
+                in_reference.append(name)
+    return {
+        "head": head, "elements": len(model.spec(head).elements), "pairs": len(curves), "extra_minima": extra,
+        "in_reference": None if reference is None else in_reference, "soft": soft,
+    }  # fmt: skip
+
+
+def _distances(pair: Pair, cutoff: float) -> np.ndarray:
+    bonded = sum(covalent_radii[atomic_numbers[symbol]] for symbol in pair)
+    return np.linspace(min(_SHORTEST, _CLOSEST * bonded), cutoff, _POINTS)
+
+
+def _frames(pair: Pair, distances: Iterable[float]) -> list[Atoms]:
+    return [Atoms(list(pair), positions=[[0, 0, 0], [0, 0, r]]) for r in distances]
+
+
+def _curves(
+    model: GFMModel, heads: Sequence[str], pairs: Sequence[Pair]
+) -> Iterator[tuple[Pair, dict[str, np.ndarray]]]:
+    """Each pair with energies in eV over separated atoms, by every head; all in one stream, for large batches."""
+    predictor = Predictor(model, list(heads), forces=False, strict=False)
+    stream = (atoms for pair in pairs for atoms in _frames(pair, _distances(pair, model.config.cutoff)))
+    predictions = iter(predictor.predict(stream))
+    for pair in pairs:
+        rows = [next(predictions) for _ in range(_POINTS)]
+        yield (
+            pair,
+            {
+                head: np.array([row[head].energy.item() for row in rows])
+                - sum(model.spec(head).reference_energies[symbol] for symbol in pair)
+                for head in heads
+            },
+        )
+
+
+def _minima_of(reference: Calculator, pair: Pair, distances: np.ndarray) -> list[float]:
+    """Of the reference's own curve; where it fails there is no point."""
+    energies = []
+    for atoms in _frames(pair, distances):
+        atoms.calc = reference
+        try:
+            energies.append(atoms.get_potential_energy())
+        except Exception:  # calculators raise whatever comes
+            energies.append(np.nan)
+    values = np.array(energies)
+    right = np.isfinite(values)
+    return minima(distances[right], values[right]) if right.sum() > 2 else []
 
 
 def minima(distances: np.ndarray, energies: np.ndarray) -> list[float]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from ase.calculators.calculator import Calculator
 
 from gfm_calc.benchmarks.dynamics import nve_systems, run_nve
 from gfm_calc.benchmarks.pairs import run_pairs
@@ -38,33 +39,40 @@ def run_physics(
             model lacks that one).
         picoseconds: of each constant-energy run.
         compile: compile the networks for the constant-energy runs.
-        sevennet: python of an environment with sevenn, for the references of crystals.
+        sevennet: python of an environment with sevenn, for the references of crystals and of pairs.
     """
     loaded = load_model(model, dtype=torch.float64, device=device or "cpu")
     found: dict[str, Any] = {}
-    if "relaxations" in parts:
-        found["relaxations"] = _relaxations(loaded, head, sevennet)
-    if "nve" in parts:
-        loaded.compile(enabled=compile)
-        systems = nve_systems()
-        found["nve"] = [run_nve(s, _calculator(loaded, s, head), picoseconds=picoseconds) for s in systems]
-        loaded.compile(enabled=False)
-    if "pairs" in parts:
-        heads = [head] if head is not None else list(loaded.energy_heads)
-        with Progress("pair curves", "heads", len(heads)) as progress:
-            rows = []
-            for name in heads:
-                rows.append(run_pairs(loaded, name))
-                progress.advance(note=name)
-        found["pairs"] = rows
+    with remote_calculators({"sevennet": sevennet} if sevennet else {}, threads=torch.get_num_threads()) as others:
+        if "relaxations" in parts:
+            found["relaxations"] = _relaxations(loaded, head, others.get("teacher"))
+        if "nve" in parts:
+            loaded.compile(enabled=compile)
+            systems = nve_systems()
+            found["nve"] = [run_nve(s, _calculator(loaded, s, head), picoseconds=picoseconds) for s in systems]
+            loaded.compile(enabled=False)
+        if "pairs" in parts:
+            heads = list(loaded.energy_heads) if head is None else [head]
+            found["pairs"] = run_pairs(loaded, heads, _label_methods(others.get("teacher")))
     return found
 
 
-def _relaxations(model: GFMModel, head: str | None, sevennet: str | None) -> list[dict[str, Any]]:
+def _label_methods(teacher: Calculator | None) -> dict[str, Calculator]:
+    """{head: the method of its labels}, of those that are at hand."""
+    found = {"distilled-7net-l3i5": teacher} if teacher is not None else {}
+    try:
+        from tblite.ase import TBLite
+    except ImportError:
+        return found
+    return found | {
+        name: TBLite(method=name.upper().replace("XTB", "xTB"), verbosity=0) for name in ("gfn1-xtb", "gfn2-xtb")
+    }
+
+
+def _relaxations(model: GFMModel, head: str | None, teacher: Calculator | None) -> list[dict[str, Any]]:
     wanted = cases()
     crystals = [case for case in wanted if case.head.startswith("distilled")]
-    with remote_calculators({"sevennet": sevennet} if sevennet else {}, threads=torch.get_num_threads()) as others:
-        references = teacher_references(crystals, others["teacher"]) if others else {}
+    references = teacher_references(crystals, teacher) if teacher is not None else {}
     rows = []
     with Progress("relaxations", "structures", len(wanted)) as progress:
         for case in wanted:

@@ -176,13 +176,27 @@ def _physics(result: Mapping[str, Any]) -> Iterator[Table]:
     yield Table("Relaxations", ["structure", "head", "converged", "steps", "geometry", "reference"], rows)
     rows = [
         [
-            row["head"], str(row["elements"]), str(len(row["extra_minima"])), " ".join(row["extra_minima"]) or "-",
-            " ".join(row["soft"]) or "-",
+            row["head"], str(row["elements"]), f"{row['pairs']:,}", f"{len(row['extra_minima']):,}",
+            "-" if row["in_reference"] is None else f"{len(row['in_reference']):,}", _first(row["extra_minima"]),
+            _first(row["soft"]),
         ]
         for row in result.get("pairs", [])
     ]  # fmt: skip
-    header = ["head", "elements", "with a second minimum", "which", "without a wall"]
-    yield Table("Pair curves of X2 from 0.3 of the bonding distance to the cutoff", header, rows, detail=True)
+    header = [
+        "head",
+        "elements",
+        "pairs",
+        "with a second minimum",
+        "by the labels' method, too",
+        "which",
+        "without a wall",
+    ]
+    yield Table("Curves of isolated pairs of atoms, from 0.5 Å to the cutoff", header, rows, detail=True)
+
+
+def _first(names: Iterable[str], most: int = 12) -> str:
+    found = list(names)
+    return " ".join(found[:most]) + (f" and {len(found) - most:,} more" if len(found) > most else "") or "-"
 
 
 def _geometry(found: Mapping[str, float] | None) -> str:

@@ -1,15 +1,18 @@
 """The measures of physics on cases whose answer is known."""
 
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
+from ase.calculators.calculator import Calculator
 from ase.calculators.emt import EMT
 from support import random_model
 
 from gfm_calc import GFMCalculator
+from gfm_calc.benchmarks import pairs
 from gfm_calc.benchmarks.dynamics import drift, nve_systems, run_nve
 from gfm_calc.benchmarks.pairs import minima, run_pairs
 from gfm_calc.benchmarks.physics import run_physics
@@ -106,11 +109,47 @@ def test_nve_run_conserves_energy_over_a_few_steps():
     assert row["rms_fluctuation_mev_per_atom"] < 5.0
 
 
-def test_pair_curves_cover_every_element_of_the_head():
+def test_pair_curves_cover_every_pair_of_the_head():
     model = random_model(elements=("H", "Cu"))
-    row = run_pairs(model, "first")
-    assert row["elements"] == 2 and set(row["extra_minima"]) <= {"H", "Cu"}
-    assert row["soft"] == []  # the ZBL wall
+    (row,) = run_pairs(model, ["first"])
+    assert (row["elements"], row["pairs"]) == (2, 3) and set(row["extra_minima"]) <= {"H-H", "H-Cu", "Cu-Cu"}
+    assert row["soft"] == [] and row["in_reference"] is None  # the ZBL wall
+
+
+class TwoMinima(Calculator):
+    """A wall and two minima for pairs with hydrogen, of which those of two hydrogens fail beyond 2 Å."""
+
+    implemented_properties = ["energy"]
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=()):
+        super().calculate(atoms, properties, system_changes)
+        r, light = atoms.get_distance(0, 1), sum(atoms.numbers == 1)
+        if light == 2 and r > 2:
+            raise RuntimeError("no convergence")
+        self.results = {"energy": np.exp(-r) + (np.cos(3 * r) if light else 0.0)}
+
+
+def test_pair_curves_are_compared_with_those_of_the_labels(monkeypatch):
+    """All of the model have two minima; of the reference one pair has them, one lacks the outer one, one has none."""
+    model, cutoff = random_model(elements=("H", "Cu")), 4.5
+    names = [("H", "H"), ("H", "Cu"), ("Cu", "Cu")]
+
+    def waves(pair):
+        r = pairs._distances(pair, model.config.cutoff)
+        return np.where(r < cutoff, np.exp(-r) + np.cos(3 * r), 0)
+
+    monkeypatch.setattr(pairs, "_curves", lambda *args: iter([(pair, {"first": waves(pair)}) for pair in names]))
+    (row,) = run_pairs(model, ["first"], {"first": TwoMinima()})
+    assert list(row["extra_minima"]) == ["H-H", "H-Cu", "Cu-Cu"] and row["in_reference"] == ["H-Cu"]
+
+
+def test_heads_of_other_elements_have_pairs_of_their_own():
+    model = random_model(heads=("first", "second"), elements=("H", "C", "Cu"))
+    model.specs["second"] = replace(model.specs["second"], elements=("H", "C"))
+    rows = run_pairs(model, ["first", "second"])
+    assert [row["pairs"] for row in rows] == [6, 3]
+    (alone,) = run_pairs(model, ["second"])
+    assert alone == rows[1]
 
 
 def test_physics_uses_the_head_named(saved_model):

@@ -47,7 +47,7 @@ PHYSICS = frame(
          "reference": {"H-O_a": 0.9592, "H-O-H_deg": 107.23}},
         {"name": "slab", "head": "xtb", "converged": False, "steps": 500, "geometry": {"d12_a": 2.0}},
     ],
-    pairs=[{"head": "xtb", "elements": 3, "extra_minima": {"O": [2.3]}, "soft": []}],
+    pairs=[{"head": "xtb", "elements": 3, "pairs": 6, "extra_minima": {"O-O": [2.3]}, "in_reference": [], "soft": []}],
 )  # fmt: skip
 MODEL = {
     "bytes": 812_345, "format_version": 1, "model_id": "0123456789abcdef",
@@ -135,7 +135,7 @@ def test_card_says_whose_data_and_what_it_cannot_do():
     assert "`xtb`: forces of held-out groups are hardly better than predicting zero" in card
     assert "energies of held-out groups are hardly better" not in card
     assert "relaxation of slab with `xtb` did not converge" in card
-    assert "`xtb` (1 of 3)" in card
+    assert "`xtb` (1 of 6, 0 of them by its labels' method, too)" in card
     assert "15 Å at most" in card
     assert "steps 26000" in card
 
