@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import combinations_with_replacement
 from typing import Any
 
@@ -20,15 +20,16 @@ _DEPTH = 0.02  # eV; shallower dips are not counted
 _SHORTEST, _CLOSEST = 0.5, 0.3  # Å, and of the bonding distance (the sum of covalent radii): the smaller of the two
 
 Pair = tuple[str, str]
+LabelMethod = Callable[[Atoms], Calculator]  # see `data.calculators.make_calculator`
 
 
 def run_pairs(
-    model: GFMModel, heads: Sequence[str], references: Mapping[str, Calculator] | None = None
+    model: GFMModel, heads: Sequence[str], references: Mapping[str, LabelMethod] | None = None
 ) -> list[dict[str, Any]]:
     """E(r) of every pair of elements of each head, from 0.5 Å (0.3 of the bonding distance for small atoms) to the cutoff.
 
     Args:
-        references: {head: the method of its labels}, for the pairs with more than one minimum.
+        references: {head: what gives the calculator of its labels for a pair}, for the pairs with more than one minimum.
 
     Returns:
         Rows {head, elements: how many, pairs: how many, extra_minima {"H-F": distances in Å of the minima beyond the deepest
@@ -52,7 +53,9 @@ def run_pairs(
     return [_row(model, head, found[head], (references or {}).get(head)) for head in heads]
 
 
-def _row(model: GFMModel, head: str, curves: Mapping[Pair, np.ndarray], reference: Calculator | None) -> dict[str, Any]:
+def _row(
+    model: GFMModel, head: str, curves: Mapping[Pair, np.ndarray], reference: LabelMethod | None
+) -> dict[str, Any]:
     extra, soft, in_reference = {}, [], []
     for pair, energies in curves.items():
         name, distances = "-".join(pair), _distances(pair, model.config.cutoff)
@@ -97,11 +100,11 @@ def _curves(
         )
 
 
-def _minima_of(reference: Calculator, pair: Pair, distances: np.ndarray) -> list[float]:
+def _minima_of(reference: LabelMethod, pair: Pair, distances: np.ndarray) -> list[float]:
     """Of the reference's own curve; where it fails there is no point."""
     energies = []
     for atoms in _frames(pair, distances):
-        atoms.calc = reference
+        atoms.calc = reference(atoms)
         try:
             energies.append(atoms.get_potential_energy())
         except Exception:  # calculators raise whatever comes

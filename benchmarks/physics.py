@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from ase import Atoms
 from ase.calculators.calculator import Calculator
 
 from gfm_calc.benchmarks.dynamics import nve_systems, run_nve
@@ -17,6 +19,8 @@ from gfm_calc.benchmarks.speed import pick_head
 from gfm_calc.calculator import GFMCalculator
 from gfm_calc.checkpoint import load_model
 from gfm_calc.commands.progress import Progress
+from gfm_calc.data.calculators import make_calculator
+from gfm_calc.errors import MissingDependencyError
 from gfm_calc.model import GFMModel
 
 PARTS = ("nve", "relaxations", "pairs")
@@ -57,16 +61,15 @@ def run_physics(
     return found
 
 
-def _label_methods(teacher: Calculator | None) -> dict[str, Calculator]:
-    """{head: the method of its labels}, of those that are at hand."""
-    found = {"distilled-7net-l3i5": teacher} if teacher is not None else {}
-    try:
-        from tblite.ase import TBLite
-    except ImportError:
-        return found
-    return found | {
-        name: TBLite(method=name.upper().replace("XTB", "xTB"), verbosity=0) for name in ("gfn1-xtb", "gfn2-xtb")
-    }
+def _label_methods(teacher: Calculator | None) -> dict[str, Callable[[Atoms], Calculator]]:
+    """{head: what gives the method of its labels}, of those that are at hand."""
+    found: dict[str, Callable[[Atoms], Calculator]] = {}
+    if teacher is not None:
+        found["distilled-7net-l3i5"] = lambda atoms: teacher
+    for method in ("GFN1-xTB", "GFN2-xTB"):
+        with suppress(MissingDependencyError):
+            found[method.lower()] = make_calculator(f"tblite:{method}")
+    return found
 
 
 def _relaxations(model: GFMModel, head: str | None, teacher: Calculator | None) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from gfm_calc.config import HeadSpec
 from gfm_calc.data.loader import LabelledBatch, Loader
 from gfm_calc.data.store import Selection
 from gfm_calc.encoders.base import scatter_sum
+from gfm_calc.graph import GraphBatch
 from gfm_calc.model import GFMModel
 from gfm_calc.train.preparation import Head
 from gfm_calc.uncertainty import expected_errors, features
@@ -49,7 +50,7 @@ class Residuals(NamedTuple):
 
 
 def residuals(model: GFMModel, head: Head, rows: np.ndarray) -> Residuals:
-    """The errors on structures of the head's dataset; of those with labels, see `Residuals`."""
+    """The errors on structures of the head's dataset, [B] rows; NaN where one has no label."""
     name, found = head.spec.name, list[Residuals]()
     if rows.size:
         loader = Loader(
@@ -59,12 +60,17 @@ def residuals(model: GFMModel, head: Head, rows: np.ndarray) -> Residuals:
     return joined(found, model)
 
 
+def seen(model: GFMModel, graph: GraphBatch) -> tuple[Tensor, Tensor]:
+    """What the networks are given: x [N, 2F] and gate [N], float32 on the CPU."""
+    with torch.no_grad():
+        encoded = model.encode(model.inputs(graph))
+    return features(encoded.scalars, encoded.vectors).cpu().float(), encoded.gate.cpu().float()
+
+
 def _of_batch(model: GFMModel, batch: LabelledBatch, head: str) -> Residuals:
     predicted = model.predict(batch.graph, [head])[head]
-    with torch.no_grad():
-        encoded = model.encode(model.inputs(batch.graph))
-    sizes, owner, gate = batch.graph.ptr.diff(), batch.graph.batch, encoded.gate.cpu().float()
-    x = features(encoded.scalars, encoded.vectors).cpu().float()
+    x, gate = seen(model, batch.graph)
+    sizes, owner = batch.graph.ptr.diff(), batch.graph.batch
     if predicted.value is not None:
         return _of_property(model.spec(head), predicted.value, batch, x)
     assert predicted.energy is not None and predicted.forces is not None

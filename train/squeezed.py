@@ -14,12 +14,13 @@ import torch
 from ase import Atoms
 from torch import Tensor
 
+from gfm_calc.encoders.base import scatter_sum
 from gfm_calc.graph import AtomicGraph, GraphBatch
 from gfm_calc.model import GFMModel
 from gfm_calc.train.evaluation import spread_indices
 from gfm_calc.train.preparation import Head
-from gfm_calc.train.residuals import Residuals
-from gfm_calc.uncertainty import expected_errors, features
+from gfm_calc.train.residuals import Residuals, seen
+from gfm_calc.uncertainty import expected_errors
 
 _FACTORS = (0.55, 0.7)  # of lengths, drawn between: closer than any data come, of molecules, too
 _BOUND = 0.99  # quantile of the errors on the training side
@@ -33,12 +34,14 @@ def bounds(model: GFMModel, head: Head, train: Residuals, seed: int) -> Residual
     count = min(_STRUCTURES, int(_ATOMS / head.atoms) + 1)
     factors = np.random.default_rng(seed).uniform(*_FACTORS, count)
     structures = [squeezed(atoms, factor) for atoms, factor in zip(_some(head, count), factors)]
-    x, gate, graph = _encoded(model, structures)
+    x, gate = _seen(model, structures)
+    sizes = torch.tensor([len(atoms) for atoms in structures])
+    owner = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
     forces = torch.full((len(x),), _quantile(train.forces), dtype=torch.float64)
     forces[gate == 0] = torch.nan  # an atom by itself has no errors
-    energy = torch.full((len(structures),), _quantile(train.energy), dtype=torch.float64)
-    energy[torch.zeros(len(structures)).index_add(0, graph.batch.cpu(), gate) == 0] = torch.nan
-    return Residuals(x, gate, graph.batch.cpu(), graph.ptr.diff().cpu(), forces, energy)
+    energy = torch.full((len(sizes),), _quantile(train.energy), dtype=torch.float64)
+    energy[scatter_sum(gate, owner, len(sizes)) == 0] = torch.nan
+    return Residuals(x, gate, owner, sizes, forces, energy)
 
 
 def vanishes(model: GFMModel, head: Head, weights: Sequence[Tensor]) -> bool:
@@ -46,7 +49,7 @@ def vanishes(model: GFMModel, head: Head, weights: Sequence[Tensor]) -> bool:
     expected is worse than none that is known."""
     structures, means = _some(head, _JUDGED), []
     for factor in (1.0, *_JUDGED_AT):
-        x, gate, _ = _encoded(model, [squeezed(atoms, factor) for atoms in structures])
+        x, gate = _seen(model, [squeezed(atoms, factor) for atoms in structures])
         means.append(float(expected_errors(x, gate, weights)[..., 0].mean()))
     return min(means[1:]) < means[0]
 
@@ -64,12 +67,11 @@ def _some(head: Head, count: int) -> list[Atoms]:
     return [head.dataset.record(int(row)).structure() for row in rows]
 
 
-def _encoded(model: GFMModel, structures: Sequence[Atoms]) -> tuple[Tensor, Tensor, GraphBatch]:
-    """x [N, 2F], gate [N] and the graphs."""
-    graph = GraphBatch.from_graphs([AtomicGraph.build(atoms, model.config.cutoff) for atoms in structures])
-    with torch.no_grad():
-        encoded = model.encode(model.inputs(graph))
-    return features(encoded.scalars, encoded.vectors).cpu().float(), encoded.gate.cpu().float(), graph
+def _seen(model: GFMModel, structures: Sequence[Atoms]) -> tuple[Tensor, Tensor]:
+    """`residuals.seen` of a structure after the other: squeezed ones have many neighbours."""
+    graphs = (GraphBatch.from_graphs([AtomicGraph.build(atoms, model.config.cutoff)]) for atoms in structures)
+    xs, gates = zip(*(seen(model, graph) for graph in graphs))
+    return torch.cat(xs), torch.cat(gates)
 
 
 def _quantile(errors: Tensor) -> float:

@@ -111,7 +111,7 @@ def _fit_head(model: GFMModel, head: Head, plan: FitPlan) -> tuple[list[Tensor],
     unit = None if head.spec.kind == "energy" else mean_error(validation) or mean_error(train) or 1.0
     if unit is not None:
         train, validation = over(train, unit), over(validation, unit)
-    far = bounds(model, head, train, plan.seed) if head.spec.kind == "energy" and plan.far else None
+    far = bounds(model, head, train, plan.seed) if head.spec.kind == "energy" else None
     weights, scale = calibrated(fit(train, validation, plan, far), validation)
     if head.spec.kind == "energy" and vanishes(model, head, weights):
         return "what they expect would vanish where atoms come close"
@@ -236,7 +236,7 @@ def surprise(part: Residuals, expected: Sequence[Tensor], drawn: Tensor | None =
 
 def shortfall(part: Residuals, expected: Sequence[Tensor]) -> Tensor:
     """Minus the logarithm of the chance that errors are at least those of `part`: the mean over atoms plus that over structures;
-    `expected` [M, N] and [M, B]."""
+    `expected` [M, N] and [M, B].  What is expected beyond `_ENOUGH` times a bound gains nothing."""
     total = torch.zeros(())
     for errors, u, least in zip((part.forces, part.energy), expected, _LEAST):
         found, known = _known(errors, least)

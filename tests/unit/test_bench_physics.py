@@ -139,7 +139,7 @@ def test_pair_curves_are_compared_with_those_of_the_labels(monkeypatch):
         return np.where(r < cutoff, np.exp(-r) + np.cos(3 * r), 0)
 
     monkeypatch.setattr(pairs, "_curves", lambda *args: iter([(pair, {"first": waves(pair)}) for pair in names]))
-    (row,) = run_pairs(model, ["first"], {"first": TwoMinima()})
+    (row,) = run_pairs(model, ["first"], {"first": lambda atoms: TwoMinima()})
     assert list(row["extra_minima"]) == ["H-H", "H-Cu", "Cu-Cu"] and row["in_reference"] == ["H-Cu"]
 
 
