@@ -28,30 +28,43 @@ def combine(
     kept = [cards[name] for name in old]
     if note:
         kept = [replace(s, test_errors={}, description=f"{s.description} {note}".strip()) for s in kept]
+    model = _filled(trained, [*kept, *new], [trained, start])
+    if not note and start.uncertainty is not None:  # of heads and an encoder that are what they were
+        model.uncertainty = start.uncertainty.only([name for name in old if name not in trained.specs])
+    return model.requires_grad_(False).eval()
+
+
+def with_head(model: GFMModel, spec: HeadSpec) -> GFMModel:
+    """The model with one more head, of a property, whose network is zero."""
+    found = _filled(model, [*model.specs.values(), spec], [model])
+    found.uncertainty = model.uncertainty
+    return found.requires_grad_(False).eval()
+
+
+def _filled(encoder: GFMModel, specs: Sequence[HeadSpec], sources: Sequence[GFMModel]) -> GFMModel:
+    """A model of one's encoder, and of heads of the first of `sources` that has them; others, of properties, are zero."""
     with torch.random.fork_rng(devices=[]):
-        model = GFMModel(trained.config, [*kept, *new])
-    model.to(trained.dtype)
-    state = {name: tensor for name, tensor in trained.state_dict().items() if not name.startswith(_HEADS)}
-    stack = trained.energy_stack.state_dict()
+        model = GFMModel(encoder.config, specs)
+    model.to(encoder.dtype)
+    state = {name: tensor for name, tensor in encoder.state_dict().items() if not name.startswith(_HEADS)}
+    stack = encoder.energy_stack.state_dict()
     for name in stack:
         rows = []
         for head in model.energy_heads:
-            source = trained if head in trained.specs else start
+            source = next(one for one in sources if head in one.specs)
             tensor = source.energy_stack.state_dict()[name]
             rows.append(tensor[source.energy_heads.index(head)].to(stack[name].dtype))
         state[f"energy_stack.{name}"] = torch.stack(rows) if rows else stack[name]
     for number, head in enumerate(model.property_heads):
-        source = trained if head in trained.specs else start
-        before = f"properties.{source.property_heads.index(head)}."
-        state |= {
-            key.replace(before, f"properties.{number}.", 1): tensor
-            for key, tensor in source.state_dict().items()
-            if key.startswith(before)
-        }
+        owner = next((one for one in sources if head in one.specs), None)
+        here = f"properties.{number}."
+        if owner is None:
+            state |= {k: torch.zeros_like(v) for k, v in model.state_dict().items() if k.startswith(here)}
+            continue
+        before = f"properties.{owner.property_heads.index(head)}."
+        state |= {k.replace(before, here, 1): v for k, v in owner.state_dict().items() if k.startswith(before)}
     model.load_state_dict(state)
-    if not note and start.uncertainty is not None:  # of heads and an encoder that are what they were
-        model.uncertainty = start.uncertainty.only([name for name in old if name not in trained.specs])
-    return model.requires_grad_(False).eval()
+    return model
 
 
 _HEADS = ("energy_stack.", "properties.")

@@ -16,6 +16,7 @@ from gfm_calc.data.readers.options import DEFAULTS
 from gfm_calc.errors import ConfigError, GFMError, one_line
 
 PREFLIGHT = "preflight.html"
+START = "start"  # folder of the model with the head of a property as it begins
 # What the inspection may say of labels whose source is known: published data, or snapshots of short walks, which are alike.
 HARMLESS = ("duplicates", "contradictions", "energy-unit", "force-scale", "stress-scale", "stress-unit", "energy-kind")
 CHEAP, CHEAP_LABELS = (
@@ -145,7 +146,7 @@ def take(job: Job) -> None:
     """
     path, identity = job.output / _FILE, job.identity()
     if path.exists() and read_json(path) != identity:
-        for name in ("datasets", "replay"):
+        for name in ("datasets", "replay", START):
             shutil.rmtree(job.output / name, ignore_errors=True)
         decisions_file(job.output).unlink(missing_ok=True)
     write(path, canonical_json(identity))

@@ -138,10 +138,17 @@ def new_head(
     )  # fmt: skip
 
 
-def property_head(dataset: Dataset, sides: Sides, model: GFMModel) -> Head:
-    """The head of a property, with its dataset's card: it begins at what the elements add, its network with random weights."""
+def property_head(
+    dataset: Dataset, sides: Sides, model: GFMModel, begun: tuple[Mapping[str, float], float] | None
+) -> Head:
+    """The head of a property, with its dataset's card.
+
+    Args:
+        begun: (references, scale) of a head that was fitted; None: it begins at what the elements add, its network with
+            random weights.
+    """
     own = sides.as_mapping()
-    references, scale = start_of(dataset.head, dataset, own["train"])
+    references, scale = begun or start_of(dataset.head, dataset, own["train"])
     known = statistics_of(dataset, own["train"], model.config.cutoff)
     own, unseen = _without_unseen(dataset, own, tuple(references))
     counts = {"frames": len(sides.train)}

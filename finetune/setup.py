@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
@@ -12,15 +11,14 @@ from gfm_calc.artifacts import MANIFEST
 from gfm_calc.checkpoint import resolve
 from gfm_calc.commands.inspection_report import page
 from gfm_calc.data.build import build_flat
-from gfm_calc.data.loader import Loader
 from gfm_calc.data.references import read_reference_energies
-from gfm_calc.data.store import Dataset, Selection, open_dataset
+from gfm_calc.data.store import Dataset, open_dataset
 from gfm_calc.data.tasks import file_tasks
 from gfm_calc.errors import ConfigError
 from gfm_calc.finetune import strategy
 from gfm_calc.finetune.forgetting import card_error
 from gfm_calc.finetune.nearest import Nearness, rank_heads
-from gfm_calc.finetune.plan import PREFLIGHT, Job, read_decisions, take, write, write_decisions
+from gfm_calc.finetune.plan import PREFLIGHT, START, Job, read_decisions, take, write, write_decisions
 from gfm_calc.finetune.preflight import Preflight, preflight
 from gfm_calc.finetune.preparation import (
     References,
@@ -32,14 +30,15 @@ from gfm_calc.finetune.preparation import (
     property_head,
     sample,
 )
+from gfm_calc.finetune.readout import Begun, begin_head
 from gfm_calc.finetune.replay import build_replay
-from gfm_calc.finetune.strategy import REPLAY_COUNT, REPLAY_SHARE, Strategy, recipe_of
+from gfm_calc.finetune.strategy import REPLAY_COUNT, Strategy, recipe_of, shortened
 from gfm_calc.model import GFMModel
+from gfm_calc.train.pace import seconds_of_step
 from gfm_calc.train.preparation import Head, with_shares
 from gfm_calc.train.recipe import DataRecipe, Recipe
 
-_TRAINING = 3.0  # times as long as a prediction with forces takes a step
-_MARGIN = 0.8  # of the time that the user gives is for steps
+_MARGIN = 0.85  # of the time that the user gives is for steps, the rest for validations
 _LEAST_STEPS = 50
 _PATIENCE = 8  # validations without improvement that end the run
 _ENOUGH = 10  # structures that can tell whether there is an improvement
@@ -81,7 +80,7 @@ class Setup:
     Attributes:
         start: the model it begins with.  origin: the user's (see `Beginning`).  kept: heads that the new model keeps.
         checks, sides, ranking, references, strategy: what was found and chosen, see there; no ranking and no references for a
-            property, whose head begins with random weights.
+            property.  begun: the head of a property that was fitted, see `readout`.
         dataset: the user's structures.  replay: those of the old heads that learn on.
         recipe: of the run.
     """
@@ -94,6 +93,7 @@ class Setup:
     sides: Sides
     ranking: Sequence[Nearness]
     references: References | None
+    begun: Begun | None
     strategy: Strategy
     replay: Mapping[str, Dataset]
     recipe: Recipe
@@ -106,7 +106,8 @@ class Setup:
     def heads(self, recipe: Recipe, cutoff: float) -> list[Head]:
         """The heads of the run, as `preparation.prepare` gives them."""
         if self.references is None:
-            new = property_head(self.dataset, self.sides, self.start)
+            fitted = None if self.begun is None else (self.begun.references, self.begun.scale)
+            new = property_head(self.dataset, self.sides, self.start, fitted)
         else:
             nearest = self.ranking[0].head
             new = new_head(self.dataset.head, self.dataset, self.sides, self.references, self.start, nearest)
@@ -147,25 +148,52 @@ def set_up(job: Job, found: Material, begins: Beginning, kept: Sequence[str], sa
     references = None if is_property else find_references(start, ranking[0].head, dataset, sides)
     if references is not None:
         _say_start(ranking, references, say)
+    begun = begin_head(job.output / START, start, dataset, sides.train, say) if is_property else None
     old = [head for head in kept if head in start.energy_heads]
-    plan = _strategy(job, begins, dataset, sides, old)
-    for reason in plan.reasons:
-        say(f"  {reason}")
+    known = read_decisions(job.output)
+    plan = (
+        _strategy(job, begins, dataset, sides, old, fitted=begun is not None)
+        if known is None
+        else Strategy.from_mapping(known["strategy"])
+    )
     replay = build_replay(
         job.output / "replay", begins.origin, begins.origin_where, old if plan.replay else [], count=REPLAY_COUNT,
         seed=job.seed,
     )  # fmt: skip
+    where, model_id = (
+        (resolve(begins.where), start.model_id) if begun is None else (begun.where.resolve(), begun.model_id)
+    )
+    fitted = None if begun is None else job.card.name
     recipe = recipe_of(
-        plan, model=(str(resolve(begins.where)), start.model_id), data=found.data, config=start.config, head=job.card.name,
-        nearest=ranking[0].head if ranking else None, old_heads={name: card_error(begins.origin, name) for name in replay},
+        plan, model=(str(where), model_id), data=found.data, config=start.config, head=job.card.name,
+        nearest=ranking[0].head if ranking else fitted, old_heads={name: card_error(begins.origin, name) for name in replay},
         dtype=job.dtype,
     )  # fmt: skip
     patience = _PATIENCE if len(sides.validation) >= _ENOUGH else 0
     run = replace(recipe.run, max_minutes=job.max_minutes, seed=job.seed, stop_after=patience)
-    return Setup(
+    setup = Setup(
         start=start, origin=begins.origin, kept=kept, checks=found.checks, dataset=dataset, sides=sides, ranking=ranking,
-        references=references, strategy=plan, replay=replay, recipe=replace(recipe, run=run),
+        references=references, begun=begun, strategy=plan, replay=replay, recipe=replace(recipe, run=run),
     )  # fmt: skip
+    if known is None:  # decided once: what a step takes differs from time to time
+        setup = setup if job.max_minutes is None else _in_time(setup, job)
+        write_decisions(job.output, {"strategy": asdict(setup.strategy)})
+    for reason in setup.strategy.reasons:
+        say(f"  {reason}")
+    return setup
+
+
+def _in_time(setup: Setup, job: Job) -> Setup:
+    """With as many steps as the user's minutes allow, where those are fewer."""
+    assert job.max_minutes is not None
+    plan, recipe = setup.strategy, setup.recipe
+    step = seconds_of_step(recipe, setup.heads(recipe, recipe.model.cutoff), job.device)
+    most = max(_LEAST_STEPS, int(60 * job.max_minutes * _MARGIN / step))
+    if most >= plan.steps:
+        return setup
+    text = f"{most} steps instead: as many as {job.max_minutes:g} minutes allow at {1000 * step:.0f} ms each"
+    plan = replace(plan, steps=most, reasons=(*plan.reasons, text))
+    return replace(setup, strategy=plan, recipe=shortened(recipe, most))
 
 
 def _look(job: Job, start: GFMModel, say: Say) -> Preflight:
@@ -192,44 +220,17 @@ def _dataset(job: Job) -> Dataset:
     return open_dataset(place)
 
 
-def _strategy(job: Job, begins: Beginning, dataset: Dataset, sides: Sides, old: Sequence[str]) -> Strategy:
-    """The strategy of the job: decided once, since it depends on the time that a step takes."""
-    known = read_decisions(job.output)
-    if known is not None:
-        return Strategy(**(known["strategy"] | {"reasons": tuple(known["strategy"]["reasons"])}))
+def _strategy(
+    job: Job, begins: Beginning, dataset: Dataset, sides: Sides, old: Sequence[str], *, fitted: bool
+) -> Strategy:  # fmt: skip
+    """What the number of structures and labels suggests."""
     block = dataset.read(sides.train)
     known = (block.energy, block.forces, block.stress, block.value, block.atom_values)
     labels = sum(int(np.isfinite(x).sum()) for x in known if x is not None)
-    found = strategy.choose(
-        len(sides.train),
-        labels,
-        wanted=job.strategy,
-        naive=job.naive,
-        keeps_heads=bool(old),
-        steps=job.steps,
-        fresh=job.card.kind != "energy",
-        begun=begins.reason,
-    )
-    if job.max_minutes is not None:
-        step = _seconds_of_step(begins.model, dataset, sides, found.structures) / (1 - REPLAY_SHARE * found.replay)
-        most = max(_LEAST_STEPS, int(60 * job.max_minutes * _MARGIN / step))
-        if most < found.steps:
-            text = f"{most} steps instead: as many as {job.max_minutes:g} minutes allow at {1000 * step:.0f} ms each"
-            found = replace(found, steps=most, reasons=(*found.reasons, text))
-    write_decisions(job.output, {"strategy": asdict(found)})
-    return found
-
-
-def _seconds_of_step(model: GFMModel, dataset: Dataset, sides: Sides, structures: int) -> float:
-    source = Selection(dataset, sides.train[:structures])
-    head = next(iter(model.specs))
-    seconds = []
-    for _ in range(3):
-        since = time.perf_counter()
-        for batch in Loader([source], model.config.cutoff).once():
-            model.predict(batch.graph, [head])
-        seconds.append(time.perf_counter() - since)
-    return _TRAINING * min(seconds)
+    return strategy.choose(
+        len(sides.train), labels, wanted=job.strategy, naive=job.naive, keeps_heads=bool(old), steps=job.steps,
+        fresh=job.card.kind != "energy", fitted=fitted, begun=begins.reason,
+    )  # fmt: skip
 
 
 def _say_sides(sides: Sides, say: Say) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gfm_calc.errors import ConfigError, did_you_mean
@@ -60,10 +60,15 @@ class Strategy:
     layer_decay: float = 1.0
     adapter_rank: int = 0
 
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> Strategy:
+        """What `asdict` made of one, and JSON of that."""
+        return cls(**{**values, "reasons": tuple(values["reasons"])})
+
 
 def choose(
     structures: int, labels: int, *, wanted: str | None = None, naive: bool = False, keeps_heads: bool = True,
-    steps: int | None = None, fresh: bool = False, begun: str = "",
+    steps: int | None = None, fresh: bool = False, fitted: bool = False, begun: str = "",
 ) -> Strategy:  # fmt: skip
     """The strategy for so many training structures.
 
@@ -73,7 +78,7 @@ def choose(
         naive: all weights at one rate, nothing guards the old heads.
         keeps_heads: the old heads are wanted afterwards.
         steps: that the user chose.
-        fresh: the head begins with random weights, which learn faster than the encoder.
+        fresh: the head is of a property; it begins with random weights, which learn faster than the encoder, or `fitted`.
         begun: what the model has learnt of structures like these before, in words: large steps would only undo it.
 
     Raises:
@@ -109,16 +114,18 @@ def choose(
     reasons.append(f"{planned} steps of {batch} structures: {planned * batch / structures:.0f} times through the data")
     return Strategy(
         name=name, reasons=tuple(reasons), replay=replay, structures=batch, steps=planned,
-        **_rates(name, naive=naive, fresh=fresh, replay=replay, begun=bool(begun)),
+        **_rates(name, naive=naive, fresh=fresh, fitted=fitted, replay=replay, begun=bool(begun)),
     )  # fmt: skip
 
 
-def _rates(name: str, *, naive: bool, fresh: bool, replay: bool, begun: bool) -> dict[str, Any]:
+def _rates(name: str, *, naive: bool, fresh: bool, fitted: bool, replay: bool, begun: bool) -> dict[str, Any]:
     """How fast what learns: fields of `Strategy`."""
     if name == "heads":
-        return {"learning_rate": 2e-3, "encoder_rate": 0.0}
+        return {"learning_rate": 5e-4 if fitted else 2e-3, "encoder_rate": 0.0}
     if name == "adapters":
         return {"learning_rate": 1e-3, "adapter_rank": 8}
+    if fitted:
+        return {"learning_rate": 5e-4, "encoder_rate": 1.0 if naive else 0.25, "layer_decay": 1.0 if naive else 0.9}
     if fresh:
         return {"learning_rate": 5e-4} if naive else {"learning_rate": 2e-3, "encoder_rate": 0.25, "layer_decay": 0.9}
     # On 50 frames, batches of 10, one seed, force MAE on validation: uracil 48 meV/Å after 500 steps with Muon, 67 with AdamW
@@ -157,8 +164,7 @@ def recipe_of(
         for name, (draws, weight) in stakes.items()
     ]
     structures = round(strategy.structures / (1 - share))
-    checks = max(1, strategy.steps // 20)
-    return Recipe(
+    recipe = Recipe(
         data=data, model=config, heads=tuple(heads),
         start=StartRecipe(
             model=model[0], model_id=model[1], encoder_rate=strategy.encoder_rate, layer_decay=strategy.layer_decay,
@@ -168,13 +174,20 @@ def recipe_of(
         optimizer=OptimizerRecipe(
             method=strategy.method, beta1=0.95 if strategy.method == "muon" else 0.9,
             learning_rate=strategy.learning_rate, final_learning_rate=strategy.learning_rate / 100,
-            warmup=min(100, strategy.steps // 10), ema=0.99, clip=5.0,
+            ema=0.99, clip=5.0,
         ),
         run=RunRecipe(
-            steps=strategy.steps, structures=structures, dtype=dtype, validate_every=checks, save_every=max(50, checks),
-            max_validation=200,
+            structures=structures, dtype=dtype, max_validation=200,
         ),
     )  # fmt: skip
+    return shortened(recipe, strategy.steps)
+
+
+def shortened(recipe: Recipe, steps: int) -> Recipe:
+    """With so many steps, and what goes by their number."""
+    checks = max(1, steps // 20)
+    run = replace(recipe.run, steps=steps, validate_every=checks, save_every=max(50, checks))
+    return replace(recipe, optimizer=replace(recipe.optimizer, warmup=min(100, steps // 10)), run=run)
 
 
 def _stakes(errors: Mapping[str, float]) -> dict[str, tuple[float, float]]:

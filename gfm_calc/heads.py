@@ -72,6 +72,12 @@ class EnergyHeads(ExactBuffers):
         energies = (activated * output).sum(dim=-1) * scale.to(scalars.dtype)
         return (energies.t() + shift.index_select(1, atomic_numbers)) * gate
 
+    def units(self, scalars: Tensor) -> Tensor:
+        """The hidden units of all heads [N, H, K]; scalars: [N, F]."""
+        heads, features, width = self.hidden.shape
+        flat = scalars @ self.hidden.permute(1, 0, 2).reshape(features, heads * width)
+        return nn.functional.silu(flat.view(-1, heads, width) + self.hidden_bias)
+
     def own(
         self, scalars: Tensor, gate: Tensor, atomic_numbers: Tensor, head: Tensor, slots: Tensor, slot_of: Tensor
     ) -> Tensor:

@@ -57,9 +57,11 @@ def starting_model(recipe: Recipe, heads: Sequence[Head]) -> GFMModel:
             parameter.data.copy_(source.get_parameter(name))
     for head in heads:
         wanted = recipe.head(head.spec.name).start
-        if wanted:
-            if wanted not in source.energy_heads or head.spec.kind != "energy":
-                raise ConfigError(f"head {head.spec.name}: start: only heads of energies begin as one another")
+        if wanted and head.spec.kind != "energy":
+            _take_property(model, head, source, wanted)
+        elif wanted:
+            if wanted not in source.energy_heads:
+                raise ConfigError(f"head {head.spec.name}: start: {wanted} is no head of energies of the saved model")
             row = model.energy_heads.index(head.spec.name)
             other = source.energy_heads.index(wanted)
             for name in _ROWS:
@@ -67,6 +69,18 @@ def starting_model(recipe: Recipe, heads: Sequence[Head]) -> GFMModel:
             if wanted == head.spec.name:
                 _go_on(model, row, source, other)
     return model
+
+
+def _take_property(model: GFMModel, head: Head, source: GFMModel, wanted: str) -> None:
+    """The weights of the head of the same property; scale and references are those of its data."""
+    name = head.spec.name
+    if wanted != name or name not in source.property_heads or source.specs[name].kind != head.spec.kind:
+        raise ConfigError(
+            f"head {name}: start: a head of a property begins as itself, of a saved model that has it, alone"
+        )
+    new, old = (m.properties[m.property_heads.index(name)] for m in (model, source))
+    for parameter, value in zip(new.parameters(), old.parameters()):
+        parameter.data.copy_(value)
 
 
 def _go_on(model: GFMModel, row: int, source: GFMModel, other: int) -> None:
