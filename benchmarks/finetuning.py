@@ -292,7 +292,7 @@ def _row(plan: FinetunePlan, case: Case, size: int, arm: str, runs: Sequence[Map
     task = plan.task
     names = [name for name in runs[0]["errors"] if name != "frames"]
     return {
-        "case": case.name, "metric": task.metric_of(case), "size": size, "arm": arm,
+        "case": case.name, "unit": case.unit, "metric": task.metric_of(case), "size": size, "arm": arm,
         "overlap": runs[0]["overlap"], "model_id": runs[0]["model_id"],
         "strategy": runs[0]["strategy"], "steps": runs[0]["steps"], "test_frames": runs[0]["errors"]["frames"],
         "seconds": round(statistics.fmean(run["seconds"] for run in runs), 1),
@@ -301,8 +301,15 @@ def _row(plan: FinetunePlan, case: Case, size: int, arm: str, runs: Sequence[Map
             head: [float(f"{run['forgetting'][head]:.3g}") for run in runs] for head in runs[0].get("forgetting", {})
         },
         **({name: runs[0][name] for name in ("version", "budget") if name in runs[0]}),
-        "published": {p.model: p.values[case.name] for p in task.published if p.size == size and case.name in p.values},
+        "published": _published(task, case, size),
     }  # fmt: skip
+
+
+def _published(task: Task, case: Case, size: int) -> dict[str, float]:
+    """{model: value} for so many training structures; where nobody reports any, for others, whose number is said."""
+    known = [p for p in task.published if case.name in p.values]
+    same = {p.model: p.values[case.name] for p in known if p.size == size}
+    return same or {f"{p.model} ({f'{p.size:,}' if p.size else 'all'} structures)": p.values[case.name] for p in known}
 
 
 def about(task: Task) -> dict[str, Any]:

@@ -117,7 +117,8 @@ def finetune(result: Mapping[str, Any]) -> Iterator[Table]:
         mean = sum(values) / len(values) if values else None
         spread = f"{max(values) - min(values):.2g}" if len(values) > 1 else "-"
         shown = [figure(row["published"].get(model)) for model in others]
-        what = row["case"] if metric == task["metric"] else f"{row['case']}: {metric.replace('_', ' ')}"
+        what = f"{row['case']}, {row['unit']}" if row.get("unit") else row["case"]
+        what += "" if metric == task["metric"] else f": {metric.replace('_', ' ')}"
         arm = f"{row['arm']} (no credit: {row['overlap']})" if row.get("overlap") else row["arm"]
         arm += f": {row['version']}" if "version" in row else ""
         rows.append([what, str(row["size"] or "all"), arm, figure(mean), spread, *shown, f"{row['steps']}",

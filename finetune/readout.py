@@ -102,14 +102,20 @@ def begin_head(
         found = fit_readout(model, dataset, rows)
         if found is None:
             return None
-        say(
-            f"begins with the hidden units of {found.head}{', and what is linear in the features' if found.linear else ''}:"
-        )
-        say(f"  error of structures that are left out {found.error:.3g}, of compositions alone {found.before:.3g}")
+        say(_in_words(found, dataset.head))
         save_model(_with_readout(model, dataset.head, found), folder)
     start = load_model(folder)
     module = cast(PropertyHead, start.properties[start.property_heads.index(name)])
     return Begun(folder, start.model_id, start.specs[name].reference_energies, float(module.scale))
+
+
+def _in_words(found: Readout, card: HeadSpec) -> str:
+    unit = "" if card.kind == "class" else f" {card.unit}{' an atom' if card.extensive else ''}"
+    linear = " and what is linear in the features" if found.linear else ""
+    return (
+        f"begins at a fit to hidden units of {found.head}{linear}: {found.error:.3g}{unit} off what is left out of it, "
+        f"a fit to compositions alone {found.before:.3g}"
+    )
 
 
 def fit_readout(model: GFMModel, dataset: Dataset, rows: np.ndarray) -> Readout | None:
