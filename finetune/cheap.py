@@ -33,7 +33,7 @@ from gfm_calc.data.schema import Record
 from gfm_calc.errors import ConfigError, CorruptFileError, GFMError
 from gfm_calc.finetune.plan import CHEAP, CHEAP_LABELS, HARMLESS, Cheap, Job, write
 from gfm_calc.train.evaluation import spread_indices
-from gfm_calc.train.preparation import FEW_GROUPS, is_isolated
+from gfm_calc.train.keys import FEW_GROUPS, is_isolated
 
 _TIME_STEP, _EVERY, _FRICTION = 1.0, 15, 0.02  # fs, steps between structures, 1/fs
 _LONGEST_LABEL, _LONGEST_WALK = 300.0, 3600.0  # s: a calculator that hangs loses one structure, not the job

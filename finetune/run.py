@@ -237,6 +237,7 @@ def _summary(outcome: Outcome) -> dict[str, Any]:
         "expected_errors": asdict(outcome.sure) if isinstance(outcome.sure, sureness.Sureness) else None,
         "forgetting": [asdict(one) for one in outcome.drifts], "strategy": asdict(setup.strategy),
         "structures": {side: len(rows) for side, rows in setup.sides.as_mapping().items()},
+        "unseen": {side: {"structures": n, "elements": list(s)} for side, (n, s) in setup.sides.unseen.items()},
         "model_id": outcome.model.model_id, "started_from": setup.origin.model_id,
     }  # fmt: skip
 
