@@ -17,7 +17,7 @@ from gfm_calc.errors import ConfigError, CorruptFileError, one_line
 from gfm_calc.finetune import cheap, forgetting, sureness
 from gfm_calc.finetune.classes import auc_of
 from gfm_calc.finetune.combine import combine
-from gfm_calc.finetune.plan import Cheap, Job, begin, old_heads, write
+from gfm_calc.finetune.plan import Cheap, Job, advice_on_full_disk, alone, begin, check, is_begun, old_heads, write
 from gfm_calc.finetune.setup import Beginning, Material, Say, Setup, look, set_up
 from gfm_calc.model import GFMModel
 from gfm_calc.train.evaluation import in_words, rounded
@@ -73,11 +73,20 @@ def finetune(job: Job, *, resume: bool, say: Say = print) -> Outcome | str:
     place = discover()
     if place.world > 1:
         raise ConfigError("gfm finetune runs on one process; gfm train goes on from a saved model with [start] on many")
+    check(job)
     if job.cheap is not None:
         cheap.check(job.cheap, kind=job.card.kind, strategy=job.strategy)
-    outcome = _fit(job, place, say, resume=resume)
-    if isinstance(outcome, str):
+    with alone(job), advice_on_full_disk():
+        if resume and not is_begun(job):
+            say(f"{job.output}: holds no job to go on with; a new one begins")
+        outcome = _fit(job, place, say, resume=resume)
+        if not isinstance(outcome, str):
+            _tell(job, outcome, say)
         return outcome
+
+
+def _tell(job: Job, outcome: Outcome, say: Say) -> None:
+    """What was found, in words, and DIR/report.html."""
     for line in (sureness.in_words(outcome.sure), *_forgotten(outcome)):
         if line:
             say(line)
@@ -88,7 +97,6 @@ def finetune(job: Job, *, resume: bool, say: Say = print) -> Outcome | str:
         say(f"{job.output / 'report.html'}")
     use = _USE if job.card.kind == "energy" else _USE_OF_PROPERTY
     say(f"\n{use.format(model=job.output / 'model', head=job.card.name)}")
-    return outcome
 
 
 _USE = """from gfm_calc import GFMCalculator

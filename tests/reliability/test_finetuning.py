@@ -103,6 +103,7 @@ def test_a_full_disk_loses_nothing(frames, whole, tmp_path, where):
     assert job.wait() == [1]
     lines = [line for line in job.said().splitlines() if line.startswith("gfm: error:")]
     assert len(lines) == 1 and "No space left on device" in lines[0], job.said()
+    assert "--resume" in lines[0], lines[0]
     goes_on = Job(words(frames, folder, *SHORT, "--resume"), log=tmp_path / "log2")
     assert goes_on.wait() == [0], goes_on.said()
     assert weights(folder) == weights(whole)
