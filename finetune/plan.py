@@ -66,6 +66,7 @@ class Job:
         accepted: codes of findings that shall not stop the run.
         cheap: what the model learns before the labels, None for nothing.
         device, dtype: of the run.  report: whether to write report.html.
+        own_labels: they were made by this program: the inspection says nothing of what it may say of good ones, see `HARMLESS`.
     """
 
     inputs: tuple[Path, ...]
@@ -92,6 +93,7 @@ class Job:
     device: str | None = None
     dtype: str = "float32"
     report: bool = True
+    own_labels: bool = False
 
     def identity(self) -> dict[str, Any]:
         """What cannot change when the job goes on, as JSON."""
@@ -109,6 +111,7 @@ class Job:
             "device",
             "max_minutes",
             "report",
+            "own_labels",
             "accepted",
         ):
             asked.pop(name)

@@ -201,7 +201,7 @@ def _look(job: Job, start: GFMModel, say: Say) -> Preflight:
     )
     frames = sum(len(file.statistics) for file in found.inspection.files)
     for finding in found.findings:
-        if finding.level != "note":
+        if finding.level != "note" and not (job.own_labels and finding.code in job.accepted):
             say(f"  {finding.level}: {finding.text}")
     if job.report:
         write(job.output / PREFLIGHT, page(found.inspection).encode())
@@ -276,7 +276,11 @@ def _say_start(ranking: Sequence[Nearness], references: References, say: Say) ->
     say("nearest heads (what is left after fitting reference energies):")
     for one in ranking[:3]:
         unseen = f"; has not seen {', '.join(one.unseen)}" if one.unseen else ""
-        say(f"  {one.head}: energy {1000 * one.energy:.1f} meV/atom, forces {1000 * one.forces:.0f} meV/Å{unseen}")
+        known = [
+            (f"energy {1000 * one.energy:.1f} meV/atom", one.energy),
+            (f"forces {1000 * one.forces:.0f} meV/Å", one.forces),
+        ]
+        say(f"  {one.head}: {', '.join(text for text, value in known if np.isfinite(value))}{unseen}")
     if references.fit is not None and not references.fit.is_unique:
         say(
             "  note: the compositions do not determine the reference energies of single elements: energies of other "

@@ -162,7 +162,7 @@ def test_other_things_that_cannot_be_done(sound, tmp_path, capsys):
         (["emt", "--strategy", "heads"], "not with --strategy heads"),
         (
             ["gfm:gfm-small:pbe-vasp"],
-            "--cheap-labels gfm:gfm-small:pbe-vasp: start.extxyz, frame 0: head pbe-vasp has not seen H",
+            "--cheap-labels gfm:gfm-small:pbe-vasp: frames.extxyz, frame 0: head pbe-vasp has not seen H",
         ),
         (["emt", "--property", "gap", "--kind", "intensive"], "not for properties"),
         (["emt", "--cheap-structures", "5"], "--cheap-structures 5: 20 at least"),

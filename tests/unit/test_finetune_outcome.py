@@ -1,12 +1,16 @@
 """What `gfm finetune` gives where training makes nothing better, and how it says so."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from finetuning import HEAD, molecules, relabelled, words, write
 
 from gfm_calc.checkpoint import load_model
 from gfm_calc.cli import main
+from gfm_calc.config import HeadSpec
+from gfm_calc.finetune.plan import Job
+from gfm_calc.finetune.setup import look
 
 LONG = ("--steps", "1", "--strategy", "full", "--keep-heads", HEAD)
 
@@ -61,3 +65,17 @@ def test_energies_alone_leave_no_forces_to_rank_by(tmp_path, capsys):
     assert main(words(write(tmp_path / "a.extxyz", frames), tmp_path / "out", *more)) == 0
     said = capsys.readouterr().out
     assert "nan" not in said and "meV/Å" not in said and "on 1 test structure\n" in said
+
+
+def test_nothing_is_said_of_the_units_of_our_own_labels(tmp_path):
+    """Which are right, whatever they look like; of a user's labels it is said also where it is accepted."""
+    frames = [relabelled(atoms, energy=lambda e: e / 13.6) for atoms in molecules(20)]
+    data = write(tmp_path / "a.extxyz", frames)
+    job = Job(
+        inputs=(data,), model="gfm-small", card=HeadSpec(name="mine"), output=tmp_path / "out", report=False,
+        accepted=("energy-unit", "forces-unit", "force-scale"),
+    )  # fmt: skip
+    for own, expected in ((False, True), (True, False)):
+        lines = []
+        look(replace(job, own_labels=own, output=tmp_path / str(own)), load_model("gfm-small"), lines.append)
+        assert any("look like" in line for line in lines) == expected, lines
