@@ -13,7 +13,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -25,21 +25,23 @@ from ase import Atoms
 from gfm_calc.artifacts import canonical_json, read_json, sha256_of_file
 from gfm_calc.commands.progress import Progress
 from gfm_calc.config import HeadSpec
-from gfm_calc.data.calculators import make_calculator
+from gfm_calc.data.calculators import make_calculator, unknown_elements
 from gfm_calc.data.label import LabelJob, extxyz_text, label
 from gfm_calc.data.perturb import PerturbJob, perturb_as_they_come
 from gfm_calc.data.readers.options import DEFAULTS
 from gfm_calc.data.schema import Record
+from gfm_calc.data.workers import WorkerDiedError
 from gfm_calc.errors import ConfigError, CorruptFileError, GFMError
 from gfm_calc.finetune.plan import CHEAP, CHEAP_LABELS, HARMLESS, Cheap, Job, write
 from gfm_calc.train.evaluation import spread_indices
-from gfm_calc.train.preparation import FEW_GROUPS, is_isolated
+from gfm_calc.train.keys import FEW_GROUPS, is_isolated
 
 _TIME_STEP, _EVERY, _FRICTION = 1.0, 15, 0.02  # fs, steps between structures, 1/fs
 _LONGEST_LABEL, _LONGEST_WALK = 300.0, 3600.0  # s: a calculator that hangs loses one structure, not the job
 _SHORTEST_WALK = 60.0  # s, however few the user's minutes are: a process needs some of it to begin
 _LEAST = 20  # structures; fewer are not worth a training
 _WALKING = 0.25  # of the user's minutes, for dynamics
+_HOPELESS = 3  # walks that took too long before any gave a structure: the others will as well
 
 
 def check(cheap: Cheap, *, kind: str, strategy: str | None) -> None:
@@ -81,6 +83,7 @@ def first_job(job: Job, cheap: Cheap, taken: Collection[str]) -> Job:
         job, inputs=(labels,), test_files=(), isolated=None, output=output, card=card, options=DEFAULTS, format=None,
         max_train=None, drop_shared=False, validation=0.1, test=0.0, by="auto", steps=cheap.steps,
         strategy=job.strategy or "full", accepted=(*job.accepted, *HARMLESS, "forces-unit"), cheap=None, report=False,
+        own_labels=True,
     )  # fmt: skip
 
 
@@ -105,7 +108,7 @@ def make_labels(
     records = [record for record in records if not is_isolated(record)]
     if not records:
         raise GFMError("--cheap-labels: all training structures are free atoms, there is nothing to walk from")
-    chosen = [records[k] for k in spread_indices(len(records), cheap.structures)]
+    chosen = _walkable(cheap, [records[k] for k in spread_indices(len(records), cheap.structures)], say)
     start = "".join(extxyz_text(atoms) for atoms in _starts(chosen)).encode()
     asked = {**asdict(replace(cheap, steps=None)), "seed": job.seed, "start": hashlib.sha256(start).hexdigest()}
     before = read_json(made) if made.exists() else {}
@@ -123,7 +126,8 @@ def make_labels(
     failed = None
     if not walked.exists():
         write(output / "start.extxyz", start)
-        frames, failed = _walk(job, cheap, output / "start.extxyz", len(chosen), processes, say)
+        names = [f"{record.source}, frame {record.frame}" for record in chosen]
+        frames, failed = _walk(job, cheap, output / "start.extxyz", names, processes, say)
         write(walked, "".join(frames[k] for k in spread_indices(len(frames), cheap.structures)).encode())
     with Progress(cheap.calculator, "labels", cheap.structures) as progress:
         found = label(
@@ -141,15 +145,37 @@ def make_labels(
     say(f"{cheap.calculator}: {found.labelled} structures at {cheap.temperature:g} K around the training ones labelled")
 
 
+def _walkable(cheap: Cheap, records: list[Record], say: Callable[[str], None]) -> list[Record]:
+    """The records whose elements the calculator knows, as far as its name tells; GFMError where none is left."""
+    lost = [(record, unknown_elements(cheap.calculator, record.atomic_numbers.tolist())) for record in records]
+    known = [record for record, unknown in lost if not unknown]
+    symbols = ", ".join(sorted({symbol for _, unknown in lost for symbol in unknown}))
+    if not known:
+        first = records[0]
+        raise ConfigError(
+            f"--cheap-labels {cheap.calculator}: does not know {symbols}, which all training structures hold (the first: "
+            f"{first.source}, frame {first.frame}): choose another calculator, or leave --cheap-labels out"
+        )
+    if len(known) < len(records):
+        say(
+            f"{cheap.calculator}: {len(records) - len(known)} structures are not walked from: it does not know {symbols}"
+        )
+    return known
+
+
 def _walk(
-    job: Job, cheap: Cheap, start: Path, count: int, processes: int, say: Callable[[str], None]
+    job: Job, cheap: Cheap, start: Path, names: Sequence[str], processes: int, say: Callable[[str], None]
 ) -> tuple[list[str], str | None]:
-    """Snapshots of all walks, as text of a frame each; and why a walk failed, where one did.
+    """Snapshots of all walks, as text of a frame each; and why a walk failed, where one did; names: of the user's structures.
 
     Walks end early, those that have not begun are left out, when their share of the user's minutes is over.  A finished one is
     a line of a journal beside `start`, written as it comes, so that an interrupted run makes the others alone; one that failed
     is tried again, for its reason may be gone.
+
+    Raises:
+        GFMError: no walk gave anything, or too few did in all of the user's minutes, or the first ones took too long.
     """
+    count = len(names)
     journal = start.with_name("walks.jsonl")
     texts = _whole_lines(journal)
     walks = PerturbJob(
@@ -157,10 +183,12 @@ def _walk(
         options=cheap.options, temperature=cheap.temperature, time_step=_TIME_STEP, every=_EVERY, friction=_FRICTION,
         processes=processes, timeout=min(_LONGEST_WALK, max(_SHORTEST_WALK, 60 * (job.max_minutes or math.inf))),
     )  # fmt: skip
-    until = math.inf if job.max_minutes is None else time.monotonic() + 60 * _WALKING * job.max_minutes
+    minutes, began = math.inf if job.max_minutes is None else job.max_minutes, time.monotonic()
+    most = max(minutes, _SHORTEST_WALK / 60)
     say(f"{cheap.calculator}: dynamics from {count} training structures at {cheap.temperature:g} K")
     made = sum(len(_frames(text)) for text in texts.values())
     failures: dict[int, str] = {}
+    slow = 0  # walks whose process was ended
     with (
         Progress(cheap.calculator, "walks", count) as progress,
         journal.open("a") as written,
@@ -173,10 +201,15 @@ def _walk(
                 made += len(_frames(outcome))
                 print(json.dumps({"walk": number, "text": outcome}), file=written, flush=True)
             else:
-                failures[number] = str(outcome)
+                failures[number] = str(outcome).replace(f"{start.name}, frame {number}", names[number])
+                failures[number] = failures[number].replace(f"{start.name}: frame {number}", names[number])
+                slow += isinstance(outcome, WorkerDiedError)
             progress.advance()
-            if time.monotonic() > until and made >= _LEAST:
+            spent = (time.monotonic() - began) / 60
+            if spent > _WALKING * minutes and made >= _LEAST:
                 break
+            if (spent > most and made < _LEAST) or (not made and slow >= max(_HOPELESS, processes)):
+                raise GFMError(_too_slow(cheap, made, len(texts) + len(failures), count, spent, failures))
     first = failures[min(failures)] if failures else None
     if not made:
         raise GFMError(f"--cheap-labels {cheap.calculator}: {first}")
@@ -186,6 +219,16 @@ def _walk(
     if done < count:
         say(f"{cheap.calculator}: {count - done} of {count} walks left out, their share of the minutes is over")
     return [frame for number in sorted(texts) for frame in _frames(texts[number])], first
+
+
+def _too_slow(cheap: Cheap, made: int, walks: int, count: int, minutes: float, failures: Mapping[int, str]) -> str:
+    """Why dynamics is given up, and how to mend it."""
+    reason = f" ({failures[min(failures)]})" if failures else ""
+    found = f"structures: {made}, after {walks} of {count} walks and {minutes:.1f} minutes{reason}"
+    return (
+        f"--cheap-labels {cheap.calculator}: {found}; {_LEAST} at least are worth a training: give more --max-minutes, a faster "
+        "calculator, or more --threads, or ask for fewer --cheap-structures"
+    )
 
 
 def _whole_lines(journal: Path) -> dict[int, str]:

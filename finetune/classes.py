@@ -45,7 +45,14 @@ def roc_auc(truth: np.ndarray, scores: np.ndarray) -> float:
 
 
 def roc_curve(truth: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(false positive rate, true positive rate) for every threshold, from (0, 0) to (1, 1); both answers must occur."""
+    """What every threshold gives, from (0, 0) to (1, 1).
+
+    Args:
+        truth: [n] of 0 and 1, both of which must occur.  scores: [n].
+
+    Returns:
+        (false positive rate [k + 1], true positive rate [k + 1]) for k different scores, the highest first.
+    """
     order = np.argsort(-scores, kind="stable")
     ends = np.append(np.flatnonzero(np.diff(scores[order])), len(order) - 1)
     yes = np.cumsum(truth[order] > 0.5)[ends]

@@ -23,6 +23,10 @@ def combine(
         cards: of the old heads.
         note: put into the cards of old heads, whose test errors were measured with another encoder; "": the encoder is the
             same, and the cards stay as they are.
+
+    Returns:
+        a model with `old` heads in that order, then the new ones; rows of its energy stack ([heads, ...]) in the order of
+        `energy_heads`.  It takes no gradients; its dtype is that of `trained`.
     """
     new = [spec for name, spec in trained.specs.items() if name not in start.specs]
     kept = [cards[name] for name in old]

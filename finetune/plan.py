@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,9 @@ from gfm_calc.config import HeadSpec
 from gfm_calc.data.readers import ReadOptions
 from gfm_calc.data.readers.options import DEFAULTS
 from gfm_calc.errors import ConfigError, GFMError, one_line
+from gfm_calc.finetune import strategy
+from gfm_calc.predictor import parse_device
+from gfm_calc.train.run_folder import locked
 
 PREFLIGHT = "preflight.html"
 START = "start"  # folder of the model with the head of a property as it begins
@@ -23,7 +28,8 @@ CHEAP, CHEAP_LABELS = (
     "cheap",
     "cheap-labels",
 )  # folders of the fine-tuning to cheap labels, and of the labels themselves
-_FILE = "job.json"
+_FILE, _LOCK = "job.json", "job.lock"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +66,7 @@ class Job:
         accepted: codes of findings that shall not stop the run.
         cheap: what the model learns before the labels, None for nothing.
         device, dtype: of the run.  report: whether to write report.html.
+        own_labels: they were made by this program: the inspection says nothing of what it may say of good ones, see `HARMLESS`.
     """
 
     inputs: tuple[Path, ...]
@@ -86,6 +93,7 @@ class Job:
     device: str | None = None
     dtype: str = "float32"
     report: bool = True
+    own_labels: bool = False
 
     def identity(self) -> dict[str, Any]:
         """What cannot change when the job goes on, as JSON."""
@@ -103,6 +111,7 @@ class Job:
             "device",
             "max_minutes",
             "report",
+            "own_labels",
             "accepted",
         ):
             asked.pop(name)
@@ -117,6 +126,58 @@ class Job:
         return json.loads(canonical_json(asked))
 
 
+def check(job: Job) -> None:
+    """Refuse here, not after minutes of inspection, what can be told from the job alone.
+
+    Raises:
+        ConfigError: options that contradict each other, no such strategy, or no such device.
+    """
+    strategy.require(job.strategy)
+    if job.naive and job.strategy == "heads":
+        raise ConfigError("--naive moves all weights, --strategy heads those of the head alone: take one of them away")
+    if job.drop_shared and not job.test_files:
+        raise ConfigError("--drop-shared is about structures of test files: give --test-file, or take it away")
+    parse_device(job.device)
+
+
+@contextmanager
+def alone(job: Job) -> Iterator[None]:
+    """The job's folder, for this process alone while the block lasts.
+
+    Raises:
+        GFMError: another job is at work there, it holds other files, or it cannot be written.
+    """
+    _refuse_foreign(job.output)
+    with locked(job.output, _LOCK, "another fine-tuning is at work in this folder"):
+        yield
+
+
+@contextmanager
+def advice_on_full_disk() -> Iterator[None]:
+    """Where the disk is full in the block, say that the job can go on."""
+    try:
+        yield
+    except (GFMError, OSError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__
+        if not isinstance(cause, OSError) or cause.errno not in _FULL or "--resume" in str(error):
+            raise
+        raise GFMError(f"{one_line(error)}; --resume goes on when there is room") from error
+
+
+def _refuse_foreign(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise GFMError(f"{folder}: is a file; give a folder")
+    if not folder.exists() or (folder / _FILE).exists():
+        return
+    if any(entry.name not in (PREFLIGHT, _LOCK) for entry in folder.iterdir()):
+        raise GFMError(f"{folder}: holds other files; give a new or empty folder")
+
+
+def is_begun(job: Job) -> bool:
+    """Whether the folder holds a job."""
+    return (job.output / _FILE).exists()
+
+
 def begin(job: Job, *, resume: bool) -> None:
     """Make sure that the folder is free, or with `resume` that it holds the same job; nothing is written.
 
@@ -127,16 +188,13 @@ def begin(job: Job, *, resume: bool) -> None:
         ConfigError: the job there is another one.
     """
     folder, path = job.output, job.output / _FILE
-    if folder.exists() and not folder.is_dir():
-        raise GFMError(f"{folder}: is a file; give a folder")
+    _refuse_foreign(folder)
     if path.exists():
         if not any((folder / part / "run").exists() for part in (".", CHEAP)):
             return
         if not resume:
             raise GFMError(f"{folder}: holds a fine-tuning; go on with --resume, or choose another folder")
         _refuse_changes(folder, read_json(path), job.identity())
-    elif folder.exists() and any(entry.name != PREFLIGHT for entry in folder.iterdir()):
-        raise GFMError(f"{folder}: holds other files; give a new or empty folder")
 
 
 def take(job: Job) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 from ase.data import atomic_numbers as NUMBER_OF
 
 from gfm_calc.config import HeadSpec
+from gfm_calc.data.compositions import Compositions
 from gfm_calc.data.frame_table import UNUSED
 from gfm_calc.data.references import ReferenceFit
 from gfm_calc.data.splits import SIDES
@@ -18,70 +19,125 @@ from gfm_calc.errors import ConfigError
 from gfm_calc.finetune.nearest import fit_references, predictions, spread
 from gfm_calc.model import GFMModel
 from gfm_calc.train.evaluation import spread_indices
-from gfm_calc.train.preparation import Head, gather, statistics_of
+from gfm_calc.train.keys import key_of_auto
+from gfm_calc.train.preparation import Head, gather, statistics_of, without_unseen
 from gfm_calc.train.properties import start_of
 from gfm_calc.train.recipe import DataRecipe
 
 MIN_TRAINING = 3
+_FEW_COMPOSITIONS = 10  # fewer are not held out whole: that would be far more, or less, than the fraction asked for
 _FITTED = 5000  # structures that reference energies are fitted to, at most
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sides:
-    """Indices of a dataset: `train`, `validation`, `test`, ascending; `isolated` energies, symbol -> eV; `near_twins`,
-    structures that have a near twin on another side."""
+    """How structures are divided.
+
+    Attributes:
+        train, validation, test: indices of a dataset, ascending int64.
+        isolated: energies of free atoms, symbol -> eV.
+        near_twins: structures that have a near twin on another side.
+        compositions: of all structures.
+        unseen: side -> (structures left out, symbols that no training structure has), of the sides that had such structures.
+        key: what was kept on one side: of `grouping.KEYS`, or `keys.BLOCKS`.  groups: how many of them there are.
+    """
 
     train: np.ndarray
     validation: np.ndarray
     test: np.ndarray
     isolated: Mapping[str, float]
     near_twins: int
+    compositions: Compositions
+    unseen: Mapping[str, tuple[int, tuple[str, ...]]]
+    key: str
+    groups: int
 
     def as_mapping(self) -> dict[str, np.ndarray]:
         """As `Head.sides`."""
         return {side: getattr(self, side) for side in SIDES}
 
+    def of_elements(self, elements: Collection[str]) -> tuple[dict[str, np.ndarray], int]:
+        """`as_mapping` without held-out structures of other elements, and how many were left out in all."""
+        own, more = without_unseen(self.as_mapping(), self.compositions, 0, elements)
+        return own, more + sum(count for count, _ in self.unseen.values())
+
 
 def divide(
-    dataset: Dataset, recipe: DataRecipe, *, test_files: Sequence[str], max_train: int | None, drop_shared: bool = False
+    dataset: Dataset, recipe: DataRecipe, *, test_rows: int, max_train: int | None, drop_shared: bool = False
 ) -> Sides:
     """Training, validation and test.
 
     Args:
-        test_files: names of files whose structures are the test side; the others are divided between the other two.
+        test_rows: so many structures at the end of the dataset are the test side, those of the user's test files; the others
+            are divided between the other two.  0: some of all are drawn for it.
         max_train: training structures at most, drawn with the recipe's seed; free atoms do not count.
         drop_shared: structures of test files are left out of training, where they are in other files as well.
 
     Raises:
-        ConfigError: too few structures.
+        ConfigError: too few structures, or none in test files that could be predicted.
         LeakError: a structure is in a test file and in another (without `drop_shared`).
     """
-    frames = gather([dataset], replace(recipe, test=0.0) if test_files else recipe)
-    sides = frames.sides(replace(recipe, test=0.0) if test_files else recipe)
-    if test_files:
-        sources = [name.rpartition(":")[0] for name in frames.table.frame_names()]
-        sides = np.where(np.isin(sources, list(test_files)), SIDES.index("test"), sides)
+    recipe = replace(recipe, test=0.0) if test_rows else recipe
+    frames = gather([dataset], recipe, few=_FEW_COMPOSITIONS)
+    sides = frames.sides(recipe)
+    if test_rows:
+        sides[len(sides) - test_rows :] = SIDES.index("test")
         if drop_shared:
             labels = frames.table.duplicates()
             copies = np.isin(labels, labels[sides == SIDES.index("test")]) & (sides != SIDES.index("test"))
             sides[copies] = UNUSED
-        frames.table.refuse_leaks(sides)
+        frames.table.refuse_leaks(sides, "--drop-shared leaves them out of training")
     alone = np.isin(np.arange(len(sides)), frames.isolated)
+    key = key_of_auto(dataset, few=_FEW_COMPOSITIONS) if recipe.by == "auto" else recipe.by
+    groups = len(np.unique(frames.table.group_numbers()[~alone]))
     train = np.flatnonzero((sides == 0) & ~alone)
     if max_train is not None and len(train) > max_train:
         kept = np.sort(np.random.default_rng([recipe.seed, 1]).choice(train, max_train, replace=False))
         sides[np.setdiff1d(train, kept)] = UNUSED
         train = kept
     if len(train) < MIN_TRAINING:
+        held = int(((sides > 0) & ~alone).sum())
+        raise ConfigError(_too_few(len(train), held, max_train, key, groups))
+    elements = frames.compositions.elements(train, labelled=dataset.head.kind == "energy")
+    held_out = {side: np.flatnonzero((sides == k) & ~alone) for k, side in enumerate(SIDES) if k}
+    known, unseen = _of_known_elements(held_out, frames.compositions, elements)
+    if test_rows and len(held_out["test"]) and not len(known["test"]):
         raise ConfigError(
-            f"{len(train)} structure{'s' * (len(train) != 1)} to train on beside free atoms: give at least {MIN_TRAINING} and "
-            "some to hold out"
+            f"--test-file: all {len(held_out['test'])} structures hold {', '.join(unseen['test'][1])}, which no training "
+            "structure has: add structures with it to the training files, or give another test file"
         )
     return Sides(
-        train=np.flatnonzero(sides == 0), validation=np.flatnonzero((sides == 1) & ~alone),
-        test=np.flatnonzero((sides == 2) & ~alone), isolated=frames.compositions.isolated(sides == 0),
-        near_twins=frames.table.num_close(sides),
+        train=np.flatnonzero(sides == 0), validation=known["validation"], test=known["test"],
+        isolated=frames.compositions.isolated(sides == 0), near_twins=frames.table.num_close(sides),
+        compositions=frames.compositions, unseen=unseen, key=key, groups=groups,
     )  # fmt: skip
+
+
+def _of_known_elements(
+    held_out: Mapping[str, np.ndarray], compositions: Compositions, elements: Collection[str]
+) -> tuple[dict[str, np.ndarray], dict[str, tuple[int, tuple[str, ...]]]]:
+    """The sides without structures of other elements, and `Sides.unseen`."""
+    known, _ = without_unseen(held_out, compositions, 0, elements)
+    unseen = {}
+    for side, rows in held_out.items():
+        lost = np.setdiff1d(rows, known[side])
+        if lost.size:
+            symbols = sorted(compositions.elements(lost) - set(elements), key=NUMBER_OF.__getitem__)
+            unseen[side] = int(lost.size), tuple(symbols)
+    return known, unseen
+
+
+def _too_few(count: int, held: int, max_train: int | None, key: str, groups: int) -> str:
+    """Why there is so little to train on, and how to mend it."""
+    text = f"{count} structure{'s' * (count != 1)} to train on beside free atoms"
+    if max_train is not None and max_train < MIN_TRAINING:
+        return f"{text}, as --max-train {max_train} asks for: give at least {MIN_TRAINING}"
+    if held:
+        return (
+            f"{text}, {held} are held out (divided by {key}: {groups} group{'s' * (groups != 1)}): give at least "
+            f"{MIN_TRAINING}, with more structures, smaller --validation and --test, or another --by"
+        )
+    return f"{text}: give at least {MIN_TRAINING} and some to hold out"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +179,7 @@ def new_head(
     """The head that is trained on the user's labels; it begins as the nearest head with other reference energies."""
     known: dict[str, Any] = statistics_of(dataset, sides.train, model.config.cutoff)
     elements = tuple(sorted(references.energies, key=NUMBER_OF.__getitem__))
-    own, unseen = _without_unseen(dataset, sides.as_mapping(), elements)
+    own, unseen = sides.of_elements(elements)
     counts = {"frames": len(sides.train)}
     data = tuple(dict(entry) | counts for entry in card.training_data)
     spec = replace(
@@ -147,10 +203,9 @@ def property_head(
         begun: (references, scale) of a head that was fitted; None: it begins at what the elements add, its network with
             random weights.
     """
-    own = sides.as_mapping()
-    references, scale = begun or start_of(dataset.head, dataset, own["train"])
-    known = statistics_of(dataset, own["train"], model.config.cutoff)
-    own, unseen = _without_unseen(dataset, own, tuple(references))
+    references, scale = begun or start_of(dataset.head, dataset, sides.train)
+    known = statistics_of(dataset, sides.train, model.config.cutoff)
+    own, unseen = sides.of_elements(references)
     counts = {"frames": len(sides.train)}
     spec = replace(
         dataset.head, elements=tuple(references), reference_energies=references,
@@ -161,18 +216,6 @@ def property_head(
         spec=spec, dataset=dataset, sides=own, scale=scale, shift={}, neighbors=known["neighbors"], atoms=known["atoms"],
         share=0.0, unseen=unseen,
     )  # fmt: skip
-
-
-def _without_unseen(
-    dataset: Dataset, sides: Mapping[str, np.ndarray], elements: Sequence[str]
-) -> tuple[dict[str, np.ndarray], int]:
-    """The sides without held-out structures of other elements, and how many these are."""
-    kept, unseen = dict(sides), 0
-    for side in ("validation", "test"):
-        inside = np.array([_within(dataset, k, elements) for k in kept[side].tolist()], bool)
-        unseen += int((~inside).sum())
-        kept[side] = kept[side][inside]
-    return kept, unseen
 
 
 def old_head(model: GFMModel, name: str, dataset: Dataset) -> Head:
@@ -193,11 +236,6 @@ def _some(indices: np.ndarray, dataset: Dataset) -> np.ndarray:
     """At most `_FITTED` of the indices, evenly spaced."""
     rows = spread_indices(len(indices), _FITTED)
     return indices[rows]
-
-
-def _within(dataset: Dataset, index: int, elements: Sequence[str]) -> bool:
-    numbers = {NUMBER_OF[symbol] for symbol in elements}
-    return set(dataset.record(index).atomic_numbers.tolist()) <= numbers
 
 
 def sample(dataset: Dataset, indices: np.ndarray, *, atoms: int = 4000, structures: int = 200) -> list:

@@ -80,7 +80,7 @@ def pictures(outcome: Outcome, before: Sequence[ComparedProperty], after: Sequen
         image = drawn(_draw_roc, truth, scores, width=4.0, height=3.6)
         return figure("ROC", f"Area under the curve {roc_auc(truth, scores):.3f}; 0.5 for guesses.", image)
     what = f"{spec.quantity} ({spec.unit})"
-    image = drawn(_draw_parity, (_joined(before), _joined(after)), what, columns=2, width=7.0)
+    image = drawn(draw_parity, (_joined(before), _joined(after)), what, ORANGE, columns=2, width=7.0)
     return figure(what, f"{what}: label and prediction.", image)
 
 
@@ -106,11 +106,18 @@ def _draw_roc(axes: Any, truth: np.ndarray, scores: np.ndarray) -> None:
     axes.set(xlabel="false positive rate", ylabel="true positive rate", title="after")
 
 
-def _draw_parity(panels: Any, sides: Sequence[tuple[np.ndarray, np.ndarray]], what: str) -> None:
+def draw_parity(panels: Any, sides: Sequence[tuple[np.ndarray, np.ndarray]], what: str, colour: str) -> None:
+    """Labels and predictions before and after, on two axes.
+
+    Args:
+        sides: (labels [n], predictions [n]) of either; labels that are NaN are left out.
+        what: they are, with the unit.
+    """
     for axes, (label, found), title in zip(panels, sides, ("before", "after")):
-        kept = spread_indices(len(label), _MOST_POINTS)
+        kept = np.flatnonzero(np.isfinite(label))
+        kept = kept[spread_indices(len(kept), _MOST_POINTS)]
         ends = [min(label[kept].min(), found[kept].min()), max(label[kept].max(), found[kept].max())]
         axes.plot(ends, ends, color=GREY, linewidth=0.8)
-        axes.plot(label[kept], found[kept], ".", color=ORANGE, markersize=2.5, rasterized=True)
+        axes.plot(label[kept], found[kept], ".", color=colour, markersize=2.5, rasterized=True)
         axes.set(xlabel=f"label: {what}", ylabel="prediction", title=title)
         axes.locator_params(axis="x", nbins=4)

@@ -13,11 +13,12 @@ from ase.data import chemical_symbols as SYMBOLS
 from gfm_calc.artifacts import write_file
 from gfm_calc.commands.inspection_report import FINDINGS_STYLE, finding_list
 from gfm_calc.commands.pages import drawn, encoded, figure, numbers, page, periodic_table, shown
-from gfm_calc.commands.plots import BLUE, GREY, ORANGE, draw_structures
+from gfm_calc.commands.plots import BLUE, ORANGE, draw_structures
 from gfm_calc.data.schema import Record
 from gfm_calc.finetune import property_report as of_property
 from gfm_calc.finetune import sureness
 from gfm_calc.finetune.nearest import predictions
+from gfm_calc.finetune.property_report import draw_parity
 from gfm_calc.model import GFMModel
 from gfm_calc.train.evaluation import SHOWN, mae, spread_indices
 from gfm_calc.train.models import starting_model
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 _SHOWN = 500  # structures in the pictures
 _WORST, _IN_A_ROW = 10, 5
-_MOST_POINTS = 4000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +65,9 @@ def write_report(job: Job, outcome: Outcome) -> None:
         summary, pictures = of_property.summary(outcome), of_property.pictures(outcome, *sides)
         chosen = sorted(sides[1], key=lambda one: -one.error)[:_WORST]
         worst = _drawn_worst([one.record for one in chosen]) + of_property.worst_table(chosen)
+    warning = f"<p><b>Warning:</b> {shown(outcome.warning)}.</p>" if outcome.warning else ""
     parts = [
-        summary, f"<p>{shown(sureness.in_words(outcome.sure))}</p>",
+        summary, warning, f"<p>{shown(sureness.in_words(outcome.sure))}</p>",
         "<h2>How it was done</h2>", _reasons(outcome), finding_list(setup.checks.findings),
         f'<h2>Before and after</h2><div class="pictures">{pictures}</div>',
         '<h2>Learning</h2><div class="pictures">', *curves(read_log(job.output / "run"), [name]), "</div>",
@@ -124,7 +125,7 @@ def _parities(before: Sequence[Compared], after: Sequence[Compared]) -> str:
     found = []
     for what, pick, colour in (("energy (eV/atom)", _energies, BLUE), ("force (eV/Å)", _components, ORANGE)):
         if pick(before).size:
-            image = drawn(_draw_parity, (pick(before), pick(after)), what, colour, columns=2, width=7.0)
+            image = drawn(draw_parity, (pick(before), pick(after)), what, colour, columns=2, width=7.0)
             caption = f"{what}: label and prediction; reference energies are subtracted."
             found.append(figure(what, caption, image))
     return "".join(found)
@@ -137,17 +138,6 @@ def _energies(side: Sequence[Compared]) -> np.ndarray:
 def _components(side: Sequence[Compared]) -> np.ndarray:
     known = [one.forces.reshape(2, -1) for one in side if one.forces is not None]
     return np.concatenate(known, axis=1) if known else np.zeros((2, 0))
-
-
-def _draw_parity(panels: Any, sides: Sequence[np.ndarray], what: str, colour: str) -> None:
-    for axes, (label, found), title in zip(panels, sides, ("before", "after")):
-        kept = np.flatnonzero(np.isfinite(label))
-        kept = kept[spread_indices(len(kept), _MOST_POINTS)]
-        ends = [min(label[kept].min(), found[kept].min()), max(label[kept].max(), found[kept].max())]
-        axes.plot(ends, ends, color=GREY, linewidth=0.8)
-        axes.plot(label[kept], found[kept], ".", color=colour, markersize=2.5, rasterized=True)
-        axes.set(xlabel=f"label: {what}", ylabel="prediction", title=title)
-        axes.locator_params(axis="x", nbins=4)
 
 
 def _elements(after: Sequence[Compared]) -> str:

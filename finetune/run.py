@@ -17,10 +17,11 @@ from gfm_calc.errors import ConfigError, CorruptFileError, one_line
 from gfm_calc.finetune import cheap, forgetting, sureness
 from gfm_calc.finetune.classes import auc_of
 from gfm_calc.finetune.combine import combine
-from gfm_calc.finetune.plan import Cheap, Job, begin, old_heads, write
+from gfm_calc.finetune.plan import Cheap, Job, advice_on_full_disk, alone, begin, check, is_begun, old_heads, write
 from gfm_calc.finetune.setup import Beginning, Material, Say, Setup, look, set_up
 from gfm_calc.model import GFMModel
-from gfm_calc.train.evaluation import in_words, rounded
+from gfm_calc.train.evaluation import in_words, rounded, score
+from gfm_calc.train.models import starting_model
 from gfm_calc.train.outcome import provenance, trained_model
 from gfm_calc.train.parallel import Place, Ranks, discover, quiet
 from gfm_calc.train.preparation import Head
@@ -42,6 +43,7 @@ class Outcome:
         before, after: figures of the head as it began and as it is now, see `evaluation.figures`.
         sure: what the errors that it expects of itself are worth, or why it knows none; None of a class.
         drifts: of the old heads.  model: the new model.
+        warning: a sentence where training made nothing better, or "".
     """
 
     setup: Setup
@@ -54,6 +56,7 @@ class Outcome:
     model: GFMModel
     sure: sureness.Sureness | str | None
     drifts: Sequence[forgetting.Drift]
+    warning: str
 
 
 def finetune(job: Job, *, resume: bool, say: Say = print) -> Outcome | str:
@@ -73,11 +76,20 @@ def finetune(job: Job, *, resume: bool, say: Say = print) -> Outcome | str:
     place = discover()
     if place.world > 1:
         raise ConfigError("gfm finetune runs on one process; gfm train goes on from a saved model with [start] on many")
+    check(job)
     if job.cheap is not None:
         cheap.check(job.cheap, kind=job.card.kind, strategy=job.strategy)
-    outcome = _fit(job, place, say, resume=resume)
-    if isinstance(outcome, str):
+    with alone(job), advice_on_full_disk():
+        if resume and not is_begun(job):
+            say(f"{job.output}: holds no job to go on with; a new one begins")
+        outcome = _fit(job, place, say, resume=resume)
+        if not isinstance(outcome, str):
+            _tell(job, outcome, say)
         return outcome
+
+
+def _tell(job: Job, outcome: Outcome, say: Say) -> None:
+    """What was found, in words, and DIR/report.html."""
     for line in (sureness.in_words(outcome.sure), *_forgotten(outcome)):
         if line:
             say(line)
@@ -88,7 +100,6 @@ def finetune(job: Job, *, resume: bool, say: Say = print) -> Outcome | str:
         say(f"{job.output / 'report.html'}")
     use = _USE if job.card.kind == "energy" else _USE_OF_PROPERTY
     say(f"\n{use.format(model=job.output / 'model', head=job.card.name)}")
-    return outcome
 
 
 _USE = """from gfm_calc import GFMCalculator
@@ -171,23 +182,38 @@ def _train(job: Job, setup: Setup, place: Place, say: Say, *, final: bool) -> Ou
             side = next(side for side in ("test", "validation", "train") if head.sides[side].size)
             trainer = Trainer(recipe, heads, ranks, folder)
             before = errors_of(trainer, head, side)
-            say(f"before: {in_words(before, head.spec)} on {before['frames']} {side} structures")
+            frames = before["frames"]
+            say(f"before: {in_words(before, head.spec)} on {frames} {side} structure{'s' * (frames != 1)}")
+            began = trainer.validator.errors("validation", recipe.run.max_validation)
             reason = trainer.run()
             if reason.startswith("SIG"):
                 say(f"{job.output}: stopped at step {trainer.step} of {recipe.run.steps} ({reason}); --resume goes on")
                 return reason
-            after = errors_of(trainer, head, side)
-            chosen = (
-                "" if trainer.model_step == trainer.step else f"; the weights are those of step {trainer.model_step}"
-            )
+            back = bool(began) and score(began, recipe.objective) < score(trainer.errors, recipe.objective)
+            step = 0 if back else trainer.model_step
+            after = before if back else errors_of(trainer, head, side)
+            chosen = "" if step == trainer.step else f"; the weights are those of step {step}"
             say(f"after:  {in_words(after, head.spec)} ({reason} at step {trainer.step}{chosen})")
-            model, sure, drifts = _save(job, setup, trainer, side, after, final=final)
+            worse = score({name: after}, recipe.objective) > score({name: before}, recipe.objective)
+            warning = _NOTHING_BETTER if back else _WORSE.format(side=side) if worse else ""
+            if warning:
+                say(f"  warning: {warning}")
+            model, sure, drifts = _save(job, setup, trainer, side, after, step=step, final=final)
     finally:
         ranks.close()
     return Outcome(
         setup=setup, head=head, reason=reason, steps=trainer.step, side=side, before=before, after=after, model=model,
-        sure=sure, drifts=drifts,
+        sure=sure, drifts=drifts, warning=warning,
     )  # fmt: skip
+
+
+_NOTHING_BETTER = (
+    "no step had smaller errors on the validation structures than the start: the weights are those that it began with; take "
+    "more --steps or --max-minutes, or more structures"
+)
+_WORSE = (
+    "worse on the {side} structures than where it began: take more --steps or --max-minutes, or hold out structures"
+)
 
 
 def errors_of(trainer: Trainer, head: Head, side: str) -> dict[str, Any]:
@@ -200,19 +226,24 @@ def errors_of(trainer: Trainer, head: Head, side: str) -> dict[str, Any]:
 
 
 def _save(
-    job: Job, setup: Setup, trainer: Trainer, side: str, after: Mapping[str, Any], *, final: bool
+    job: Job, setup: Setup, trainer: Trainer, side: str, after: Mapping[str, Any], *, step: int, final: bool
 ) -> tuple[GFMModel, sureness.Sureness | str | None, list[forgetting.Drift]]:
-    """DIR/model, what its expected errors are worth, and what happened to the old heads."""
+    """DIR/model, what its expected errors are worth, and what happened to the old heads; step: of the weights, 0 for those that
+    the run began with."""
     name, errors = job.card.name, after if side == "test" else {}
     own = [
         replace(head, spec=replace(head.spec, test_errors=rounded(errors))) if head.spec.name == name else head
         for head in trainer.heads
     ]
-    moved = trainer.recipe.start.encoder_rate > 0 or setup.origin is not setup.start
+    moved = (trainer.recipe.start.encoder_rate > 0 and step > 0) or setup.origin is not setup.start
     note = f"Its encoder was fine-tuned for {name} afterwards." if moved else ""
-    model = combine(trained_model(trainer, own), setup.start, setup.kept, cards=setup.origin.specs, note=note)
+    trained = trained_model(trainer, own) if step else starting_model(trainer.recipe, own).to(trainer.model.dtype)
+    model = combine(trained, setup.start, setup.kept, cards=setup.origin.specs, note=note)
     sure = sureness.learn(model, next(head for head in own if head.spec.name == name), side) if final else None
-    about = provenance(trainer) | {"started_from": {"model": Path(job.model).name, "model_id": setup.origin.model_id}}
+    about = provenance(trainer) | {
+        "step": step,
+        "started_from": {"model": Path(job.model).name, "model_id": setup.origin.model_id},
+    }
     save_model(model, job.output / "model", provenance=about)
     drifts = forgetting.measure(setup.origin, model, setup.old_energy_heads) if moved else []
     return model, sure, drifts
@@ -237,7 +268,8 @@ def _summary(outcome: Outcome) -> dict[str, Any]:
         "expected_errors": asdict(outcome.sure) if isinstance(outcome.sure, sureness.Sureness) else None,
         "forgetting": [asdict(one) for one in outcome.drifts], "strategy": asdict(setup.strategy),
         "structures": {side: len(rows) for side, rows in setup.sides.as_mapping().items()},
-        "model_id": outcome.model.model_id, "started_from": setup.origin.model_id,
+        "unseen": {side: {"structures": n, "elements": list(s)} for side, (n, s) in setup.sides.unseen.items()},
+        "warning": outcome.warning, "model_id": outcome.model.model_id, "started_from": setup.origin.model_id,
     }  # fmt: skip
 
 

@@ -34,6 +34,7 @@ from gfm_calc.finetune.readout import Begun, begin_head
 from gfm_calc.finetune.replay import build_replay
 from gfm_calc.finetune.strategy import REPLAY_COUNT, Strategy, recipe_of, shortened
 from gfm_calc.model import GFMModel
+from gfm_calc.train.keys import BLOCKS
 from gfm_calc.train.pace import seconds_of_step
 from gfm_calc.train.preparation import Head, with_shares
 from gfm_calc.train.recipe import DataRecipe, Recipe
@@ -41,6 +42,7 @@ from gfm_calc.train.recipe import DataRecipe, Recipe
 _MARGIN = 0.85  # of the time that the user gives is for steps, the rest for validations
 _LEAST_STEPS = 50
 _PATIENCE = 8  # validations without improvement that end the run
+_FAR = 0.1  # from the fraction that was asked for
 _ENOUGH = 10  # structures that can tell whether there is an improvement
 Say = Callable[[str], None]
 
@@ -122,17 +124,14 @@ def look(job: Job, start: GFMModel, say: Say) -> Material:
     """
     checks = _look(job, start, say)
     take(job)
-    dataset = _dataset(job)
+    dataset, test_rows = _dataset(job)
     data = DataRecipe(path=str(dataset.directory), by=job.by, validation=job.validation, test=job.test, seed=job.seed)
-    sides = divide(
-        dataset, data, test_files=[path.name for path in job.test_files], max_train=job.max_train,
-        drop_shared=job.drop_shared,
-    )  # fmt: skip
+    sides = divide(dataset, data, test_rows=test_rows, max_train=job.max_train, drop_shared=job.drop_shared)
     if job.isolated is not None:
         sides = replace(sides, isolated={**sides.isolated, **read_reference_energies(job.isolated)})
     if job.card.kind == "energy" and not start.energy_heads:
         raise ConfigError(f"--from {job.model}: has no head of energies that a new one could begin as")
-    _say_sides(sides, say)
+    _say_sides(job, sides, say)
     return Material(checks=checks, dataset=dataset, data=data, sides=sides)
 
 
@@ -202,7 +201,7 @@ def _look(job: Job, start: GFMModel, say: Say) -> Preflight:
     )
     frames = sum(len(file.statistics) for file in found.inspection.files)
     for finding in found.findings:
-        if finding.level != "note":
+        if finding.level != "note" and not (job.own_labels and finding.code in job.accepted):
             say(f"  {finding.level}: {finding.text}")
     if job.report:
         write(job.output / PREFLIGHT, page(found.inspection).encode())
@@ -211,13 +210,24 @@ def _look(job: Job, start: GFMModel, say: Say) -> Preflight:
     return found
 
 
-def _dataset(job: Job) -> Dataset:
-    """The user's files as a dataset; one that an earlier run of the job has written is there already."""
+def _dataset(job: Job) -> tuple[Dataset, int]:
+    """The user's files as a dataset, and how many structures at its end are of test files; one that an earlier run of the job
+    has written is there already.
+
+    Names do not tell the files apart: run1/OUTCAR and run2/OUTCAR may be on two sides.
+    """
     place = job.output / "datasets" / job.card.name
+    test_tasks = file_tasks(job.test_files, format=job.format, options=job.options)
     if not (place / MANIFEST).exists():
-        tasks = file_tasks([*job.inputs, *job.test_files], format=job.format, options=job.options)
+        for path in job.test_files:
+            if path in job.inputs:
+                raise ConfigError(f"{path}: named twice, as data and as --test-file; take one away")
+        tasks = [*file_tasks(job.inputs, format=job.format, options=job.options), *test_tasks]
         build_flat(place, tasks, job.card)
-    return open_dataset(place)
+    dataset = open_dataset(place)
+    entries = sum(len({path.name for path in task.paths}) for task in test_tasks)  # equal names in a task are one entry
+    last = dataset.inputs[len(dataset.inputs) - entries :]
+    return dataset, sum(int(entry["structures"]) for entry in last)
 
 
 def _strategy(
@@ -233,12 +243,32 @@ def _strategy(
     )  # fmt: skip
 
 
-def _say_sides(sides: Sides, say: Say) -> None:
+def _say_sides(job: Job, sides: Sides, say: Say) -> None:
     counts = ", ".join(f"{len(rows)} {side}" for side, rows in sides.as_mapping().items())
     say(f"structures: {counts}")
+    for side, (count, symbols) in sides.unseen.items():
+        say(
+            f"  warning: {count} {side} structure{'s' * (count != 1)} left out: no training structure has "
+            f"{', '.join(symbols)}"
+        )
     if sides.near_twins:
         say(
             f"  note: {sides.near_twins} structures have a near twin on another side of the split: errors there look too good"
+        )
+    if sides.key == BLOCKS:
+        say(
+            "  note: held out are blocks of frames that follow each other: there are too few groups to hold out whole ones"
+        )
+    if job.max_train is not None:
+        return  # whatever was asked for is a fraction of more
+    asked = {"validation": job.validation} | ({} if job.test_files else {"test": job.test})
+    total = len(sides.train) + sum(len(getattr(sides, side)) for side in asked)
+    reached = {side: len(getattr(sides, side)) / total for side in asked}
+    if any(abs(reached[side] - asked[side]) > max(_FAR, asked[side]) for side in asked):
+        told = ", ".join(f"{side} {reached[side]:.2f} (asked: {asked[side]:g})" for side in asked)
+        say(
+            f"  warning: held out: {told}; divided by {sides.key}, of which there are {sides.groups}: another --by may come "
+            "nearer"
         )
 
 
@@ -246,7 +276,11 @@ def _say_start(ranking: Sequence[Nearness], references: References, say: Say) ->
     say("nearest heads (what is left after fitting reference energies):")
     for one in ranking[:3]:
         unseen = f"; has not seen {', '.join(one.unseen)}" if one.unseen else ""
-        say(f"  {one.head}: energy {1000 * one.energy:.1f} meV/atom, forces {1000 * one.forces:.0f} meV/Å{unseen}")
+        known = [
+            (f"energy {1000 * one.energy:.1f} meV/atom", one.energy),
+            (f"forces {1000 * one.forces:.0f} meV/Å", one.forces),
+        ]
+        say(f"  {one.head}: {', '.join(text for text, value in known if np.isfinite(value))}{unseen}")
     if references.fit is not None and not references.fit.is_unique:
         say(
             "  note: the compositions do not determine the reference energies of single elements: energies of other "

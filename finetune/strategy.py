@@ -67,6 +67,12 @@ class Strategy:
         return cls(**{**values, "reasons": tuple(values["reasons"])})
 
 
+def require(wanted: str | None) -> None:
+    """ConfigError for a name that no strategy has; None is left to `choose`."""
+    if wanted is not None and wanted not in NAMES:
+        raise ConfigError(f"--strategy {wanted}{did_you_mean(wanted, NAMES)}: one of {', '.join(NAMES)}")
+
+
 def choose(
     structures: int, labels: int, *, wanted: str | None = None, naive: bool = False, keeps_heads: bool = True,
     steps: int | None = None, fresh: bool = False, fitted: bool = False, begun: str = "",
@@ -85,8 +91,7 @@ def choose(
     Raises:
         ConfigError: no such strategy.
     """
-    if wanted is not None and wanted not in NAMES:
-        raise ConfigError(f"--strategy {wanted}{did_you_mean(wanted, NAMES)}: one of {', '.join(NAMES)}")
+    require(wanted)
     reasons = [
         f"{structures} training structure{'s' * (structures != 1)} with {labels} labels",
         *([begun] if begun else []),

@@ -22,7 +22,6 @@ from gfm_calc.config import HeadSpec, from_mapping, to_mapping
 from gfm_calc.data.block import NO_CHARGE, NO_SPIN
 from gfm_calc.data.compositions import Compositions
 from gfm_calc.data.frame_table import UNUSED, FrameTable
-from gfm_calc.data.grouping import by_composition, keyer
 from gfm_calc.data.loader import WORK_OF_ATOM
 from gfm_calc.data.schema import Record
 from gfm_calc.data.split_files import load_split
@@ -31,14 +30,13 @@ from gfm_calc.data.store import Dataset, Selection, open_dataset
 from gfm_calc.errors import ConfigError, CorruptFileError, GFMError, InputFileError, one_line
 from gfm_calc.graph import AtomicGraph
 from gfm_calc.train.datasets import find_datasets
+from gfm_calc.train.keys import FEW_GROUPS, is_isolated, keyed
 from gfm_calc.train.properties import start_of
 from gfm_calc.train.recipe import DataRecipe, HeadRecipe, Recipe, to_toml
 
 KIND = "training-data"
 FORMAT_VERSION = 1
 _SAMPLE = 128  # structures of a head whose edges are counted
-FEW_GROUPS = 3  # fewer cannot be divided by group
-_BLOCKS = 40  # of frames, where nothing else tells them apart
 _SCALES = (0.3, 3.0)  # eV; least and largest scale of a head
 
 
@@ -123,14 +121,14 @@ class Frames:
         return _sides(recipe, self.table, self.isolated, self.names, self.starts)
 
 
-def gather(datasets: Sequence[Dataset], recipe: DataRecipe) -> Frames:
-    """Read every structure once."""
+def gather(datasets: Sequence[Dataset], recipe: DataRecipe, *, few: int = FEW_GROUPS) -> Frames:
+    """Read every structure once; few: see `keys.keyed`."""
     table, compositions = FrameTable(), Compositions()
     isolated: list[int] = []
     by = recipe.by if recipe.split is None else load_split(recipe.split).by
 
     def noted() -> Iterator[tuple[Record, str]]:
-        for record, key in chain.from_iterable(_keyed(dataset, by) for dataset in datasets):
+        for record, key in chain.from_iterable(keyed(dataset, by, few=few) for dataset in datasets):
             if is_isolated(record):
                 isolated.append(len(compositions))
             compositions.add(record)
@@ -147,25 +145,6 @@ def _wanted(recipe: Recipe) -> list[str]:
     """The heads to train, where the recipe chooses: those that it names, or those that it gives a share."""
     shared = [head.name for head in recipe.heads if head.share is not None]
     return [name for name in recipe.data.heads or shared if not shared or name in shared]
-
-
-def _keyed(dataset: Dataset, by: str) -> Iterator[tuple[Record, str]]:
-    """(record, what it must stay on one side with) of all structures."""
-    if by != "auto":
-        key_of = keyer(by)
-        yield from ((record, key_of(record)) for record in dataset.records())
-        return
-    keys = [record.group or by_composition(record) for record in dataset.records()]
-    alone = [is_isolated(record) for record in dataset.records()]
-    some = {key for key, single in zip(keys, alone) if not single}
-    size = math.ceil(len(keys) / _BLOCKS) if len(some) < FEW_GROUPS else 0
-    for index, (record, key) in enumerate(zip(dataset.records(), keys)):
-        yield record, f"{key} {dataset.head.name} block {index // size}" if size else key
-
-
-def is_isolated(record: Record) -> bool:
-    """Whether it is a single atom without a cell, which gives a reference energy and nothing else to learn."""
-    return len(record) == 1 and not record.pbc.any()
 
 
 def _sides(
@@ -216,7 +195,7 @@ def _head(
         raise ConfigError(
             f"{dataset.directory}: head {name}: {error}; a head needs energies: label some of its structures, or leave it out"
         ) from error
-    own, unseen = _without_unseen(own, compositions, rows.start, fit.energies)
+    own, unseen = without_unseen(own, compositions, rows.start, fit.energies)
     statistics = statistics_of(dataset, own["train"], cutoff)
     spec = replace(
         dataset.head, elements=tuple(fit.energies), reference_energies=dict(fit.energies),
@@ -236,7 +215,7 @@ def _property_head(
 ) -> Head:
     """`_head` for a property; first: the dataset's first row among all."""
     references, scale = start_of(dataset.head, dataset, own["train"])
-    own, unseen = _without_unseen(own, compositions, first, references)
+    own, unseen = without_unseen(own, compositions, first, references)
     statistics = statistics_of(dataset, own["train"], cutoff)
     spec = replace(
         dataset.head, elements=tuple(references), reference_energies=references,
@@ -249,10 +228,15 @@ def _property_head(
     )  # fmt: skip
 
 
-def _without_unseen(
+def without_unseen(
     own: Mapping[str, np.ndarray], compositions: Compositions, first: int, elements: Collection[str]
 ) -> tuple[dict[str, np.ndarray], int]:
-    """The sides without held-out structures of elements that no training structure has, and how many these are."""
+    """The sides without held-out structures of elements that no training structure has, and how many these are.
+
+    Args:
+        own: side -> indices of a dataset.  compositions: of all rows.  first: the dataset's first row among them.
+        elements: symbols that training structures have.
+    """
     kept, unseen = dict(own), 0
     for side in ("validation", "test"):
         known = compositions.within(own[side] + first, elements)

@@ -78,16 +78,30 @@ def _alone_in(folder: Path, resume: bool) -> Iterator[None]:
             raise GFMError(f"{folder}: holds a run; go on with --resume, or choose another folder")
     elif folder.exists() and any(path.name not in _OURS for path in folder.iterdir()):
         raise GFMError(f"{folder}: holds other files; give a new or empty folder")
+    with locked(folder, _LOCK, "another job trains in this folder"):
+        yield
+
+
+@contextmanager
+def locked(folder: Path, name: str, taken: str) -> Iterator[None]:
+    """A folder, made where it is not there, for this process alone while the block lasts.
+
+    Args:
+        name: of the lock file in it.  taken: what to say where another process has it.
+
+    Raises:
+        GFMError: another process has it, or it cannot be written.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        handle = os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise GFMError(f"{folder}: cannot be written ({one_line(error)}); choose another folder") from error
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(handle)
-        raise GFMError(f"{folder}: another job trains in this folder; wait for it, or choose another folder") from error
+        raise GFMError(f"{folder}: {taken}; wait for it, or choose another folder") from error
     except OSError:
         pass  # a file system without locks
     try:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import lru_cache
 from importlib import import_module
 from typing import Any
 
 from ase import Atoms
 from ase.calculators.calculator import Calculator
+from ase.data import chemical_symbols as SYMBOLS
 
 from ..errors import ConfigError, MissingDependencyError, did_you_mean, one_line
 from ..graph import charge_and_spin
@@ -22,6 +23,7 @@ NAMES = {
     "MODULE:CLASS": "any ASE calculator class that can be imported, with --options for its arguments",
 }
 _TBLITE = ("GFN1-xTB", "GFN2-xTB", "IPEA1-xTB")
+_HEAVIEST = 86  # atomic number, Rn, that these methods know
 _DAMPINGS = ("d3bj", "d3zero")
 
 
@@ -46,6 +48,12 @@ def make_calculator(name: str, options: str = "{}") -> Callable[[Atoms], Calcula
     if not rest:
         raise ConfigError(f"no calculator {name!r}{did_you_mean(name, makers)}: one of {', '.join(NAMES)}")
     return _imported(kind, rest, values)
+
+
+def unknown_elements(name: str, atomic_numbers: Collection[int]) -> list[str]:
+    """Symbols of those that a calculator is known to refuse, where its name tells; the lightest first."""
+    heaviest = _HEAVIEST if name.startswith("tblite:") else len(SYMBOLS)
+    return [SYMBOLS[z] for z in sorted(set(atomic_numbers)) if z > heaviest]
 
 
 def _options(text: str) -> dict[str, Any]:

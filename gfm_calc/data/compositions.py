@@ -44,6 +44,13 @@ class Compositions:
         strange = np.array([bool(count[others].any()) for count in self._counts], bool)
         return ~strange[np.asarray(self._composition)[frames]]
 
+    def elements(self, frames: np.ndarray, *, labelled: bool = False) -> set[str]:
+        """Symbols in those frames ([n] indices); labelled: in those with an energy alone."""
+        rows = np.asarray(frames, np.int64)
+        rows = rows[np.isfinite(np.asarray(self._energy)[rows])] if labelled else rows
+        counts = [self._counts[k] for k in np.unique(np.asarray(self._composition)[rows]).tolist()]
+        return {SYMBOLS[z] for z in np.flatnonzero(np.sum(counts, axis=0))} if counts else set()
+
     def isolated(self, chosen: np.ndarray) -> dict[str, float]:
         """symbol -> eV of the chosen single atoms; of several spin states the lowest.
 

@@ -117,14 +117,16 @@ class FrameTable:
             near[first[across]] = near[second[across]] = True
         return int(near.sum())
 
-    def refuse_leaks(self, sides: np.ndarray) -> None:
-        """LeakError where a structure is on two sides, naming the first few."""
+    def refuse_leaks(
+        self, sides: np.ndarray, advice: str = "--join keeps groups that share a structure together"
+    ) -> None:
+        """LeakError where a structure is on two sides, naming the first few; advice: how to mend it."""
         found = self.leaks(sides)
         if found:
             shown = "; ".join(f"{self.name(a)} = {self.name(b)}" for a, b in found[:3])
             raise LeakError(
                 f"{len(found)} structure{'s are' if len(found) > 1 else ' is'} on two sides of the split ({shown}"
-                f"{', ...' if len(found) > 3 else ''}): --join keeps groups that share a structure together"
+                f"{', ...' if len(found) > 3 else ''}): {advice}"
             )
 
     def groups_that_share(self) -> list[set[str]]:

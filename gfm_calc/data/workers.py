@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -15,6 +16,7 @@ from typing import Any
 from ..errors import GFMError, one_line
 
 _READY = None  # a worker's first word
+_LOOK_EVERY = 1.0  # s, whether the process that started a worker is still there
 
 
 @contextmanager
@@ -97,7 +99,7 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         name = (function.__module__, function.__qualname__)
-        self._process = context.Process(target=_serve, args=(*name, theirs), daemon=True)
+        self._process = context.Process(target=_serve, args=(*name, theirs, os.getpid()), daemon=True)
         with safe_path():
             self._process.start()
         theirs.close()
@@ -163,7 +165,15 @@ def _called(function: Callable[..., Any], call: tuple) -> Any:
         return error
 
 
-def _serve(module: str, name: str, connection: Connection) -> None:
+def _end_with(parent: int) -> None:
+    """End this process soon after the one that started it, which may have been killed in the middle of a call of ours."""
+    while os.getppid() == parent:
+        time.sleep(_LOOK_EVERY)
+    os._exit(1)
+
+
+def _serve(module: str, name: str, connection: Connection, parent: int) -> None:
+    threading.Thread(target=_end_with, args=(parent,), daemon=True, name="gfm-parent").start()
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # of this process, before anything that reads it: we are many
     function = getattr(import_module(module), name)
     connection.send(_READY)

@@ -15,6 +15,7 @@ from gfm_calc.cli import main
 from gfm_calc.config import HeadSpec
 from gfm_calc.data.perturb import perturb_as_they_come
 from gfm_calc.data.schema import Record
+from gfm_calc.data.workers import WorkerDiedError
 from gfm_calc.errors import ConfigError, CorruptFileError, GFMError
 from gfm_calc.finetune import cheap
 from gfm_calc.finetune.cheap import check, first_job, make_labels
@@ -181,6 +182,48 @@ def test_walks_end_with_their_share_of_the_minutes(job):
     assert 20 <= len(found) < 400 and any("walks left out" in line for line in lines)
 
 
+def timed_out(walks, done):
+    for number in range(17):
+        yield number, WorkerDiedError(f"start.extxyz: frame {number}: took longer than 60 s")
+
+
+@pytest.mark.parametrize("minutes, walks", [(None, 3), (1e-6, 1)])
+def test_walks_that_take_too_long_are_given_up(job, minutes, walks, monkeypatch):
+    """Not after the last of them."""
+    monkeypatch.setattr(cheap, "_SHORTEST_WALK", 1e-6)
+    monkeypatch.setattr(cheap, "perturb_as_they_come", timed_out)
+    said = rf"emt: structures: 0, after {walks} of 17 walks and 0.0 minutes \(a, frame 0: took longer than 60 s\).*--max-minutes"
+    with pytest.raises(GFMError, match=said):
+        made(replace(job, max_minutes=minutes), rattled(molecule("CH3OH"), 17))
+
+
+def test_walks_that_are_slow_without_failing_are_given_up_too(job, monkeypatch):
+    def slow(walks, done):
+        yield 0, "1\n\nH 0 0 0\n"
+        raise AssertionError("the walks that take hours")
+
+    monkeypatch.setattr(cheap, "_SHORTEST_WALK", 1e-6)
+    monkeypatch.setattr(cheap, "perturb_as_they_come", slow)
+    with pytest.raises(GFMError, match="emt: structures: 1, after 1 of 17 walks"):
+        made(replace(job, max_minutes=1e-6), rattled(molecule("CH3OH"), 17))
+
+
+def test_an_element_that_the_method_does_not_know_is_named_at_once(job, monkeypatch):
+    """Without a walk where all structures have it; else they are left out."""
+    pytest.importorskip("tblite")
+    asked, lines = replace(ASKED, calculator="tblite:GFN2-xTB"), []
+    uranium = rattled(Atoms("UO", [[0, 0, 0], [0, 0, 1.8]]), 4)
+    with monkeypatch.context() as patch:
+        patch.setattr(cheap, "perturb_as_they_come", None)
+        with pytest.raises(
+            ConfigError, match=r"does not know U, which all training structures hold \(the first: a, frame 0"
+        ):
+            made(job, uranium, asked)
+    found = made(job, uranium + rattled(molecule("H2"), 4), asked, lines.append)
+    assert {str(atoms.symbols) for atoms in found} == {"H2"}
+    assert any("4 structures are not walked from: it does not know U" in line for line in lines)
+
+
 def test_what_is_refused_at_once():
     for asked, more, said in (
         (replace(ASKED, structures=19), {}, "20 at least"),
@@ -195,6 +238,7 @@ def test_what_is_refused_at_once():
 def test_the_first_training_takes_a_free_name_and_what_the_user_accepts(job):
     first = first_job(replace(job, accepted=("unseen-elements",)), ASKED, ["mine", "mine-cheap"])
     assert first.card.name == "mine-cheap-cheap" and "unseen-elements" in first.accepted and first.cheap is None
+    assert first.own_labels and "own_labels" not in replace(first, inputs=()).identity()
 
 
 def test_a_job_that_is_refused_leaves_the_labels_of_another(tmp_path, capsys):

@@ -1,6 +1,8 @@
 """`gfm finetune` on input that must not be trained on: one line that says what and how to mend it, and nothing is lost."""
 
+import fcntl
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -160,7 +162,7 @@ def test_other_things_that_cannot_be_done(sound, tmp_path, capsys):
         (["emt", "--strategy", "heads"], "not with --strategy heads"),
         (
             ["gfm:gfm-small:pbe-vasp"],
-            "--cheap-labels gfm:gfm-small:pbe-vasp: start.extxyz, frame 0: head pbe-vasp has not seen H",
+            "--cheap-labels gfm:gfm-small:pbe-vasp: frames.extxyz, frame 0: head pbe-vasp has not seen H",
         ),
         (["emt", "--property", "gap", "--kind", "intensive"], "not for properties"),
         (["emt", "--cheap-structures", "5"], "--cheap-structures 5: 20 at least"),
@@ -177,6 +179,39 @@ def test_cheap_labels_that_cannot_be_had(more, said, sound, tmp_path, capsys):
 def test_details_of_cheap_labels_that_nobody_asked_for(sound, tmp_path, capsys):
     data = write(tmp_path / "frames.extxyz", sound)
     assert "are for --cheap-labels" in refused(capsys, data, tmp_path / "out", "--cheap-steps", "5")
+
+
+def test_what_is_told_from_the_command_line_alone_is_told_first(tmp_path, capsys, monkeypatch):
+    """Before the files are looked at, which may take minutes."""
+    gone = tmp_path / "gone.extxyz"
+    for more, said in (
+        (["--strategy", "foo"], "one of heads, adapters, full"),
+        (["--naive", "--strategy", "heads"], "--naive moves all weights"),
+        (["--drop-shared"], "give --test-file"),
+        (["--device", "cuda:x"], "device"),
+    ):
+        assert said in refused(capsys, gone, tmp_path / "out", *more)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_is_for_one_job_at_a_time(sound, tmp_path, capsys):
+    """From before what another one left there is removed."""
+    data, out = write(tmp_path / "frames.extxyz", sound), tmp_path / "out"
+    out.mkdir()
+    with open(out / "job.lock", "w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        assert "another fine-tuning is at work in this folder" in refused(capsys, data, out)
+
+
+def test_a_folder_that_cannot_be_made_is_no_full_disk(sound, tmp_path, capsys):
+    line = refused(capsys, write(tmp_path / "frames.extxyz", sound), Path("/proc/foo"))
+    assert "choose another folder" in line and "--resume" not in line
+
+
+def test_there_is_nothing_to_go_on_with(sound, tmp_path, capsys):
+    data = write(tmp_path / "frames.extxyz", sound)
+    assert main(words(data, tmp_path / "out", "--resume", "--steps", "2", "--strategy", "heads")) == 0
+    assert "holds no job to go on with; a new one begins" in capsys.readouterr().out
 
 
 def test_a_test_file_that_shares_structures_is_refused(sound, tmp_path, capsys):

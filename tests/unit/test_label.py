@@ -259,6 +259,47 @@ def _dies_once(folder, number):
     return number
 
 
+def _notes_and_sleeps(path):
+    Path(path).write_text(str(os.getpid()))
+    while True:  # at full cost, as a calculator would
+        sum(range(10**5))
+
+
+def test_processes_end_with_the_one_that_started_them(tmp_path):
+    """However that ends."""
+    noted = tmp_path / "pid"
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import test_label; "
+        "from gfm_calc.data.workers import run_in_processes; "
+        "list(run_in_processes(test_label._notes_and_sleeps, [(sys.argv[2],)], 1))"
+    )
+    folders = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent)])
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code, str(Path(__file__).parent), str(noted)], env={**os.environ, "PYTHONPATH": folders}
+    )
+    for _ in range(600):
+        if noted.exists() and noted.read_text():
+            break
+        time.sleep(0.1)
+    worker = int(noted.read_text())
+    parent.kill()
+    parent.wait()
+    for _ in range(100):
+        if not _runs(worker):
+            return
+        time.sleep(0.1)
+    os.kill(worker, signal.SIGKILL)
+    raise AssertionError("the worker goes on without the process that started it")
+
+
+def _runs(pid):
+    """Whether a process is there, and not only its entry."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def test_a_call_whose_process_was_killed_is_tried_again(tmp_path):
     outcome = dict(run_in_processes(_dies_once, [(str(tmp_path), k) for k in range(3)], 2))
     assert outcome == {0: 0, 1: 1, 2: 2}

@@ -1,0 +1,105 @@
+"""How `gfm finetune` divides structures: test files, elements, few groups; and what it says where that is not as asked."""
+
+import json
+
+import pytest
+from ase.build import molecule
+from finetuning import labelled, molecules, words, write
+
+from gfm_calc.cli import main
+
+QUICK = ("--steps", "2", "--strategy", "heads", "--keep-heads", "none")
+
+
+def of(name, count, seed=0):
+    import numpy as np
+
+    random = np.random.default_rng(seed)
+    found = []
+    for _ in range(count):
+        atoms = molecule(name)
+        atoms.positions += random.normal(scale=0.05, size=atoms.positions.shape)
+        found.append(atoms)
+    return labelled(found)
+
+
+def structures(out):
+    return json.loads((out / "errors.json").read_text())["structures"]
+
+
+def test_files_of_one_name_are_told_apart(tmp_path):
+    """run1/OUTCAR is for training, run2/OUTCAR for the test."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    data = [write(tmp_path / "a" / "f.extxyz", molecules(20, 1)), write(tmp_path / "x.extxyz", molecules(12, 2))]
+    test = write(tmp_path / "b" / "f.extxyz", molecules(7, 3))
+    assert main(words(data, tmp_path / "out", *QUICK, "--test-file", str(test))) == 0
+    found = structures(tmp_path / "out")
+    assert found["test"] == 7 and found["train"] + found["validation"] == 32
+
+
+def test_a_file_is_not_on_two_sides(tmp_path, capsys):
+    data = write(tmp_path / "f.extxyz", molecules(20))
+    assert main(words(data, tmp_path / "out", *QUICK, "--test-file", str(data), "--accept", "duplicates")) == 1
+    assert "f.extxyz: named twice" in capsys.readouterr().err
+
+
+def test_an_element_that_is_in_the_test_file_alone_is_named(tmp_path, capsys):
+    data = write(tmp_path / "a.extxyz", molecules(20))
+    test = write(tmp_path / "b.extxyz", [*molecules(4, 3), *of("CH3SH", 3)])
+    assert main(words(data, tmp_path / "out", *QUICK, "--test-file", str(test))) == 0
+    said = capsys.readouterr().out
+    assert "3 test structures left out: no training structure has S" in said and "on 4 test structures" in said
+    told = json.loads((tmp_path / "out" / "errors.json").read_text())
+    assert told["structures"]["test"] == told["after"]["frames"] == 4 and told["side"] == "test"
+    assert told["unseen"] == {"test": {"structures": 3, "elements": ["S"]}}
+
+
+def test_a_test_file_of_which_nothing_is_left_is_refused(tmp_path, capsys):
+    data, test = write(tmp_path / "a.extxyz", molecules(20)), write(tmp_path / "b.extxyz", of("CH3SH", 3))
+    assert main(words(data, tmp_path / "out", *QUICK, "--test-file", str(test))) == 1
+    assert "all 3 structures hold S, which no training structure has" in capsys.readouterr().err
+
+
+def test_few_compositions_are_not_held_out_whole(tmp_path, capsys):
+    data = write(tmp_path / "a.extxyz", [atoms for name in ("CH3OH", "CH4", "H2O") for atoms in of(name, 14)])
+    assert main(words(data, tmp_path / "out", *QUICK)) == 0
+    found = structures(tmp_path / "out")
+    assert found["train"] > 28 and found["validation"] and found["test"]
+    assert "blocks of frames" in capsys.readouterr().out
+    assert main(words(data, tmp_path / "other", *QUICK, "--by", "composition")) == 0
+    assert structures(tmp_path / "other") == {"train": 14, "validation": 14, "test": 14}
+    said = capsys.readouterr().out
+    assert "validation 0.33 (asked: 0.1), test 0.33 (asked: 0.1); divided by composition, of which there are 3" in said
+
+
+def test_groups_that_the_user_names_stay_together(tmp_path, capsys):
+    frames = of("CH3OH", 42)
+    for k, atoms in enumerate(frames):
+        atoms.info["group"] = f"g{k // 14}"
+    assert main(words(write(tmp_path / "a.extxyz", frames), tmp_path / "out", *QUICK)) == 0
+    assert structures(tmp_path / "out") == {"train": 14, "validation": 14, "test": 14}
+    assert "divided by group, of which there are 3" in capsys.readouterr().out
+
+
+def test_a_structure_that_is_in_the_test_file_too_can_be_dropped(tmp_path, capsys):
+    frames = molecules(20)
+    data, test = write(tmp_path / "a.extxyz", frames), write(tmp_path / "b.extxyz", frames[:5])
+    more = (*QUICK, "--test-file", str(test), "--accept", "duplicates")
+    assert main(words(data, tmp_path / "out", *more)) == 1
+    assert "on two sides" in (said := capsys.readouterr().err)
+    assert "--drop-shared" in said and "--join" not in said
+    assert main(words(data, tmp_path / "out", *more, "--drop-shared")) == 0
+
+
+@pytest.mark.parametrize(
+    "more, said",
+    [
+        (["--max-train", "1"], "as --max-train 1 asks for: give at least 3"),
+        (["--by", "composition", "--validation", "0.5", "--test", "0.49"], "(divided by composition: 1 group)"),
+    ],
+)
+def test_why_nothing_is_left_to_train_on(more, said, tmp_path, capsys):
+    data = write(tmp_path / "a.extxyz", molecules(20))
+    assert main(words(data, tmp_path / "out", *QUICK, *more)) == 1
+    assert said in capsys.readouterr().err
