@@ -25,7 +25,7 @@ _OVERLAP = 0.02  # of the sum of the covalent radii
 # Warnings of an inspection that make labels unusable for one head: beside the errors, these are refused.
 _GRAVE = (
     "contradictions", "duplicates", "energy-kind", "force-scale", "forces-unit", "mixed-energy-keys",
-    "mixed-forces-keys", "stress-scale", "stress-unit", "zeroed-forces", "no-energies",
+    "mixed-forces-keys", "stress-scale", "stress-unit", "zeroed-forces", "no-forces-written", "no-energies",
 )  # fmt: skip
 _OF_ENERGIES = ("no-energies", "no-forces")  # where a property is what is to be learnt
 

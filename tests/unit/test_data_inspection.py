@@ -269,6 +269,74 @@ def test_forces_that_vanish_by_symmetry_are_not_taken_for_frozen(tmp_path):
     assert "zeroed-forces" in codes(tmp_path / "b.extxyz")
 
 
+def rattled(base, count=20, size=0.05):
+    """Copies with every atom moved, labelled by EMT."""
+    random = np.random.default_rng(7)
+    found = []
+    for _ in range(count):
+        atoms = base.copy()
+        atoms.positions += random.normal(scale=size, size=atoms.positions.shape)
+        found.append(labelled(atoms))
+    return found
+
+
+def without_forces(frames, chosen, every=1):
+    """The frames, of each `every`-th the forces of the chosen atoms set to zero."""
+    found = []
+    for k, atoms in enumerate(frames):
+        forces = atoms.calc.results["forces"].copy()
+        forces[chosen] = 0.0 if k % every == 0 else forces[chosen]
+        copy = atoms.copy()
+        copy.calc = SinglePointCalculator(copy, **(atoms.calc.results | {"forces": forces}))
+        found.append(copy)
+    return found
+
+
+@pytest.mark.parametrize(
+    "base, chosen, every",
+    [
+        (molecule("CH3CH2OH"), [0, 1, 2], 1),
+        (molecule("CH3CH2OH"), [0], 1),
+        (molecule("CH3CH2OH"), [0, 1, 2], 4),
+        (bulk("Cu", cubic=True).repeat((2, 2, 3)), list(range(16)), 1),
+    ],
+    ids=["three of a molecule", "one", "in a quarter of the frames", "the lowest third of a crystal"],
+)
+def test_zeroed_forces_need_no_layer(base, chosen, every, tmp_path):
+    lowest = np.argsort(base.positions[:, 2], kind="stable")[chosen] if base.pbc.any() else chosen
+    frames = rattled(base)
+    ase.io.write(tmp_path / "a.extxyz", without_forces(frames, lowest, every))
+    found = codes(tmp_path / "a.extxyz")
+    assert f"{20 // every} frames" in found["zeroed-forces"] and "apply_constraint=False" in found["zeroed-forces"]
+    ase.io.write(tmp_path / "b.extxyz", frames)
+    assert codes(tmp_path / "b.extxyz").keys() <= {"forces-noise"}
+
+
+def test_forces_that_were_never_written(tmp_path):
+    frames = rattled(molecule("CH3OH"))
+    ase.io.write(tmp_path / "a.extxyz", without_forces(frames, slice(None)))
+    (finding,) = [f for f in inspect([tmp_path / "a.extxyz"]).all_findings() if f.code == "no-forces-written"]
+    assert finding.level == "error" and finding.num_frames == 20 and "--forces-key none" in finding.text
+    ase.io.write(tmp_path / "b.extxyz", without_forces(frames, slice(None), every=2))
+    assert "no-forces-written" in codes(tmp_path / "b.extxyz")
+
+
+def test_crystals_without_forces_by_symmetry(tmp_path):
+    """Strained and compressed ideal cells, as elastic constants and equations of state are made of."""
+    random = np.random.default_rng(1)
+    frames = []
+    for base in (bulk("Cu", cubic=True), bulk("NaCl", "rocksalt", a=5.6), bulk("Si"), bulk("Cu").repeat(2)):
+        for _ in range(8):
+            atoms = base.copy()
+            strain = np.diag(random.normal(scale=0.03, size=3))
+            atoms.set_cell(atoms.cell.array @ (np.eye(3) + strain), scale_atoms=True)
+            zero = np.zeros((len(atoms), 3))
+            atoms.calc = SinglePointCalculator(atoms, energy=-3.5 * len(atoms) + strain.trace() ** 2, forces=zero)
+            frames.append(atoms)
+    ase.io.write(tmp_path / "a.extxyz", frames)
+    assert not codes(tmp_path / "a.extxyz").keys() & {"no-forces-written", "zeroed-forces"}
+
+
 def test_valence_energies_of_a_molecule_are_not_taken_for_rydberg(tmp_path):
     """GFN2-xTB energies of methanol in eV are 0.97 of all-electron energies in Ry; forces and their change tell."""
     random = np.random.default_rng(0)
