@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 from ase.data import atomic_numbers as NUMBER_OF
 from ase.data import chemical_symbols as SYMBOLS
+from ase.formula import Formula
 
 from ..config import MAX_ATOMIC_NUMBER
 from .fingerprints import Description
@@ -97,6 +98,16 @@ class FileStatistics:
     def num_compositions(self) -> int:
         """How many different formulas."""
         return len(self._counts)
+
+    def heaviest(self) -> np.ndarray:
+        """[frames] the largest atomic number in each."""
+        largest = np.array([np.flatnonzero(count)[-1] for count in self._counts])
+        return largest[self.columns["composition"].astype(np.int64)]
+
+    def formula(self, composition: int) -> str:
+        """'CH4O' of the composition of that index."""
+        count = self._counts[composition]
+        return Formula.from_dict({SYMBOLS[z]: int(count[z]) for z in np.flatnonzero(count)}).format("hill")
 
     def subtract(self, references: Mapping[str, float]) -> None:
         """Make the column "residual": energy less reference energies, eV/atom."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from . import force_findings
+from . import force_findings, mixtures
 from .finding import Finding, counted, listed, of_frames
 from .fingerprints import NEAR
 from .suspicion import EnergyKind, bulk_modulus, energy_kind, length_suspicion, stress_suspicion
@@ -39,6 +39,7 @@ def findings_of(file: FileInspection, table: FrameTable) -> list[Finding]:
         force_findings.net,
     ):
         found += rule(file)
+    found += mixtures.of_file(file, table)
     found += _duplicates(file, table)
     for rule in (_outliers, _references, _charges):
         found += rule(file)

@@ -269,6 +269,61 @@ def test_forces_that_vanish_by_symmetry_are_not_taken_for_frozen(tmp_path):
     assert "zeroed-forces" in codes(tmp_path / "b.extxyz")
 
 
+def with_energies(frames, change):
+    """The frames with the energy change(k, energy, atoms), and their forces."""
+    found = []
+    for k, atoms in enumerate(frames):
+        copy = atoms.copy()
+        energy = change(k, atoms.calc.results["energy"], atoms)
+        copy.calc = SinglePointCalculator(copy, energy=energy, forces=atoms.calc.results["forces"])
+        found.append(copy)
+    return found
+
+
+def test_two_levels_of_energies_of_one_molecule(tmp_path):
+    """As totals beside atomisation energies, and as two functionals some eV apart."""
+    frames = rattled(molecule("CH3OH"), 40, 0.02)
+    for shift in (-3115.0, 3.1):
+        mixed = with_energies(frames, lambda k, energy, atoms, shift=shift: energy + shift * (k % 2))
+        ase.io.write(tmp_path / "a.extxyz", mixed)
+        (finding,) = [
+            f
+            for f in inspect([tmp_path / "a.extxyz"]).all_findings()
+            if f.code in ("mixed-levels", "mixed-energy-kinds")
+        ]
+        assert finding.num_frames == 20 and {f % 2 for f in finding.frames} == {int(shift > 0)}, finding
+        assert "(CH4O: 3." in finding.text or "totals of all electrons" in finding.text
+
+
+def test_energies_that_the_geometry_explains_are_one_level(tmp_path):
+    """Two conformers some eV apart, each with its geometries."""
+    one, two = molecule("CH3CH2OH"), molecule("CH3OCH3")
+    frames = rattled(one, 25, 0.02) + with_energies(rattled(two, 25, 0.02), lambda k, energy, atoms: energy + 5.0)
+    ase.io.write(tmp_path / "a.extxyz", frames)
+    assert not codes(tmp_path / "a.extxyz").keys() & {"mixed-levels", "mixed-energy-kinds"}
+
+
+def test_all_electrons_beside_pseudopotentials(crystals, tmp_path):
+    frames = []
+    for atoms in rattled(molecule("CH3OH"), 30, 0.02):
+        atoms.calc.results["energy"] += float(all_electron_energy(atoms.numbers).sum())
+        frames.append(atoms)
+    ase.io.write(tmp_path / "a.extxyz", frames + crystals[:30])
+    assert "one head needs one kind" in codes(tmp_path / "a.extxyz")["mixed-energy-kinds"]
+
+
+def test_levels_of_theory_that_frames_name(tmp_path):
+    frames = rattled(molecule("CH3OH"))
+    for k, atoms in enumerate(frames):
+        atoms.info |= {"functional": ("PBE", "B3LYP")[k >= 10], "comment": f"number {k}"}
+    ase.io.write(tmp_path / "a.extxyz", frames)
+    assert "'pbe' (frame 0), 'b3lyp' (frame 10)" in codes(tmp_path / "a.extxyz")["mixed-levels"]
+    for atoms in frames:
+        atoms.info["functional"] = "PBE"
+    ase.io.write(tmp_path / "b.extxyz", frames)
+    assert "mixed-levels" not in codes(tmp_path / "b.extxyz")
+
+
 def rattled(base, count=20, size=0.05):
     """Copies with every atom moved, labelled by EMT."""
     random = np.random.default_rng(7)
