@@ -17,6 +17,7 @@ from gfm_calc.data.findings import Finding, kind_of_energies
 from gfm_calc.data.inspection import Inspection, inspect
 from gfm_calc.data.readers import ReadOptions
 from gfm_calc.errors import GFMError, InputFileError
+from gfm_calc.finetune.against import against_heads
 from gfm_calc.model import GFMModel
 
 MIN_FRAMES = 5
@@ -25,7 +26,7 @@ _OVERLAP = 0.02  # of the sum of the covalent radii
 # Warnings of an inspection that make labels unusable for one head: beside the errors, these are refused.
 _GRAVE = (
     "contradictions", "duplicates", "energy-kind", "force-scale", "forces-unit", "mixed-energy-keys",
-    "mixed-forces-keys", "stress-scale", "stress-unit", "zeroed-forces", "no-forces-written", "no-energies",
+    "mixed-forces-keys", "stress-scale", "stress-unit", "zeroed-forces", "no-forces-written", "mixed-levels", "no-energies",
 )  # fmt: skip
 _OF_ENERGIES = ("no-energies", "no-forces")  # where a property is what is to be learnt
 
@@ -70,7 +71,8 @@ def preflight(
         _refuse_tables(path)
     inspection = inspect(paths, format=format, options=options)
     if card.kind == "energy":
-        found = [*inspection.all_findings(), *_of_energies(inspection), *_of_learning(inspection, model)]
+        found = [finding for file in inspection.files for finding in against_heads(model, file)]
+        found += [*inspection.all_findings(), *_of_energies(inspection), *_of_learning(inspection, model)]
     else:
         found = [finding for finding in inspection.all_findings() if finding.code not in _OF_ENERGIES]
         found += [*_of_property(inspection, card), *_of_learning(inspection, model)]

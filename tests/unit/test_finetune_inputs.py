@@ -5,12 +5,16 @@ import shutil
 import numpy as np
 import pytest
 from ase import Atoms
-from ase.build import fcc111, molecule
+from ase.build import bulk, fcc111, molecule
 from ase.constraints import FixAtoms
 from ase.io import write as ase_write
 from finetuning import crystals, labelled, molecules, relabelled, words, write
 
+from gfm_calc.checkpoint import load_model
 from gfm_calc.cli import main
+from gfm_calc.config import HeadSpec
+from gfm_calc.data.readers.options import DEFAULTS
+from gfm_calc.finetune.preflight import preflight
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +56,17 @@ def of_slabs():
     return frames
 
 
+def far_apart(count=40, **factors):
+    """Ethanol rattled so far that no two frames can be compared, with labels times factors."""
+    random = np.random.default_rng(5)
+    found = []
+    for _ in range(count):
+        atoms = molecule("CH3CH2OH")
+        atoms.positions += random.normal(scale=0.12, size=atoms.positions.shape)
+        found.append(atoms)
+    return scaled(labelled(found, "pbe-def2svp"), **factors)
+
+
 def of_interactions():
     random = np.random.default_rng(3)
     found = []
@@ -83,6 +98,14 @@ WRONG = {
     "energies in kcal/mol": (lambda s: scaled(s, energy=23.06), "--accept"),
     "forces in Ha/bohr": (lambda s: scaled(s, forces=1 / 51.422), "--accept force"),
     "gradients for forces": (lambda s: scaled(s, forces=-1.0), "--accept force"),
+    "forces in Ha/bohr of far frames": (lambda s: far_apart(forces=1 / 51.422), "Ha/bohr: --forces-unit Ha/bohr"),
+    "forces in kcal/mol/Å of far frames": (lambda s: far_apart(forces=23.06), "--forces-unit kcal/mol/A"),
+    "gradients of far frames": (lambda s: far_apart(forces=-1.0), "--forces-are-gradients"),
+    "energies in Ha of one molecule": (lambda s: far_apart(energy=1 / 27.2114), "as if in Ha: --energy-unit Ha"),
+    "levels 0.5 eV apart": (
+        lambda s: [relabelled(a, energy=a.calc.results["energy"] + 0.5 * (k % 2)) for k, a in enumerate(molecules(40))],
+        "--accept mixed-levels",
+    ),
     "no energies": (lambda s: [relabelled(a, energy=None) for a in s], "energies"),
     "an energy that is NaN": (lambda s: first_changed(s, energy=float("nan")), "frame 0"),
     "a force that is infinite": (lambda s: first_changed(s, forces=lambda f: f * np.inf), "frame 0"),
@@ -108,6 +131,32 @@ def test_a_stress_in_kbar_is_refused(solid, tmp_path, capsys):
     frames = scaled(solid, stress=1602.18)
     line = refused(capsys, write(tmp_path / "frames.extxyz", frames), tmp_path / "out")
     assert "stress" in line and "--accept stress" in line
+
+
+def test_a_stress_of_the_wrong_sign_is_refused_by_the_heads(tmp_path, capsys):
+    """Cells of one volume, whose pressure tells nothing."""
+    random = np.random.default_rng(0)
+    found = []
+    for _ in range(20):
+        atoms = bulk("Cu", cubic=True)
+        shear = np.triu(random.normal(scale=0.04, size=(3, 3)), 1)
+        atoms.set_cell(atoms.cell.array @ (np.eye(3) + shear + shear.T), scale_atoms=True)
+        atoms.positions += random.normal(scale=0.3, size=atoms.positions.shape)
+        found.append(atoms)
+    frames = scaled(labelled(found, "distilled-7net-l3i5"), stress=-1.0)
+    line = refused(capsys, write(tmp_path / "frames.extxyz", frames), tmp_path / "out", "--accept", "stress-scale")
+    assert "times what head" in line and "--stress-sign compression" in line and "--accept stress-unit" in line
+
+
+def test_labels_of_another_level_are_no_other_unit(tmp_path):
+    """Of a semi-empirical head, beside those of density functionals."""
+    paths = [write(tmp_path / "a.extxyz", far_apart()), write(tmp_path / "b.extxyz", crystals(20))]
+    paths += [write(tmp_path / "c.extxyz", molecules(30, seed=3))]
+    for path in paths:
+        found = preflight(
+            [path], load_model("gfm-small"), HeadSpec(name="mine"), options=DEFAULTS, format=None, accepted=()
+        )
+        assert not found.refused, path
 
 
 def test_two_levels_of_theory_in_two_files_are_refused(sound, tmp_path, capsys):
