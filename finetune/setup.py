@@ -253,4 +253,6 @@ def _say_start(ranking: Sequence[Nearness], references: References, say: Say) ->
             "compositions mean nothing; add free atoms, or more compositions"
         )
     if references.isolated:
-        say(f"  reference energies of {', '.join(references.isolated)} from free atoms")
+        fitted = [symbol for symbol in references.energies if symbol not in references.isolated]
+        others = f"; of {', '.join(fitted)}, without a free atom, fitted" if fitted else ""
+        say(f"  reference energies of {', '.join(references.isolated)} from free atoms{others}")
