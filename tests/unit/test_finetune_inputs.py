@@ -14,6 +14,7 @@ from gfm_calc.checkpoint import load_model
 from gfm_calc.cli import main
 from gfm_calc.config import HeadSpec
 from gfm_calc.data.readers.options import DEFAULTS
+from gfm_calc.data.suspicion import all_electron_energy
 from gfm_calc.finetune.preflight import preflight
 
 
@@ -226,6 +227,42 @@ def test_cheap_labels_that_cannot_be_had(more, said, sound, tmp_path, capsys):
 def test_details_of_cheap_labels_that_nobody_asked_for(sound, tmp_path, capsys):
     data = write(tmp_path / "frames.extxyz", sound)
     assert "are for --cheap-labels" in refused(capsys, data, tmp_path / "out", "--cheap-steps", "5")
+
+
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        ('{"C": -37.8, "H": -0.5, "O": -75.0}', "they look like Ha: give eV, 27.2114 times"),
+        ('{"C": -1000}', "would lose"),
+        ('{"C": -1000}', "and of H, O too"),
+        ('{"C": 1e300}', "C is 1e+300 eV: no atom has that"),
+    ],
+)
+def test_free_atoms_that_do_not_belong_to_the_energies(given, said, sound, tmp_path, capsys):
+    totals = [relabelled(a, energy=lambda e, a=a: e + 223 + float(all_electron_energy(a.numbers).sum())) for a in sound]
+    (tmp_path / "atoms.json").write_text(given)
+    data = write(tmp_path / "frames.extxyz", totals)
+    more = ["--isolated-atoms", str(tmp_path / "atoms.json"), "--accept", "energy-unit"]
+    assert main(words(data, tmp_path / "out", *more)) == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "gfm: error:" in line]
+    assert said in line, line
+
+
+def test_free_atoms_that_are_missing_are_named(sound, tmp_path, capsys):
+    (tmp_path / "atoms.json").write_text('{"H": -13.6, "O": -103.0}')
+    data = write(tmp_path / "frames.extxyz", sound)
+    more = ["--isolated-atoms", str(tmp_path / "atoms.json"), "--steps", "2", "--strategy", "heads"]
+    assert main(words(data, tmp_path / "out", *more)) == 0
+    assert "of C, without a free atom, fitted" in capsys.readouterr().out
+
+
+def test_a_charge_in_words_is_refused(sound, tmp_path, capsys):
+    frames = [a.copy() for a in sound]
+    for atoms, old in zip(frames, sound):
+        atoms.calc = relabelled(old).calc
+        atoms.info["charge"] = "plus one"
+    line = refused(capsys, write(tmp_path / "frames.extxyz", frames), tmp_path / "out")
+    assert "frame 0: charge is 'plus one', no number" in line and "--charge-key none" in line
 
 
 def test_a_test_file_that_shares_structures_is_refused(sound, tmp_path, capsys):
