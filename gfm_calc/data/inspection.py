@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ase.data import chemical_symbols as SYMBOLS
 
 from ..errors import GFMError, InputFileError
 from .consistency import ConsistencyCheck
@@ -39,7 +40,8 @@ class FileInspection:
         other_keys: names in the file that are no label -> frames; levels: what frames say of their level of theory, see
         `mixtures.note_levels`; errors: of frames that could not be used;
         fit: reference energies of this file alone, None without energies; isolated: energies of single atoms;
-        forces_check, stress_check: see `consistency`; sample: some frames, drawn evenly; findings.
+        forces_check, stress_check: see `consistency`; first_frames: symbol -> the first
+        frame with that element; sample: some frames, drawn evenly; findings.
     """
 
     path: str
@@ -57,6 +59,7 @@ class FileInspection:
     forces_check: Any = None
     stress_check: Any = None
     curvature: float = math.nan
+    first_frames: dict[str, int] = field(default_factory=dict)
     sample: list[Record] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
 
@@ -159,6 +162,8 @@ def _take(
         if name not in used:
             file.other_keys[name] = file.other_keys.get(name, 0) + 1
     note_levels(file.levels, raw.scalars, raw.frame)
+    for z in np.unique(record.atomic_numbers).tolist():
+        file.first_frames.setdefault(SYMBOLS[z], raw.frame)
     description = describe(record)
     table.add(record, record.group, description)
     file.statistics.add(record, description, raw.fixed)

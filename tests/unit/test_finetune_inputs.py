@@ -1,6 +1,8 @@
 """`gfm finetune` on input that must not be trained on: one line that says what and how to mend it, and nothing is lost."""
 
+import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,12 +12,13 @@ from ase.constraints import FixAtoms
 from ase.io import write as ase_write
 from finetuning import crystals, labelled, molecules, relabelled, words, write
 
+import gfm_calc
 from gfm_calc.checkpoint import load_model
 from gfm_calc.cli import main
 from gfm_calc.config import HeadSpec
 from gfm_calc.data.readers.options import DEFAULTS
 from gfm_calc.data.suspicion import all_electron_energy
-from gfm_calc.finetune.preflight import preflight
+from gfm_calc.finetune.preflight import CODES, FINAL, preflight
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +177,7 @@ def test_elements_that_the_model_has_never_seen_are_refused(sound, saved_model, 
         atoms.calc = relabelled(old).calc
     path = write(tmp_path / "frames.extxyz", frames)
     line = refused(capsys, path, tmp_path / "out", "--from", str(saved_model), "--accept", "energy-unit")
-    assert "S: no head of the model has seen it" in line
+    assert f"{path}: S: no head of the model has seen it: leave these" in line and "[frames 0]" in line
 
 
 @pytest.mark.parametrize(
@@ -254,6 +257,32 @@ def test_free_atoms_that_are_missing_are_named(sound, tmp_path, capsys):
     more = ["--isolated-atoms", str(tmp_path / "atoms.json"), "--steps", "2", "--strategy", "heads"]
     assert main(words(data, tmp_path / "out", *more)) == 0
     assert "of C, without a free atom, fitted" in capsys.readouterr().out
+
+
+def test_codes_that_cannot_be_accepted(sound, tmp_path, capsys):
+    data = write(tmp_path / "frames.extxyz", sound)
+    assert "did you mean 'duplicates'" in refused(capsys, data, tmp_path / "out", "--accept", "duplicate")
+    assert "cannot be accepted: give more" in refused(capsys, data, tmp_path / "out", "--accept", "too-few")
+    line = refused(capsys, write(tmp_path / "few.extxyz", sound[:4]), tmp_path / "out")
+    assert "--accept" not in line and "give more of them" in line and "few.extxyz" in line
+    ase_write(tmp_path / "bad.extxyz", [*sound, relabelled(sound[0], energy=float("nan"))])
+    line = refused(capsys, tmp_path / "bad.extxyz", tmp_path / "out")
+    assert "--accept" not in line and "mend these frames, or leave them out" in line
+
+
+def test_every_code_is_known():
+    """Those that the sources write, beside those that are final."""
+    root = Path(gfm_calc.__file__).parent.parent
+    sources = [*(root / "gfm_calc" / "data").glob("*.py"), *(root / "finetune").glob("*.py")]
+    text = "".join(path.read_text() for path in sources)
+    pattern = r'code="([a-z-]+)"|(?:"(?:error|warning|note)"(?: if [^"]*"warning")?|level), "([a-z-]+)"'
+    written = {one or two for one, two in re.findall(pattern, text)} - {"warning"}
+    assert len(written) > 30 and written <= {*CODES, *FINAL}
+
+
+def test_the_file_of_a_finding_is_named(sound, tmp_path, capsys):
+    files = [write(tmp_path / "a.extxyz", sound), write(tmp_path / "b.extxyz", with_copies(molecules(20, seed=4)))]
+    assert f"{files[1]}: 6 frames" in refused(capsys, files, tmp_path / "out")
 
 
 def test_a_charge_in_words_is_refused(sound, tmp_path, capsys):
