@@ -20,7 +20,7 @@ from .zero_forces import count_zeros
 _COLUMNS = (
     "num_atoms", "energy", "ratio", "max_force", "net_force", "rms_force", "pressure", "max_stress", "volume", "closest",
     "typical", "composition", "zero_forces", "frame", "charge", "spin", "axes", "taken_forces", "no_force",
-    "value", "of_atoms", "width",
+    "value", "of_atoms", "width", "varies",
 )  # fmt: skip
 _OF_FORCES = ("max_force", "net_force", "rms_force", "zero_forces", "taken_forces", "no_force")
 # Components of forces, for the histogram: decades from 1e-5 to 1e4 eV/Å, ten bins each.
@@ -35,7 +35,7 @@ class FileStatistics:
     (distances over those of bonds); composition (index); zero_forces, taken_forces, no_force (see
     `zero_forces.count_zeros`); frame; charge; spin; axes (periodic ones); value (a property of the structure, or its mean
     over atoms; of vectors the length), of_atoms (1 where it is one of atoms),
-    width (of its numbers); residual (eV/atom, after the reference energies).
+    width (of its numbers), varies (1 where they differ within the frame); residual (eV/atom, after the reference energies).
     """
 
     def __init__(self) -> None:
@@ -152,9 +152,14 @@ class FileStatistics:
 def _property(record: Record) -> dict[str, float]:
     values = record.value if record.atom_values is None else record.atom_values
     if values is None:
-        return {"value": math.nan, "of_atoms": 0, "width": 0}
+        return {"value": math.nan, "of_atoms": 0, "width": 0, "varies": 0}
     sizes = values if values.shape[-1] == 1 else np.linalg.norm(np.atleast_2d(values), axis=1)
-    return {"value": float(sizes.mean()), "of_atoms": record.atom_values is not None, "width": values.shape[-1]}
+    return {
+        "value": float(sizes.mean()),
+        "of_atoms": record.atom_values is not None,
+        "width": values.shape[-1],
+        "varies": bool(np.ptp(values) > 0),
+    }
 
 
 def _stress(record: Record) -> dict[str, float]:

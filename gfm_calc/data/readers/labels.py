@@ -184,7 +184,10 @@ class _Chooser:
         if key == NONE:
             return ()
         if key not in where:
-            self._refuse(f"no {key!r} (--{what}-key); there is {_listed(list(where)) or 'nothing'}")
+            self._refuse(
+                f"no {key!r} (--{what}-key); there is {_listed(list(where)) or 'nothing'}: label the frame, leave it out, or "
+                "choose another name"
+            )
         return (key,)
 
     # ---- units ----
