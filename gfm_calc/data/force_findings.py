@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .inspection import FileInspection
 
 _MANY = 0.05  # of the frames; fewer are a slip
-_NEAR_ONE = (0.6, 1.7)  # slopes that long steps alone may give
+_NEAR_ONE = (0.45, 2.2)  # slopes that long steps alone may give
 
 
 def consistency(file: FileInspection) -> list[Finding]:
@@ -22,7 +22,7 @@ def consistency(file: FileInspection) -> list[Finding]:
     for check, code in ((file.forces_check, "forces-unit"), (file.stress_check, "stress-unit")):
         if check.pairs == 0 or check.is_right:
             continue
-        long_steps = not check.close and not check.recognised and _NEAR_ONE[0] < check.median < _NEAR_ONE[1]
+        long_steps = not check.close and _NEAR_ONE[0] < check.median < _NEAR_ONE[1]
         if check.is_clear and not long_steps and (check.recognised or check.pairs >= 20):
             text = f"{check.verdict} (slope {check.median:.3g} ± {check.spread:.2g} over {check.pairs} pairs of frames)"
             found.append(Finding(level="error" if check.pairs >= 20 else "warning", code=code, text=text))

@@ -14,8 +14,9 @@ from ase.units import Bohr, GPa, Hartree, kcal, mol
 from data_files import FIXTURES, methanol
 
 from gfm_calc.commands.inspection_report import page, text
-from gfm_calc.data.consistency import ConsistencyCheck
-from gfm_calc.data.inspection import inspect
+from gfm_calc.data.consistency import ConsistencyCheck, Slope
+from gfm_calc.data.force_findings import consistency
+from gfm_calc.data.inspection import FileInspection, inspect
 from gfm_calc.data.readers import ReadOptions, read
 from gfm_calc.data.report import mapping
 from gfm_calc.data.suspicion import all_electron_energy, bulk_modulus, stress_suspicion
@@ -193,6 +194,14 @@ def test_shuffled_frames_are_compared_too(tmp_path):
     order = random.permutation(len(frames))
     path = changed([frames[k] for k in order], tmp_path / "a.extxyz", forces=-1.0)
     assert "--forces-are-gradients" in codes(path)["forces-unit"]
+
+
+@pytest.mark.parametrize("median, close, said", [(0.55, False, False), (0.55, True, True), (51.4, False, True)])
+def test_long_steps_alone_do_not_condemn_forces(median, close, said):
+    """Frames that are far apart: the mean of two forces is not that of the way, and the slope need not be 1."""
+    check = Slope(pairs=40, median=median, spread=0.05 * median, close=close, recognised=True, verdict="another unit")
+    file = FileInspection(path="a.extxyz", forces_check=check, stress_check=Slope(pairs=0))
+    assert [finding.code for finding in consistency(file)] == ["forces-unit"] * said
 
 
 def test_steps_through_the_cell_wall(crystals):
