@@ -6,17 +6,17 @@ A finding is refused or shown.  What is refused can be accepted by its code, one
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from ase.data import chemical_symbols as SYMBOLS
 
 from gfm_calc.config import HeadSpec
 from gfm_calc.data.findings import Finding, kind_of_energies
 from gfm_calc.data.inspection import Inspection, inspect
 from gfm_calc.data.readers import ReadOptions
-from gfm_calc.errors import GFMError, InputFileError
+from gfm_calc.errors import ConfigError, GFMError, InputFileError, did_you_mean
+from gfm_calc.finetune.against import against_heads
 from gfm_calc.model import GFMModel
 
 MIN_FRAMES = 5
@@ -25,7 +25,23 @@ _OVERLAP = 0.02  # of the sum of the covalent radii
 # Warnings of an inspection that make labels unusable for one head: beside the errors, these are refused.
 _GRAVE = (
     "contradictions", "duplicates", "energy-kind", "force-scale", "forces-unit", "mixed-energy-keys",
-    "mixed-forces-keys", "stress-scale", "stress-unit", "zeroed-forces", "no-energies",
+    "mixed-forces-keys", "stress-scale", "stress-unit", "zeroed-forces", "no-forces-written", "mixed-levels", "no-energies",
+)  # fmt: skip
+# What nothing can be done with, whoever knows better.
+FINAL = {
+    "damaged": "mend the file",
+    "kind": "choose another --kind",
+    "too-few": "give more of them",
+    "unusable-frames": "mend these frames, or leave them out",
+}
+# What can be accepted; notes are never in the way, but saying so is no mistake.
+CODES = (
+    "classes", "close-atoms", "constant", "contradictions", "duplicates", "energies-only", "energy-kind", "energy-outliers",
+    "energy-unit", "extensive", "force-scale", "forces-noise", "forces-unit", "large-forces", "length-unit",
+    "mixed-energy-keys", "mixed-energy-kinds", "mixed-forces-keys", "mixed-levels", "near-duplicates", "net-force",
+    "no-energies", "no-forces", "no-forces-written", "no-groups", "no-spin", "overlap", "rare-elements", "reference-rank",
+    "several-conventions", "several-units", "shared-structures", "some-energies", "some-forces", "stress-noise",
+    "stress-scale", "stress-unit", "unseen-elements", "zero-forces", "zeroed-forces",
 )  # fmt: skip
 _OF_ENERGIES = ("no-energies", "no-forces")  # where a property is what is to be learnt
 
@@ -45,7 +61,8 @@ class Preflight:
         first, more = self.refused[0], len(self.refused) - 1
         where = f" [frames {', '.join(map(str, first.frames[:5]))}]" if first.frames else ""
         others = f"; and {more} more: {', '.join(sorted({f.code for f in self.refused[1:]}))}" if more else ""
-        raise GFMError(f"not fine-tuned: {first.text}{where}; mend it, or go on with --accept {first.code}{others}")
+        mend = FINAL.get(first.code, f"mend it, or go on with --accept {first.code}")
+        raise GFMError(f"not fine-tuned: {first.text}{where}; {mend}{others}")
 
 
 def preflight(
@@ -66,17 +83,46 @@ def preflight(
     Raises:
         GFMError: a file that cannot be read, or whose labels leave a question open.
     """
+    check_codes(accepted)
     for path in paths:
         _refuse_tables(path)
     inspection = inspect(paths, format=format, options=options)
+    seen = [*_with_files(inspection), *inspection.findings]
     if card.kind == "energy":
-        found = [*inspection.all_findings(), *_of_energies(inspection), *_of_learning(inspection, model)]
+        found = [finding for file in inspection.files for finding in against_heads(model, file)]
+        found += [*seen, *_of_energies(inspection), *_of_learning(inspection, model)]
     else:
-        found = [finding for finding in inspection.all_findings() if finding.code not in _OF_ENERGIES]
+        found = [finding for finding in seen if finding.code not in _OF_ENERGIES]
         found += [*_of_property(inspection, card), *_of_learning(inspection, model)]
     refused = [f for f in found if (f.level == "error" or f.code in _GRAVE) and f.code not in accepted]
     refused.sort(key=lambda finding: finding.level != "error")
     return Preflight(inspection=inspection, findings=tuple(found), refused=tuple(refused))
+
+
+def check_codes(accepted: Collection[str]) -> None:
+    """ConfigError for a code that no finding has, or that cannot be accepted."""
+    for code in accepted:
+        if code in FINAL:
+            raise ConfigError(f"--accept {code}: that cannot be accepted: {FINAL[code]}")
+        if code not in CODES:
+            raise ConfigError(
+                f"--accept {code}: no finding has that code{did_you_mean(code, CODES)}; a finding shows its own"
+            )
+
+
+def _with_files(inspection: Inspection) -> list[Finding]:
+    """The findings of single files, each with the name of its file."""
+    return [
+        finding if file.path in finding.text else replace(finding, text=f"{file.path}: {finding.text}")
+        for file in inspection.files
+        for finding in file.findings
+    ]
+
+
+def _named(inspection: Inspection) -> str:
+    """'a.extxyz, b.extxyz'."""
+    shown = [file.path for file in inspection.files[:3]]
+    return ", ".join(shown) + (", ..." if len(inspection.files) > 3 else "")
 
 
 def _refuse_tables(path: Path) -> None:
@@ -96,7 +142,8 @@ def _of_property(inspection: Inspection, card: HeadSpec) -> list[Finding]:
     sizes = np.concatenate([file.statistics["num_atoms"] for file in inspection.files])
     known = values[np.isfinite(values)]
     if len(known) < MIN_FRAMES:
-        text = f"{len(known)} structure{'s' * (len(known) != 1)} with the property: at least {MIN_FRAMES} are needed"
+        count = f"{len(known)} structure{'s' * (len(known) != 1)} with the property"
+        text = f"{_named(inspection)}: {count}: at least {MIN_FRAMES} are needed"
         return [Finding(level="error", code="too-few", text=text)]
     shapes = {
         (bool(row[0]), int(row[1]))
@@ -109,8 +156,9 @@ def _of_property(inspection: Inspection, card: HeadSpec) -> list[Finding]:
         kinds = " or ".join(kind for shape in sorted(shapes) for kind in _KINDS[shape])
         text = f"the label has {' or '.join(texts)}: --kind must be {kinds}"
         return [Finding(level="error", code="kind", text=text)]
-    if np.ptp(known) == 0 and card.kind != "atom_scalar":
-        text = f"every structure has the same label, {known[0]:g}: there is nothing to learn"
+    varies = any(file.statistics["varies"].any() for file in inspection.files)
+    if np.ptp(known) <= 1e-12 * np.abs(known).max() and not varies:
+        text = f"{_named(inspection)}: every structure has the same label, {known[0]:g}: there is nothing to learn"
         found.append(Finding(level="error", code="constant", text=text))
     if card.kind == "class" and not np.isin(known, (0.0, 1.0)).all():
         text = f"a class is 0 or 1 (or false and true), and there is {known[~np.isin(known, (0.0, 1.0))][0]:g}"
@@ -137,9 +185,8 @@ def _of_energies(inspection: Inspection) -> list[Finding]:
     energies = np.concatenate([file.statistics["energy"] for file in inspection.files])
     usable = int(((sizes > 1) & np.isfinite(energies)).sum())
     if usable < MIN_FRAMES:
-        text = (
-            f"{usable} structure{'s' * (usable != 1)} with energies beside free atoms: at least {MIN_FRAMES} are needed"
-        )
+        count = f"{usable} structure{'s' * (usable != 1)} with energies beside free atoms"
+        text = f"{_named(inspection)}: {count}: at least {MIN_FRAMES} are needed"
         found.append(Finding(level="error", code="too-few", text=text))
     if all(np.isnan(file.statistics["max_force"]).all() for file in inspection.files):
         text = "no forces: the head learns from energies alone; expect forces several times worse than with them"
@@ -162,10 +209,14 @@ def _of_learning(inspection: Inspection, model: GFMModel) -> list[Finding]:
             frames = tuple(file.statistics["frame"][overlapping[:5]].astype(int).tolist())
             text = f"{file.path}: {len(overlapping)} frame{'s' * (len(overlapping) != 1)} with two atoms at one place"
             found.append(Finding(level="error", code="overlap", text=text, frames=frames, num_frames=len(overlapping)))
-    numbers = {int(z) for file in inspection.files for z in np.flatnonzero(file.statistics.element_atoms)}
     known = {symbol for spec in model.specs.values() for symbol in spec.elements}
-    strange = [SYMBOLS[z] for z in sorted(numbers) if SYMBOLS[z] not in known]
-    if strange:
-        text = f"{', '.join(strange)}: no head of the model has seen {'it' if len(strange) == 1 else 'them'}"
-        found.append(Finding(level="error", code="unseen-elements", text=text))
+    for file in inspection.files:
+        strange = [symbol for symbol in file.statistics.elements if symbol not in known]
+        if strange:
+            frames = tuple(sorted({file.first_frames[symbol] for symbol in strange}))
+            text = (
+                f"{file.path}: {', '.join(strange)}: no head of the model has seen {'it' if len(strange) == 1 else 'them'}: "
+                "leave these structures out, or choose another model (--from)"
+            )
+            found.append(Finding(level="error", code="unseen-elements", text=text, frames=frames))
     return found

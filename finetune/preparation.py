@@ -15,6 +15,7 @@ from gfm_calc.data.frame_table import UNUSED
 from gfm_calc.data.references import ReferenceFit
 from gfm_calc.data.splits import SIDES
 from gfm_calc.data.store import Dataset
+from gfm_calc.data.units import ENERGY
 from gfm_calc.errors import ConfigError
 from gfm_calc.finetune.nearest import fit_references, predictions, spread
 from gfm_calc.model import GFMModel
@@ -26,6 +27,7 @@ from gfm_calc.train.recipe import DataRecipe
 
 MIN_TRAINING = 3
 _FEW_COMPOSITIONS = 10  # fewer are not held out whole: that would be far more, or less, than the fraction asked for
+_BINDING = 15.0  # eV/atom that nothing gains by being bound
 _FITTED = 5000  # structures that reference energies are fitted to, at most
 
 
@@ -158,7 +160,7 @@ def find_references(model: GFMModel, nearest: str, dataset: Dataset, sides: Side
     `heads.EnergyHeads`): a free atom then keeps its calculated energy, and bound ones the fitted sum of the two.
 
     Raises:
-        ConfigError: no energies.
+        ConfigError: no energies, or free atoms that do not belong to them.
     """
     spec = model.specs[nearest]
     records = list(dataset.read(_some(sides.train, dataset), names=True).records())
@@ -170,7 +172,46 @@ def find_references(model: GFMModel, nearest: str, dataset: Dataset, sides: Side
     free = {s: e for s, e in sides.isolated.items() if s in fit.energies}
     energies = dict(fit.energies) | free
     shift = {s: float(row[NUMBER_OF[s]]) + fit.energies[s] - energies[s] for s in energies}
+    if free:
+        _refuse_absurd([r.atomic_numbers for r, _ in pairs if np.isfinite(r.energy)], shift, free)
     return References(energies=energies, shift=shift, fit=fit, isolated=tuple(free))
+
+
+def _refuse_absurd(structures: Sequence[np.ndarray], shift: Mapping[str, float], free: Mapping[str, float]) -> None:
+    """ConfigError where free atoms would bind as none do; it names the unit that mends it.
+
+    Args:
+        structures: atomic numbers [n] of each.
+        shift: symbol -> eV, what an atom gains by being bound.
+        free: symbol -> eV of the free atoms that are given.
+    """
+    gained = _bindings(structures, shift)
+    worst = gained[np.abs(gained).argmax()]
+    if abs(worst) <= _BINDING:
+        return
+    given = ", ".join(f"{symbol} {energy:g}" for symbol, energy in free.items())
+    for unit in ("Ha", "Ry", "kcal/mol", "kJ/mol"):
+        factor = ENERGY[unit]
+        other = {s: shift[s] - (factor - 1.0) * free.get(s, 0.0) for s in shift}
+        if np.abs(_bindings(structures, other)).max() <= _BINDING:
+            mend = f"they look like {unit}: give eV, {factor:.6g} times as much"
+            break
+    else:
+        lacking = [symbol for symbol in shift if symbol not in free]
+        mend = "give energies of the same method, in eV"
+        mend += f", and of {', '.join(lacking)} too" if lacking else ""
+    verb = "gain" if worst < 0 else "lose"
+    raise ConfigError(
+        f"free atoms ({given} eV) would {verb} {abs(worst):.3g} eV/atom by being bound, which none does: {mend}"
+    )
+
+
+def _bindings(structures: Sequence[np.ndarray], shift: Mapping[str, float]) -> np.ndarray:
+    """[structures] eV/atom that their atoms gain by being bound."""
+    table = np.zeros(max(NUMBER_OF.values()) + 1)
+    for symbol, energy in shift.items():
+        table[NUMBER_OF[symbol]] = energy
+    return np.array([table[numbers].mean() for numbers in structures])
 
 
 def new_head(

@@ -150,11 +150,11 @@ def set_up(job: Job, found: Material, begins: Beginning, kept: Sequence[str], sa
     begun = begin_head(job.output / START, start, dataset, sides.train, say) if is_property else None
     old = [head for head in kept if head in start.energy_heads]
     known = read_decisions(job.output)
-    plan = (
-        _strategy(job, begins, dataset, sides, old, fitted=begun is not None)
-        if known is None
-        else Strategy.from_mapping(known["strategy"])
-    )
+    if known is None:
+        how = strategy.AS_ANOTHER if not is_property else strategy.RANDOM if begun is None else strategy.FITTED
+        plan = _strategy(job, begins, dataset, sides, old, how)
+    else:
+        plan = Strategy.from_mapping(known["strategy"])
     replay = build_replay(
         job.output / "replay", begins.origin, begins.origin_where, old if plan.replay else [], count=REPLAY_COUNT,
         seed=job.seed,
@@ -231,15 +231,15 @@ def _dataset(job: Job) -> tuple[Dataset, int]:
 
 
 def _strategy(
-    job: Job, begins: Beginning, dataset: Dataset, sides: Sides, old: Sequence[str], *, fitted: bool
+    job: Job, begins: Beginning, dataset: Dataset, sides: Sides, old: Sequence[str], how: str
 ) -> Strategy:  # fmt: skip
-    """What the number of structures and labels suggests."""
+    """What the number of structures and labels suggests; how: the head begins, see `strategy.choose`."""
     block = dataset.read(sides.train)
     known = (block.energy, block.forces, block.stress, block.value, block.atom_values)
     labels = sum(int(np.isfinite(x).sum()) for x in known if x is not None)
     return strategy.choose(
         len(sides.train), labels, wanted=job.strategy, naive=job.naive, keeps_heads=bool(old), steps=job.steps,
-        fresh=job.card.kind != "energy", fitted=fitted, begun=begins.reason,
+        begins=how, begun=begins.reason,
     )  # fmt: skip
 
 
@@ -287,4 +287,6 @@ def _say_start(ranking: Sequence[Nearness], references: References, say: Say) ->
             "compositions mean nothing; add free atoms, or more compositions"
         )
     if references.isolated:
-        say(f"  reference energies of {', '.join(references.isolated)} from free atoms")
+        fitted = [symbol for symbol in references.energies if symbol not in references.isolated]
+        others = f"; of {', '.join(fitted)}, without a free atom, fitted" if fitted else ""
+        say(f"  reference energies of {', '.join(references.isolated)} from free atoms{others}")

@@ -26,6 +26,7 @@ from gfm_calc.train.recipe import (
 )
 
 NAMES = ("heads", "adapters", "full")
+AS_ANOTHER, RANDOM, FITTED = "as another", "random", "fitted"  # how a head begins
 _FEW_LABELS = 300  # numbers: energies, force and stress components
 _FEW_FITTED = 60  # where the head begins fitted, and does not pull at the encoder
 # On 50 frames of ethanol, 21 old heads, with AdamW: with half of the draws, all heads alike and weight 3, what moved would add
@@ -75,7 +76,7 @@ def require(wanted: str | None) -> None:
 
 def choose(
     structures: int, labels: int, *, wanted: str | None = None, naive: bool = False, keeps_heads: bool = True,
-    steps: int | None = None, fresh: bool = False, fitted: bool = False, begun: str = "",
+    steps: int | None = None, begins: str = AS_ANOTHER, begun: str = "",
 ) -> Strategy:  # fmt: skip
     """The strategy for so many training structures.
 
@@ -85,7 +86,7 @@ def choose(
         naive: all weights at one rate, nothing guards the old heads.
         keeps_heads: the old heads are wanted afterwards.
         steps: that the user chose.
-        fresh: the head is of a property; it begins with random weights, which learn faster than the encoder, or `fitted`.
+        begins: how the head begins: `AS_ANOTHER`, with `RANDOM` weights, which learn faster than the encoder, or `FITTED`.
         begun: what the model has learnt of structures like these before, in words: large steps would only undo it.
 
     Raises:
@@ -102,7 +103,7 @@ def choose(
     elif naive:
         name = "full"
         reasons.append("full: --naive moves all weights at one rate")
-    elif labels < (few := _FEW_FITTED if fitted else _FEW_LABELS):
+    elif labels < (few := _FEW_FITTED if begins == FITTED else _FEW_LABELS):
         name = "heads"
         reasons.append(f"heads: fewer than {few} labels would bend the encoder to their accidents")
     else:
@@ -120,23 +121,23 @@ def choose(
     reasons.append(f"{planned} steps of {batch} structures: {planned * batch / structures:.0f} times through the data")
     return Strategy(
         name=name, reasons=tuple(reasons), replay=replay, structures=batch, steps=planned,
-        **_rates(name, naive=naive, fresh=fresh, fitted=fitted, replay=replay, begun=bool(begun)),
+        **_rates(name, naive=naive, begins=begins, replay=replay, begun=bool(begun)),
     )  # fmt: skip
 
 
-def _rates(name: str, *, naive: bool, fresh: bool, fitted: bool, replay: bool, begun: bool) -> dict[str, Any]:
+def _rates(name: str, *, naive: bool, begins: str, replay: bool, begun: bool) -> dict[str, Any]:
     """How fast what learns: fields of `Strategy`."""
     if name == "heads":
-        return {"learning_rate": 5e-4 if fitted else 2e-3, "encoder_rate": 0.0}
+        return {"learning_rate": 5e-4 if begins == FITTED else 2e-3, "encoder_rate": 0.0}
     if name == "adapters":
         return {"learning_rate": 1e-3, "adapter_rank": 8}
     # Validation errors with 200 labels of formation energy (eV/atom) and log10 of the shear modulus (GPa), Matbench: random
     # weights 0.447 and 0.218; from a random head, the encoder fixed 0.235 and 0.191, at a quarter of 2e-3 0.276 and 0.189; a
     # fitted head as it is 0.130 and 0.167, trained alone 0.117 and 0.162, with the encoder at a quarter of 5e-4 0.110 and
     # 0.156, at as much 0.115 and 0.149 (of QM9's gap, meV: fitted 551, at a quarter 512, at as much 477).
-    if fitted:
+    if begins == FITTED:
         return {"learning_rate": 5e-4, "layer_decay": 1.0 if naive else 0.9}
-    if fresh:
+    if begins == RANDOM:
         return {"learning_rate": 5e-4} if naive else {"learning_rate": 2e-3, "encoder_rate": 0.25, "layer_decay": 0.9}
     # On 50 frames, batches of 10, one seed, force MAE on validation: uracil 48 meV/Å after 500 steps with Muon, 67 with AdamW
     # (5e-4); ethanol 53 after 600 of 1,200 steps against 66 (AdamW, 2e-3), and 52 at their end with 3 on the training frames:

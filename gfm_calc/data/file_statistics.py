@@ -9,17 +9,20 @@ from collections.abc import Mapping
 import numpy as np
 from ase.data import atomic_numbers as NUMBER_OF
 from ase.data import chemical_symbols as SYMBOLS
+from ase.formula import Formula
 
 from ..config import MAX_ATOMIC_NUMBER
 from .fingerprints import Description
 from .schema import Record
 from .suspicion import all_electron_energy
+from .zero_forces import count_zeros
 
 _COLUMNS = (
     "num_atoms", "energy", "ratio", "max_force", "net_force", "rms_force", "pressure", "max_stress", "volume", "closest",
-    "typical", "composition", "zero_forces", "frame", "charge", "spin", "axes", "zero_layers",
-    "value", "of_atoms", "width",
+    "typical", "composition", "zero_forces", "frame", "charge", "spin", "axes", "taken_forces", "no_force",
+    "value", "of_atoms", "width", "varies",
 )  # fmt: skip
+_OF_FORCES = ("max_force", "net_force", "rms_force", "zero_forces", "taken_forces", "no_force")
 # Components of forces, for the histogram: decades from 1e-5 to 1e4 eV/Å, ten bins each.
 FORCE_BINS = np.logspace(-5, 4, 91)
 
@@ -29,10 +32,10 @@ class FileStatistics:
 
     num_atoms; energy (eV); ratio (to the energy of free atoms, all electrons); max_force, rms_force (eV/Å); net_force
     (|sum|, eV/Å); pressure (-trace/3, eV/Å³), max_stress (eV/Å³); volume (Å³ per atom, of crystals); closest, typical
-    (distances over those of bonds); composition (index); zero_forces (atoms whose force is exactly zero, where others are
-    not); zero_layers (1 where those atoms are the lowest along an axis, or fixed by a constraint); frame; charge; spin;
-    axes (periodic ones); value (a property of the structure, or its mean over atoms; of vectors the length), of_atoms (1 where
-    it is one of atoms), width (of its numbers); residual (eV/atom, after the reference energies).
+    (distances over those of bonds); composition (index); zero_forces, taken_forces, no_force (see
+    `zero_forces.count_zeros`); frame; charge; spin; axes (periodic ones); value (a property of the structure, or its mean
+    over atoms; of vectors the length), of_atoms (1 where it is one of atoms),
+    width (of its numbers), varies (1 where they differ within the frame); residual (eV/atom, after the reference energies).
     """
 
     def __init__(self) -> None:
@@ -96,6 +99,16 @@ class FileStatistics:
         """How many different formulas."""
         return len(self._counts)
 
+    def heaviest(self) -> np.ndarray:
+        """[frames] the largest atomic number in each."""
+        largest = np.array([np.flatnonzero(count)[-1] for count in self._counts])
+        return largest[self.columns["composition"].astype(np.int64)]
+
+    def formula(self, composition: int) -> str:
+        """'CH4O' of the composition of that index."""
+        count = self._counts[composition]
+        return Formula.from_dict({SYMBOLS[z]: int(count[z]) for z in np.flatnonzero(count)}).format("hill")
+
     def subtract(self, references: Mapping[str, float]) -> None:
         """Make the column "residual": energy less reference energies, eV/atom."""
         values = np.zeros(MAX_ATOMIC_NUMBER + 1)
@@ -123,41 +136,30 @@ class FileStatistics:
     def _forces(self, record: Record, fixed: np.ndarray | None) -> dict[str, float]:
         forces = record.forces
         if forces is None:
-            return dict.fromkeys(("max_force", "net_force", "rms_force", "zero_forces", "zero_layers"), math.nan)
+            return dict.fromkeys(_OF_FORCES, math.nan)
         sizes = np.linalg.norm(forces, axis=1)
         self.force_histogram += np.bincount(
             np.searchsorted(FORCE_BINS, np.abs(forces).ravel(), side="right"), minlength=len(FORCE_BINS) + 1
         )
-        zero = sizes == 0
-        partly = zero.any() and not zero.all()
         return {
             "max_force": float(sizes.max()),
             "net_force": float(np.linalg.norm(forces.sum(axis=0))),
             "rms_force": float(np.sqrt(np.mean(np.square(forces)))),
-            "zero_forces": float(zero.sum()) if partly else 0.0,
-            "zero_layers": float(partly and (_lowest_layers(record, zero) or _is(fixed, zero))),
+            **count_zeros(record, fixed),
         }
-
-
-def _is(fixed: np.ndarray | None, zero: np.ndarray) -> bool:
-    return fixed is not None and len(fixed) > 0 and bool(zero[fixed].all())
-
-
-def _lowest_layers(record: Record, zero: np.ndarray) -> bool:
-    """Whether the atoms without force are those at one end along some axis, as the frozen layers of a slab are."""
-    for axis in range(3):
-        height = record.positions[:, axis]
-        if height[zero].max() < height[~zero].min() - 0.3 or height[zero].min() > height[~zero].max() + 0.3:
-            return True
-    return False
 
 
 def _property(record: Record) -> dict[str, float]:
     values = record.value if record.atom_values is None else record.atom_values
     if values is None:
-        return {"value": math.nan, "of_atoms": 0, "width": 0}
+        return {"value": math.nan, "of_atoms": 0, "width": 0, "varies": 0}
     sizes = values if values.shape[-1] == 1 else np.linalg.norm(np.atleast_2d(values), axis=1)
-    return {"value": float(sizes.mean()), "of_atoms": record.atom_values is not None, "width": values.shape[-1]}
+    return {
+        "value": float(sizes.mean()),
+        "of_atoms": record.atom_values is not None,
+        "width": values.shape[-1],
+        "varies": bool(np.ptp(values) > 0),
+    }
 
 
 def _stress(record: Record) -> dict[str, float]:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from . import force_findings, mixtures
+from .finding import Finding, counted, listed, of_frames
 from .fingerprints import NEAR
-from .suspicion import EnergyKind, bulk_modulus, energy_kind, force_suspicion, length_suspicion, stress_suspicion
+from .suspicion import EnergyKind, bulk_modulus, energy_kind, length_suspicion, stress_suspicion
 
 if TYPE_CHECKING:
     from .frame_table import FrameTable
     from .inspection import FileInspection
 
-_SHOWN = 20  # frame numbers that a finding lists
 _SAME_ENERGY = 1e-4  # eV/atom
 _OTHER_ENERGY = 5e-3  # eV/atom, beyond what k-points and convergence do
 _NOBLE = (2, 10, 18, 36, 54, 86)
@@ -25,26 +25,21 @@ _SEVERAL = 5  # formulas, whose valence energies are no fixed part of their all-
 _STIFF = 2.0  # eV/Å²: what forces do over a step where energies and forces are in eV; in Ry or Ha it is far less
 
 
-@dataclass(frozen=True, kw_only=True)
-class Finding:
-    """One judgement.
-
-    Attributes: `level`: "error" (do not train on it), "warning" (look at it) or "note"; `code`: a word for programs;
-    `text`: one line; `frames`: the first of those that it is about; `num_frames`: how many there are.
-    """
-
-    level: str
-    code: str
-    text: str
-    frames: tuple[int, ...] = ()
-    num_frames: int = 0
-
-
 def findings_of(file: FileInspection, table: FrameTable) -> list[Finding]:
     """What there is to say of one file."""
     found: list[Finding] = []
-    for rule in (_broken, _labels, _energies, _consistency, _lengths, _stress, _constraints, _net_forces):
+    for rule in (
+        _broken,
+        _labels,
+        _energies,
+        force_findings.consistency,
+        _lengths,
+        _stress,
+        force_findings.missing,
+        force_findings.net,
+    ):
         found += rule(file)
+    found += mixtures.of_file(file, table)
     found += _duplicates(file, table)
     for rule in (_outliers, _references, _charges):
         found += rule(file)
@@ -127,12 +122,12 @@ def _labels(file: FileInspection) -> list[Finding]:
             Finding(level="warning", code="no-energies", text="no energies: nothing to train an energy head on")
         )
     elif missing.any():
-        found.append(_finding(file, "warning", "some-energies", missing, "{} without an energy"))
+        found.append(of_frames(file, "warning", "some-energies", missing, "{} without an energy"))
     without = np.isnan(columns["max_force"])
     if without.all():
         found.append(Finding(level="note", code="no-forces", text="no forces"))
     elif without.any():
-        found.append(_finding(file, "warning", "some-forces", without, "{} without forces, others with"))
+        found.append(of_frames(file, "warning", "some-forces", without, "{} without forces, others with"))
     if len(file.conventions) > 1:
         text = f"labels were understood in {len(file.conventions)} ways; see the list of keys"
         found.append(Finding(level="note", code="several-conventions", text=text))
@@ -176,27 +171,6 @@ def _energies(file: FileInspection) -> list[Finding]:
     return found
 
 
-def _consistency(file: FileInspection) -> list[Finding]:
-    found = []
-    for check, code in ((file.forces_check, "forces-unit"), (file.stress_check, "stress-unit")):
-        if check.pairs == 0 or check.is_right:
-            continue
-        if check.is_clear and (check.recognised or check.pairs >= 20):
-            text = f"{check.verdict} (slope {check.median:.3g} ± {check.spread:.2g} over {check.pairs} pairs of frames)"
-            found.append(Finding(level="error" if check.pairs >= 20 else "warning", code=code, text=text))
-        elif check.pairs >= 50 and check.close:
-            what = code.split("-")[0]
-            text = (
-                f"the {what} follow{'s' * (what == 'stress')} the energies poorly (slope {check.median:.2g} ± "
-                f"{check.spread:.2g} over {check.pairs} pairs of frames): noise, several systems, or another key"
-            )
-            found.append(Finding(level="warning", code=f"{what}-noise", text=text))
-    suspected = force_suspicion(file.curvature)
-    if suspected and not any(finding.code == "forces-unit" for finding in found):
-        found.append(Finding(level="warning", code="force-scale", text=suspected))
-    return found
-
-
 def _lengths(file: FileInspection) -> list[Finding]:
     atoms = file.statistics.element_atoms
     if atoms[list(_NOBLE)].sum() > 0.2 * atoms.sum():
@@ -215,37 +189,6 @@ def _stress(file: FileInspection) -> list[Finding]:
     return [Finding(level="warning", code="stress-scale", text=suspected)] if suspected else []
 
 
-def _constraints(file: FileInspection) -> list[Finding]:
-    columns = file.statistics
-    some = columns["zero_forces"] > 0
-    with np.errstate(invalid="ignore"):  # by symmetry forces vanish and balance; where some were taken away they do not
-        least = np.maximum(2e-3, 0.05 * columns["rms_force"] * np.sqrt(columns["num_atoms"]))
-        layered = (columns["zero_layers"] > 0) & (columns["net_force"] > least)
-    if layered.any():
-        text = (
-            "{} in which the atoms without any force are frozen ones: forces set to zero by a constraint are no labels"
-        )
-        return [_finding(file, "error" if layered.mean() > 0.05 else "warning", "zeroed-forces", layered, text)]
-    if some.mean() > 0.2:
-        return [
-            _finding(file, "note", "zero-forces", some, "{} with some forces exactly zero: symmetry, or a constraint")
-        ]
-    return []
-
-
-def _net_forces(file: FileInspection) -> list[Finding]:
-    columns = file.statistics
-    with np.errstate(invalid="ignore"):
-        large = columns["net_force"] > np.maximum(0.1, 0.05 * columns["rms_force"] * columns["num_atoms"])
-    if large.mean() > 0.01:
-        worst = float(np.nanmax(columns["net_force"]))
-        text = (
-            f"{{}} whose forces do not add up to zero (up to {worst:.2g} eV/Å): forces are missing, noisy or external"
-        )
-        return [_finding(file, "warning", "net-force", large, text)]
-    return []
-
-
 def _duplicates(file: FileInspection, table: FrameTable) -> list[Finding]:
     columns = file.statistics
     labels = table.duplicates_between(file.statistics.first, len(columns))
@@ -255,7 +198,7 @@ def _duplicates(file: FileInspection, table: FrameTable) -> list[Finding]:
     if repeated.any():
         spare = len(labels) - len(unique)
         text = f"{{}} hold a structure that occurs again ({spare} could go)"
-        found.append(_finding(file, "warning", "duplicates", repeated, text))
+        found.append(of_frames(file, "warning", "duplicates", repeated, text))
         spread = _spread(columns["energy_per_atom"], inverse, len(unique))
         differing = repeated & (spread[inverse] > _SAME_ENERGY)
         if differing.any():
@@ -265,11 +208,11 @@ def _duplicates(file: FileInspection, table: FrameTable) -> list[Finding]:
                 "different settings, states or runs"
             )
             level = "error" if worst > _OTHER_ENERGY else "warning"
-            found.append(_finding(file, level, "contradictions", differing, text))
+            found.append(of_frames(file, level, "contradictions", differing, text))
     near = table.duplicates_between(file.statistics.first, len(columns), NEAR)
     close = len(labels) - len(np.unique(near)) - (len(labels) - len(unique))
     if close > 0:
-        text = f"{_frames(close)} close to another (atoms moved by some hundredths of an Å): split by group"
+        text = f"{counted(close)} close to another (atoms moved by some hundredths of an Å): split by group"
         found.append(Finding(level="note", code="near-duplicates", text=text, num_frames=close))
     return found
 
@@ -291,17 +234,17 @@ def _outliers(file: FileInspection) -> list[Finding]:
         if len(worst):
             value = float(columns["residual"][worst[0]])
             text = f"{{}} with energies far from the rest (worst: {value:+.3g} eV/atom after the reference energies)"
-            found.append(_listed(file, "warning", "energy-outliers", worst, text))
+            found.append(listed(file, "warning", "energy-outliers", worst, text))
     large = np.flatnonzero(columns["max_force"] > 50.0)
     if len(large):
         large = large[np.argsort(-columns["max_force"][large], kind="stable")]
         text = f"{{}} with forces above 50 eV/Å (largest {columns['max_force'][large[0]]:.3g})"
-        found.append(_listed(file, "warning", "large-forces", large, text))
+        found.append(listed(file, "warning", "large-forces", large, text))
     close = np.flatnonzero(columns["closest"] < 0.5)
     if len(close):
         close = close[np.argsort(columns["closest"][close], kind="stable")]
         text = f"{{}} with atoms at less than half a bond (closest {columns['closest'][close[0]]:.2f} of one)"
-        found.append(_listed(file, "warning", "close-atoms", close, text))
+        found.append(listed(file, "warning", "close-atoms", close, text))
     return found
 
 
@@ -329,21 +272,5 @@ def _charges(file: FileInspection) -> list[Finding]:
     silent = charged & np.isnan(columns["spin"])
     if silent.any():
         text = "{} with a charge but no spin: the lowest multiplicity is taken"
-        found.append(_finding(file, "note", "no-spin", silent, text))
+        found.append(of_frames(file, "note", "no-spin", silent, text))
     return found
-
-
-def _finding(file: FileInspection, level: str, code: str, mask: np.ndarray, text: str) -> Finding:
-    return _listed(file, level, code, np.flatnonzero(mask), text)
-
-
-def _listed(file: FileInspection, level: str, code: str, indices: np.ndarray, text: str) -> Finding:
-    frames = tuple(int(frame) for frame in file.statistics["frame"][indices[:_SHOWN]])
-    count = len(indices)
-    share = count / len(file.statistics)
-    shown = _frames(count) + (f" ({share:.0%})" if share >= 0.01 and not math.isnan(share) else "")
-    return Finding(level=level, code=code, text=text.format(shown), frames=frames, num_frames=count)
-
-
-def _frames(count: int) -> str:
-    return f"{count} frame{'s' * (count != 1)}"

@@ -109,6 +109,10 @@ class FrameTable:
                 found.append((int(members[0]), int(other[0])))
         return found
 
+    def fingerprints(self, first: int, count: int) -> np.ndarray:
+        """[count, WIDTH] of the frames from the row `first` on."""
+        return np.asarray(self._values).reshape(-1, WIDTH)[first : first + count]
+
     def num_close(self, sides: np.ndarray) -> int:
         """Frames that have a near twin (atoms moved by some hundredths of an Å at most) on another side."""
         near = np.zeros(len(self), bool)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ase.data import chemical_symbols as SYMBOLS
 
 from ..errors import GFMError, InputFileError
 from .consistency import ConsistencyCheck
@@ -20,10 +21,13 @@ from .file_statistics import FileStatistics
 from .findings import Finding, findings_across, findings_of, kind_of_energies
 from .fingerprints import describe
 from .frame_table import FrameTable
+from .mixtures import note_levels
 from .readers import Labeller, RawFrame, ReadOptions, read_raw
 from .readers.options import DEFAULTS
 from .references import ReferenceFit, ReferenceFitter, isolated_atoms
+from .schema import Record
 
+_SAMPLE = 100  # frames of a file that are kept whole
 _MAX_ERRORS = 1000  # of one file, before it is given up
 
 
@@ -33,9 +37,11 @@ class FileInspection:
 
     Attributes:
         path; format: of its layout ("extxyz", "ani1x", ...); statistics; conventions: how labels were understood -> frames;
-        other_keys: names in the file that are no label -> frames; errors: of frames that could not be used;
+        other_keys: names in the file that are no label -> frames; levels: what frames say of their level of theory, see
+        `mixtures.note_levels`; errors: of frames that could not be used;
         fit: reference energies of this file alone, None without energies; isolated: energies of single atoms;
-        forces_check, stress_check: see `consistency`; findings.
+        forces_check, stress_check: see `consistency`; first_frames: symbol -> the first
+        frame with that element; sample: some frames, drawn evenly; findings.
     """
 
     path: str
@@ -43,6 +49,7 @@ class FileInspection:
     statistics: FileStatistics = field(default_factory=FileStatistics)
     conventions: dict[Any, int] = field(default_factory=dict)
     other_keys: dict[str, int] = field(default_factory=dict)
+    levels: dict[str, dict[str, int]] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
     num_errors: int = 0
     has_groups: bool = False
@@ -52,6 +59,8 @@ class FileInspection:
     forces_check: Any = None
     stress_check: Any = None
     curvature: float = math.nan
+    first_frames: dict[str, int] = field(default_factory=dict)
+    sample: list[Record] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
 
 
@@ -152,6 +161,9 @@ def _take(
     for name in (*raw.scalars, *raw.arrays):
         if name not in used:
             file.other_keys[name] = file.other_keys.get(name, 0) + 1
+    note_levels(file.levels, raw.scalars, raw.frame)
+    for z in np.unique(record.atomic_numbers).tolist():
+        file.first_frames.setdefault(SYMBOLS[z], raw.frame)
     description = describe(record)
     table.add(record, record.group, description)
     file.statistics.add(record, description, raw.fixed)
@@ -161,6 +173,15 @@ def _take(
         for symbol, energy in alone.items():
             file.isolated[symbol] = min(energy, file.isolated.get(symbol, math.inf))
     check.add(record)
+    _keep(record, file, np.random.default_rng(len(file.statistics)))
+
+
+def _keep(record: Record, file: FileInspection, random: np.random.Generator) -> None:
+    """Put the latest frame into the sample, which every frame so far is in by the same chance."""
+    if len(file.sample) < _SAMPLE:
+        file.sample.append(record)
+    elif (slot := int(random.integers(len(file.statistics)))) < _SAMPLE:
+        file.sample[slot] = record
 
 
 def residual_outliers(values: np.ndarray, limit: float, floor: float) -> np.ndarray:

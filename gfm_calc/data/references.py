@@ -22,6 +22,7 @@ from ..errors import ConfigError, InputFileError, one_line
 from .schema import Record
 
 _BLOCK = 2048  # equations folded in at a time
+_LARGEST = 1e7  # eV; all electrons of the heaviest atoms have some 1.5e6
 _NULL = 1e-9  # relative to the largest singular value: directions that the compositions leave open
 MIN_STRUCTURES = 10
 RIDGE = 1e-12
@@ -264,4 +265,6 @@ def _checked(energies: Mapping[str, float], what: str) -> dict[str, float]:
             raise ConfigError(f"{what} reference energy of {symbol!r} is {energy!r}: give symbol and eV")
         if not math.isfinite(energy):
             raise ConfigError(f"{what} reference energy of {symbol} is not finite")
+        if abs(energy) > _LARGEST:
+            raise ConfigError(f"{what} reference energy of {symbol} is {energy:.3g} eV: no atom has that")
     return {symbol: float(energy) for symbol, energy in energies.items()}

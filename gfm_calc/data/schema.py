@@ -148,18 +148,22 @@ def _check_label(name: str, value: np.ndarray | None, shape: tuple[int, ...], wh
     if np.abs(value).max() <= MAX_ENERGY:  # False for NaN, too
         return
     row = int(np.flatnonzero(~(np.abs(value) <= MAX_ENERGY).all(axis=1))[0])
+    largest = np.abs(value[row]).max()
+    what = f"hold {largest:.3g}, beyond any physical size" if np.isfinite(largest) else "are not finite"
     raise InvalidStructureError(
-        f"{name} are not finite: mend the label or leave the frame out", **where, atom=row if name == "forces" else None
+        f"{name} {what}: mend the label or leave the frame out", **where, atom=row if name == "forces" else None
     )
 
 
 def _check_property(record: Record, where: dict) -> None:
     for name, value in (("value", record.value), ("atom_values", record.atom_values)):
         if value is not None and not (np.abs(value) <= MAX_ENERGY).all():
-            rows = np.flatnonzero(~(np.abs(value) <= MAX_ENERGY).reshape(len(value), -1).all(axis=1))
+            wrong = ~(np.abs(value) <= MAX_ENERGY)
+            first = value[wrong][0]
+            what = f"is {first:.3g}: too large for a label" if np.isfinite(first) else "is not finite"
             raise InvalidStructureError(
-                "the property is not finite: mend the label or leave the frame out", **where,
-                atom=int(rows[0]) if name == "atom_values" else None,
+                f"the property {what}: mend the label or leave the frame out", **where,
+                atom=int(np.flatnonzero(wrong.reshape(len(value), -1).any(axis=1))[0]) if name == "atom_values" else None,
             )  # fmt: skip
 
 

@@ -14,8 +14,9 @@ from ase.units import Bohr, GPa, Hartree, kcal, mol
 from data_files import FIXTURES, methanol
 
 from gfm_calc.commands.inspection_report import page, text
-from gfm_calc.data.consistency import ConsistencyCheck
-from gfm_calc.data.inspection import inspect
+from gfm_calc.data.consistency import ConsistencyCheck, Slope
+from gfm_calc.data.force_findings import consistency
+from gfm_calc.data.inspection import FileInspection, inspect
 from gfm_calc.data.readers import ReadOptions, read
 from gfm_calc.data.report import mapping
 from gfm_calc.data.suspicion import all_electron_energy, bulk_modulus, stress_suspicion
@@ -195,6 +196,14 @@ def test_shuffled_frames_are_compared_too(tmp_path):
     assert "--forces-are-gradients" in codes(path)["forces-unit"]
 
 
+@pytest.mark.parametrize("median, close, said", [(0.55, False, False), (0.55, True, True), (51.4, False, True)])
+def test_long_steps_alone_do_not_condemn_forces(median, close, said):
+    """Frames that are far apart: the mean of two forces is not that of the way, and the slope need not be 1."""
+    check = Slope(pairs=40, median=median, spread=0.05 * median, close=close, recognised=True, verdict="another unit")
+    file = FileInspection(path="a.extxyz", forces_check=check, stress_check=Slope(pairs=0))
+    assert [finding.code for finding in consistency(file)] == ["forces-unit"] * said
+
+
 def test_steps_through_the_cell_wall(crystals):
     """Wrapped positions jump by a cell vector: the work must not."""
     check = ConsistencyCheck()
@@ -267,6 +276,129 @@ def test_forces_that_vanish_by_symmetry_are_not_taken_for_frozen(tmp_path):
         frame.calc.results["forces"] = np.array(forces) + [[0, 0, 0], [0, 0, 0.5], [0, 0, 0.5]]
     ase.io.write(tmp_path / "b.extxyz", frames)
     assert "zeroed-forces" in codes(tmp_path / "b.extxyz")
+
+
+def with_energies(frames, change):
+    """The frames with the energy change(k, energy, atoms), and their forces."""
+    found = []
+    for k, atoms in enumerate(frames):
+        copy = atoms.copy()
+        energy = change(k, atoms.calc.results["energy"], atoms)
+        copy.calc = SinglePointCalculator(copy, energy=energy, forces=atoms.calc.results["forces"])
+        found.append(copy)
+    return found
+
+
+def test_two_levels_of_energies_of_one_molecule(tmp_path):
+    """As totals beside atomisation energies, and as two functionals some eV apart."""
+    frames = rattled(molecule("CH3OH"), 40, 0.02)
+    for shift in (-3115.0, 3.1):
+        mixed = with_energies(frames, lambda k, energy, atoms, shift=shift: energy + shift * (k % 2))
+        ase.io.write(tmp_path / "a.extxyz", mixed)
+        (finding,) = [
+            f
+            for f in inspect([tmp_path / "a.extxyz"]).all_findings()
+            if f.code in ("mixed-levels", "mixed-energy-kinds")
+        ]
+        assert finding.num_frames == 20 and {f % 2 for f in finding.frames} == {int(shift > 0)}, finding
+        assert "(CH4O: 3." in finding.text or "totals of all electrons" in finding.text
+
+
+def test_energies_that_the_geometry_explains_are_one_level(tmp_path):
+    """Two conformers some eV apart, each with its geometries."""
+    one, two = molecule("CH3CH2OH"), molecule("CH3OCH3")
+    frames = rattled(one, 25, 0.02) + with_energies(rattled(two, 25, 0.02), lambda k, energy, atoms: energy + 5.0)
+    ase.io.write(tmp_path / "a.extxyz", frames)
+    assert not codes(tmp_path / "a.extxyz").keys() & {"mixed-levels", "mixed-energy-kinds"}
+
+
+def test_all_electrons_beside_pseudopotentials(crystals, tmp_path):
+    frames = []
+    for atoms in rattled(molecule("CH3OH"), 30, 0.02):
+        atoms.calc.results["energy"] += float(all_electron_energy(atoms.numbers).sum())
+        frames.append(atoms)
+    ase.io.write(tmp_path / "a.extxyz", frames + crystals[:30])
+    assert "one head needs one kind" in codes(tmp_path / "a.extxyz")["mixed-energy-kinds"]
+
+
+def test_levels_of_theory_that_frames_name(tmp_path):
+    frames = rattled(molecule("CH3OH"))
+    for k, atoms in enumerate(frames):
+        atoms.info |= {"functional": ("PBE", "B3LYP")[k >= 10], "comment": f"number {k}"}
+    ase.io.write(tmp_path / "a.extxyz", frames)
+    assert "'pbe' (frame 0), 'b3lyp' (frame 10)" in codes(tmp_path / "a.extxyz")["mixed-levels"]
+    for atoms in frames:
+        atoms.info["functional"] = "PBE"
+    ase.io.write(tmp_path / "b.extxyz", frames)
+    assert "mixed-levels" not in codes(tmp_path / "b.extxyz")
+
+
+def rattled(base, count=20, size=0.05):
+    """Copies with every atom moved, labelled by EMT."""
+    random = np.random.default_rng(7)
+    found = []
+    for _ in range(count):
+        atoms = base.copy()
+        atoms.positions += random.normal(scale=size, size=atoms.positions.shape)
+        found.append(labelled(atoms))
+    return found
+
+
+def without_forces(frames, chosen, every=1):
+    """The frames, of each `every`-th the forces of the chosen atoms set to zero."""
+    found = []
+    for k, atoms in enumerate(frames):
+        forces = atoms.calc.results["forces"].copy()
+        forces[chosen] = 0.0 if k % every == 0 else forces[chosen]
+        copy = atoms.copy()
+        copy.calc = SinglePointCalculator(copy, **(atoms.calc.results | {"forces": forces}))
+        found.append(copy)
+    return found
+
+
+@pytest.mark.parametrize(
+    "base, chosen, every",
+    [
+        (molecule("CH3CH2OH"), [0, 1, 2], 1),
+        (molecule("CH3CH2OH"), [0], 1),
+        (molecule("CH3CH2OH"), [0, 1, 2], 4),
+        (bulk("Cu", cubic=True).repeat((2, 2, 3)), list(range(16)), 1),
+    ],
+    ids=["three of a molecule", "one", "in a quarter of the frames", "the lowest third of a crystal"],
+)
+def test_zeroed_forces_need_no_layer(base, chosen, every, tmp_path):
+    lowest = np.argsort(base.positions[:, 2], kind="stable")[chosen] if base.pbc.any() else chosen
+    frames = rattled(base)
+    ase.io.write(tmp_path / "a.extxyz", without_forces(frames, lowest, every))
+    found = codes(tmp_path / "a.extxyz")
+    assert f"{20 // every} frames" in found["zeroed-forces"] and "apply_constraint=False" in found["zeroed-forces"]
+    ase.io.write(tmp_path / "b.extxyz", frames)
+    assert codes(tmp_path / "b.extxyz").keys() <= {"forces-noise"}
+
+
+def test_forces_that_were_never_written(tmp_path):
+    frames = rattled(molecule("CH3OH"))
+    ase.io.write(tmp_path / "a.extxyz", without_forces(frames, slice(None)))
+    (finding,) = [f for f in inspect([tmp_path / "a.extxyz"]).all_findings() if f.code == "no-forces-written"]
+    assert finding.level == "error" and finding.num_frames == 20 and "--forces-key none" in finding.text
+    ase.io.write(tmp_path / "b.extxyz", without_forces(frames, slice(None), every=2))
+    assert "no-forces-written" in codes(tmp_path / "b.extxyz")
+
+
+def test_crystals_without_forces_by_symmetry(tmp_path):
+    """Strained and compressed ideal cells, as elastic constants and equations of state are made of."""
+    random = np.random.default_rng(1)
+    frames = []
+    for base in (bulk("Cu", cubic=True), bulk("NaCl", "rocksalt", a=5.6), bulk("Si"), bulk("Cu").repeat(2)):
+        for _ in range(8):
+            atoms = base.copy()
+            strain = np.diag(random.normal(scale=0.03, size=3))
+            atoms.set_cell(atoms.cell.array @ (np.eye(3) + strain), scale_atoms=True)
+            zero = np.zeros((len(atoms), 3))
+            atoms.calc = SinglePointCalculator(atoms, energy=-3.5 * len(atoms) + strain.trace() ** 2, forces=zero)
+            frames.append(atoms)
+    ase.io.write(tmp_path / "a.extxyz", frames)
+    assert not codes(tmp_path / "a.extxyz").keys() & {"no-forces-written", "zeroed-forces"}
 
 
 def test_valence_energies_of_a_molecule_are_not_taken_for_rydberg(tmp_path):

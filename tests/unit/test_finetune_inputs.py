@@ -1,18 +1,25 @@
 """`gfm finetune` on input that must not be trained on: one line that says what and how to mend it, and nothing is lost."""
 
 import fcntl
+import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from ase import Atoms
-from ase.build import fcc111, molecule
+from ase.build import bulk, fcc111, molecule
 from ase.constraints import FixAtoms
 from ase.io import write as ase_write
 from finetuning import crystals, labelled, molecules, relabelled, words, write
 
+import gfm_calc
+from gfm_calc.checkpoint import load_model
 from gfm_calc.cli import main
+from gfm_calc.config import HeadSpec
+from gfm_calc.data.readers.options import DEFAULTS
+from gfm_calc.data.suspicion import all_electron_energy
+from gfm_calc.finetune.preflight import CODES, FINAL, preflight
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +61,17 @@ def of_slabs():
     return frames
 
 
+def far_apart(count=40, **factors):
+    """Ethanol rattled so far that no two frames can be compared, with labels times factors."""
+    random = np.random.default_rng(5)
+    found = []
+    for _ in range(count):
+        atoms = molecule("CH3CH2OH")
+        atoms.positions += random.normal(scale=0.12, size=atoms.positions.shape)
+        found.append(atoms)
+    return scaled(labelled(found, "pbe-def2svp"), **factors)
+
+
 def of_interactions():
     random = np.random.default_rng(3)
     found = []
@@ -85,6 +103,14 @@ WRONG = {
     "energies in kcal/mol": (lambda s: scaled(s, energy=23.06), "--accept"),
     "forces in Ha/bohr": (lambda s: scaled(s, forces=1 / 51.422), "--accept force"),
     "gradients for forces": (lambda s: scaled(s, forces=-1.0), "--accept force"),
+    "forces in Ha/bohr of far frames": (lambda s: far_apart(forces=1 / 51.422), "Ha/bohr: --forces-unit Ha/bohr"),
+    "forces in kcal/mol/Å of far frames": (lambda s: far_apart(forces=23.06), "--forces-unit kcal/mol/A"),
+    "gradients of far frames": (lambda s: far_apart(forces=-1.0), "--forces-are-gradients"),
+    "energies in Ha of one molecule": (lambda s: far_apart(energy=1 / 27.2114), "as if in Ha: --energy-unit Ha"),
+    "levels 0.5 eV apart": (
+        lambda s: [relabelled(a, energy=a.calc.results["energy"] + 0.5 * (k % 2)) for k, a in enumerate(molecules(40))],
+        "--accept mixed-levels",
+    ),
     "no energies": (lambda s: [relabelled(a, energy=None) for a in s], "energies"),
     "an energy that is NaN": (lambda s: first_changed(s, energy=float("nan")), "frame 0"),
     "a force that is infinite": (lambda s: first_changed(s, forces=lambda f: f * np.inf), "frame 0"),
@@ -112,6 +138,32 @@ def test_a_stress_in_kbar_is_refused(solid, tmp_path, capsys):
     assert "stress" in line and "--accept stress" in line
 
 
+def test_a_stress_of_the_wrong_sign_is_refused_by_the_heads(tmp_path, capsys):
+    """Cells of one volume, whose pressure tells nothing."""
+    random = np.random.default_rng(0)
+    found = []
+    for _ in range(20):
+        atoms = bulk("Cu", cubic=True)
+        shear = np.triu(random.normal(scale=0.04, size=(3, 3)), 1)
+        atoms.set_cell(atoms.cell.array @ (np.eye(3) + shear + shear.T), scale_atoms=True)
+        atoms.positions += random.normal(scale=0.3, size=atoms.positions.shape)
+        found.append(atoms)
+    frames = scaled(labelled(found, "distilled-7net-l3i5"), stress=-1.0)
+    line = refused(capsys, write(tmp_path / "frames.extxyz", frames), tmp_path / "out", "--accept", "stress-scale")
+    assert "times what head" in line and "--stress-sign compression" in line and "--accept stress-unit" in line
+
+
+def test_labels_of_another_level_are_no_other_unit(tmp_path):
+    """Of a semi-empirical head, beside those of density functionals."""
+    paths = [write(tmp_path / "a.extxyz", far_apart()), write(tmp_path / "b.extxyz", crystals(20))]
+    paths += [write(tmp_path / "c.extxyz", molecules(30, seed=3))]
+    for path in paths:
+        found = preflight(
+            [path], load_model("gfm-small"), HeadSpec(name="mine"), options=DEFAULTS, format=None, accepted=()
+        )
+        assert not found.refused, path
+
+
 def test_two_levels_of_theory_in_two_files_are_refused(sound, tmp_path, capsys):
     other = [relabelled(a, energy=a.calc.results["energy"] - 3000.0) for a in molecules(30)]
     files = [write(tmp_path / "a.extxyz", sound), write(tmp_path / "b.extxyz", other)]
@@ -126,7 +178,7 @@ def test_elements_that_the_model_has_never_seen_are_refused(sound, saved_model, 
         atoms.calc = relabelled(old).calc
     path = write(tmp_path / "frames.extxyz", frames)
     line = refused(capsys, path, tmp_path / "out", "--from", str(saved_model), "--accept", "energy-unit")
-    assert "S: no head of the model has seen it" in line
+    assert f"{path}: S: no head of the model has seen it: leave these" in line and "[frames 0]" in line
 
 
 @pytest.mark.parametrize(
@@ -212,6 +264,68 @@ def test_there_is_nothing_to_go_on_with(sound, tmp_path, capsys):
     data = write(tmp_path / "frames.extxyz", sound)
     assert main(words(data, tmp_path / "out", "--resume", "--steps", "2", "--strategy", "heads")) == 0
     assert "holds no job to go on with; a new one begins" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        ('{"C": -37.8, "H": -0.5, "O": -75.0}', "they look like Ha: give eV, 27.2114 times"),
+        ('{"C": -1000}', "would lose"),
+        ('{"C": -1000}', "and of H, O too"),
+        ('{"C": 1e300}', "C is 1e+300 eV: no atom has that"),
+    ],
+)
+def test_free_atoms_that_do_not_belong_to_the_energies(given, said, sound, tmp_path, capsys):
+    totals = [relabelled(a, energy=lambda e, a=a: e + 223 + float(all_electron_energy(a.numbers).sum())) for a in sound]
+    (tmp_path / "atoms.json").write_text(given)
+    data = write(tmp_path / "frames.extxyz", totals)
+    more = ["--isolated-atoms", str(tmp_path / "atoms.json"), "--accept", "energy-unit"]
+    assert main(words(data, tmp_path / "out", *more)) == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "gfm: error:" in line]
+    assert said in line, line
+
+
+def test_free_atoms_that_are_missing_are_named(sound, tmp_path, capsys):
+    (tmp_path / "atoms.json").write_text('{"H": -13.6, "O": -103.0}')
+    data = write(tmp_path / "frames.extxyz", sound)
+    more = ["--isolated-atoms", str(tmp_path / "atoms.json"), "--steps", "2", "--strategy", "heads"]
+    assert main(words(data, tmp_path / "out", *more)) == 0
+    assert "of C, without a free atom, fitted" in capsys.readouterr().out
+
+
+def test_codes_that_cannot_be_accepted(sound, tmp_path, capsys):
+    data = write(tmp_path / "frames.extxyz", sound)
+    assert "did you mean 'duplicates'" in refused(capsys, data, tmp_path / "out", "--accept", "duplicate")
+    assert "cannot be accepted: give more" in refused(capsys, data, tmp_path / "out", "--accept", "too-few")
+    line = refused(capsys, write(tmp_path / "few.extxyz", sound[:4]), tmp_path / "out")
+    assert "--accept" not in line and "give more of them" in line and "few.extxyz" in line
+    ase_write(tmp_path / "bad.extxyz", [*sound, relabelled(sound[0], energy=float("nan"))])
+    line = refused(capsys, tmp_path / "bad.extxyz", tmp_path / "out")
+    assert "--accept" not in line and "mend these frames, or leave them out" in line
+
+
+def test_every_code_is_known():
+    """Those that the sources write, beside those that are final."""
+    root = Path(gfm_calc.__file__).parent.parent
+    sources = [*(root / "gfm_calc" / "data").glob("*.py"), *(root / "finetune").glob("*.py")]
+    text = "".join(path.read_text() for path in sources)
+    pattern = r'code="([a-z-]+)"|(?:"(?:error|warning|note)"(?: if [^"]*"warning")?|level), "([a-z-]+)"'
+    written = {one or two for one, two in re.findall(pattern, text)} - {"warning"}
+    assert len(written) > 30 and written <= {*CODES, *FINAL}
+
+
+def test_the_file_of_a_finding_is_named(sound, tmp_path, capsys):
+    files = [write(tmp_path / "a.extxyz", sound), write(tmp_path / "b.extxyz", with_copies(molecules(20, seed=4)))]
+    assert f"{files[1]}: 6 frames" in refused(capsys, files, tmp_path / "out")
+
+
+def test_a_charge_in_words_is_refused(sound, tmp_path, capsys):
+    frames = [a.copy() for a in sound]
+    for atoms, old in zip(frames, sound):
+        atoms.calc = relabelled(old).calc
+        atoms.info["charge"] = "plus one"
+    line = refused(capsys, write(tmp_path / "frames.extxyz", frames), tmp_path / "out")
+    assert "frame 0: charge is 'plus one', no number" in line and "--charge-key none" in line
 
 
 def test_a_test_file_that_shares_structures_is_refused(sound, tmp_path, capsys):

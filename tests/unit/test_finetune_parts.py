@@ -158,10 +158,10 @@ def test_strategies_follow_the_number_of_labels():
     methods = [strategy.choose(50, 1400, wanted=name, keeps_heads=False).method for name in strategy.NAMES]
     assert methods == ["adamw", "adamw", "muon"]  # which has not been tried on adapters and new properties
     assert strategy.choose(50, 1400).method == "muon"
-    assert strategy.choose(50, 50, fresh=True, naive=True).method == "adamw"
-    assert strategy.choose(100, 100, fresh=True).name == "heads"
-    assert strategy.choose(100, 100, fresh=True, fitted=True).name == "full"
-    assert strategy.choose(50, 50, fresh=True, fitted=True).name == "heads"
+    assert strategy.choose(50, 50, begins=strategy.RANDOM, naive=True).method == "adamw"
+    assert strategy.choose(100, 100, begins=strategy.RANDOM).name == "heads"
+    assert strategy.choose(100, 100, begins=strategy.FITTED).name == "full"
+    assert strategy.choose(50, 50, begins=strategy.FITTED).name == "heads"
     steps = [strategy.choose(n, 10**6).steps for n in (10, 100, 1000, 10_000, 100_000)]
     assert steps == sorted(steps) and steps[-1] <= 60_000
     with pytest.raises(ConfigError, match="did you mean 'adapters'"):

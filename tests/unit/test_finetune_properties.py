@@ -353,6 +353,11 @@ def _all(name, value):
     return change
 
 
+def _same_atoms(frames):
+    for atoms in frames:
+        atoms.arrays["crowd"] = np.full(len(atoms), 0.1)
+
+
 INTENSIVE, CLASS = ("--kind", "intensive"), ("--kind", "class")
 WRONG = {
     "no kind": (None, ["--property", "reach"], "--property reach needs --kind: one of extensive, intensive, vector, class"),
@@ -365,7 +370,11 @@ WRONG = {
     "a label of structures": (None, ["--property", "reach", "--kind", "atom-scalar"], "--kind must be extensive or intensive"),
     "numbers for vectors": (None, ["--property", "reach", "--kind", "vector"], "1 number a structure: --kind must be extensive"),
     "not finite": (_all("reach", lambda a: float("nan")), ["--property", "reach", *INTENSIVE], "the property is not finite"),
-    "words": (_all("reach", lambda a: "far"), ["--property", "reach", *INTENSIVE], "holds something that is no number"),
+    "words": (_all("reach", lambda a: "far"), ["--property", "reach", *INTENSIVE], "is no number ('far'): give numbers"),
+    "classes in words": (_all("odd", lambda a: "yes"), ["--property", "odd", *CLASS], "('yes'): give numbers, of a class 0"),
+    "too large": (_all("reach", lambda a: 1e30), ["--property", "reach", *INTENSIVE], "the property is 1e+30: too large"),
+    "no label, no mend": (None, ["--property", "range", *INTENSIVE], "label the frame, leave it out, or choose another name"),
+    "atoms all the same": (_same_atoms, ["--property", "crowd", "--kind", "atom-scalar"], "has the same label, 0.1"),
 }  # fmt: skip
 
 

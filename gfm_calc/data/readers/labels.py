@@ -171,6 +171,11 @@ class _Chooser:
         if given is not None:
             named = self._named(what, given, self.raw.scalars)
             return named[0] if named else None
+        for key in found:
+            if not names.is_number(self.raw.scalars[key]):
+                self._refuse(
+                    f"{key} is {self.raw.scalars[key]!r:.40}, no number: mend it, or leave it out (--{what}-key none)"
+                )
         if len({float(np.asarray(self.raw.scalars[key]).reshape(())) for key in found}) > 1:
             self._refuse(f"{_listed(found)} may all be the {what} and differ: choose with --{what}-key {found[0]}")
         return found[0] if found else None
@@ -179,7 +184,10 @@ class _Chooser:
         if key == NONE:
             return ()
         if key not in where:
-            self._refuse(f"no {key!r} (--{what}-key); there is {_listed(list(where)) or 'nothing'}")
+            self._refuse(
+                f"no {key!r} (--{what}-key); there is {_listed(list(where)) or 'nothing'}: label the frame, leave it out, or "
+                "choose another name"
+            )
         return (key,)
 
     # ---- units ----

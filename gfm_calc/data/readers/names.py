@@ -75,13 +75,17 @@ def is_stress(name: str) -> bool:
 
 
 def charges(scalars: Mapping[str, Any]) -> list[str]:
-    """Names that mean the total charge."""
-    return [name for name, value in scalars.items() if plain(name) in _CHARGE_NAMES and is_number(value)]
+    """Names that mean the total charge, with a number or with words."""
+    return [name for name, value in scalars.items() if plain(name) in _CHARGE_NAMES and _is_said(value)]
 
 
 def spins(scalars: Mapping[str, Any]) -> list[str]:
-    """Names that mean the spin."""
-    return [name for name, value in scalars.items() if plain(name) in _SPIN_NAMES and is_number(value)]
+    """Names that mean the spin, with a number or with words."""
+    return [name for name, value in scalars.items() if plain(name) in _SPIN_NAMES and _is_said(value)]
+
+
+def _is_said(value: Any) -> bool:
+    return is_number(value) or isinstance(value, str | bytes)
 
 
 def is_gradient(name: str) -> bool:

@@ -109,7 +109,10 @@ def floats_from(values: Any, shape: tuple[int, ...], name: str, path: str, frame
             array = np.stack([np.asarray(row, dtype=np.float64) for row in array])  # rows of arrays (parquet)
         array = np.asarray(array, dtype=np.float64)
     except (TypeError, ValueError, OverflowError):
-        raise InvalidStructureError(f"{name} holds something that is no number", source=path, frame=frame) from None
+        shown = f"{values.tolist() if isinstance(values, np.ndarray) else values!r}"
+        shown = shown if len(shown) <= 40 else shown[:37] + "..."
+        reason = f"{name} holds something that is no number ({shown}): give numbers, of a class 0 and 1"
+        raise InvalidStructureError(reason, source=path, frame=frame) from None
     if array.shape == shape:
         return array
     if array.size == math.prod(shape) and array.ndim <= 2:
