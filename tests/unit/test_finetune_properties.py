@@ -224,7 +224,8 @@ def test_a_property_is_learnt_and_predicted(kind, path, saved_model, tmp_path, c
     lines = [json.loads(line) for line in (out / "run" / "log.jsonl").read_text().splitlines()]
     losses = [line["head_losses"]["mine"] for line in lines if "loss" in line]
     assert np.mean(losses[-30:]) < 0.9 * np.mean(losses[:30])
-    assert [one["head"] for one in told["forgetting"]] == ["first"] and "Predictor(" in said
+    back = "that it began with" in told["warning"]  # a fit that training did not improve: the encoder is what it was
+    assert [one["head"] for one in told["forgetting"]] == ([] if back else ["first"]) and "Predictor(" in said
     model = load_model(out / "model")
     card = model.specs["mine"]
     assert (card.kind, card.unit, card.quantity) == (KINDS[kind][1], "u", KINDS[kind][0])
