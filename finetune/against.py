@@ -19,6 +19,7 @@ from gfm_calc.data.mixtures import two_levels
 from gfm_calc.data.schema import Record
 from gfm_calc.finetune.nearest import predictions, spread
 from gfm_calc.model import GFMModel, Prediction
+from gfm_calc.train.keys import is_isolated
 
 _ATOMS, _STRUCTURES = 2000, 80  # of a file, at most
 _FEW = 8  # structures, or differences of energies; fewer tell nothing
@@ -44,7 +45,11 @@ class Likeness:
 
 def against_heads(model: GFMModel, file: FileInspection) -> list[Finding]:
     """What the old heads say of a file's labels; [] where none has seen its elements, or there are too few structures."""
-    records = spread([record for record in file.sample if len(record) > 1], _ATOMS, _STRUCTURES) if file.sample else []
+    records = (
+        spread([record for record in file.sample if not is_isolated(record)], _ATOMS, _STRUCTURES)
+        if file.sample
+        else []
+    )
     numbers = np.flatnonzero(file.statistics.element_atoms)
     heads = [head for head in model.energy_heads if not model.specs[head].unseen(numbers)]
     if len(records) < _FEW or not heads:

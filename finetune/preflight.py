@@ -181,9 +181,10 @@ _KINDS = {
 def _of_energies(inspection: Inspection) -> list[Finding]:
     """What an inspection does not judge of energies and forces, since it does not know that they are to be learnt."""
     found = []
-    sizes = np.concatenate([file.statistics["num_atoms"] for file in inspection.files])
-    energies = np.concatenate([file.statistics["energy"] for file in inspection.files])
-    usable = int(((sizes > 1) & np.isfinite(energies)).sum())
+    sizes, axes, energies = (
+        np.concatenate([file.statistics[name] for file in inspection.files]) for name in ("num_atoms", "axes", "energy")
+    )
+    usable = int((((sizes > 1) | (axes > 0)) & np.isfinite(energies)).sum())
     if usable < MIN_FRAMES:
         count = f"{usable} structure{'s' * (usable != 1)} with energies beside free atoms"
         text = f"{_named(inspection)}: {count}: at least {MIN_FRAMES} are needed"

@@ -2,8 +2,9 @@
 
 import json
 
+import numpy as np
 import pytest
-from ase.build import molecule
+from ase.build import bulk, molecule
 from finetuning import labelled, molecules, words, write
 
 from gfm_calc.cli import main
@@ -12,8 +13,6 @@ QUICK = ("--steps", "2", "--strategy", "heads", "--keep-heads", "none")
 
 
 def of(name, count, seed=0):
-    import numpy as np
-
     random = np.random.default_rng(seed)
     found = []
     for _ in range(count):
@@ -103,3 +102,16 @@ def test_why_nothing_is_left_to_train_on(more, said, tmp_path, capsys):
     data = write(tmp_path / "a.extxyz", molecules(20))
     assert main(words(data, tmp_path / "out", *QUICK, *more)) == 1
     assert said in capsys.readouterr().err
+
+
+def test_primitive_cells_of_one_atom_are_no_free_atoms(tmp_path):
+    """Strained fcc metals have one atom, and all to learn."""
+    random, found = np.random.default_rng(0), []
+    for _ in range(20):
+        atoms = bulk("Cu")
+        strain = random.normal(scale=0.02, size=(3, 3))
+        atoms.set_cell(atoms.cell.array @ (np.eye(3) + strain + strain.T), scale_atoms=True)
+        found.append(atoms)
+    data = write(tmp_path / "cu.extxyz", labelled(found, "distilled-7net-l3i5"))
+    assert main(words(data, tmp_path / "out", *QUICK)) == 0
+    assert sum(structures(tmp_path / "out").values()) == 20
