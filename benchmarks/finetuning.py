@@ -252,7 +252,8 @@ def _job(plan: FinetunePlan, case: Case, files: Files, seed: int) -> Job:
     about |= {"quantity": case.label, "unit": case.unit} if case.label else {}
     return Job(
         inputs=(files.train,), test_files=(files.test,) if files.test else (), model="", output=Path(),
-        card=card(_HEAD, [files.train], about), options=ReadOptions(**task.read, property_key=case.label), drop_shared=True,
+        card=card(_HEAD, [files.train], about), options=ReadOptions(**task.read, property_key=case.label),
+        drop_shared=files.test is not None,
         validation=0.0, test=0.0 if files.test else _HELD_OUT, seed=seed, steps=plan.steps, max_minutes=plan.max_minutes,
         strategy=plan.strategy, isolated=files.isolated, device="cpu", report=False,
         accepted=HARMLESS,  # published data are what they are

@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 from ase.data import atomic_numbers as NUMBER_OF
+from ase.data import chemical_symbols as SYMBOLS
 
 from gfm_calc.config import HeadSpec
 from gfm_calc.data.compositions import Compositions
 from gfm_calc.data.frame_table import UNUSED
 from gfm_calc.data.references import ReferenceFit
+from gfm_calc.data.schema import Record
 from gfm_calc.data.splits import SIDES
 from gfm_calc.data.store import Dataset
 from gfm_calc.data.units import ENERGY
@@ -173,45 +175,52 @@ def find_references(model: GFMModel, nearest: str, dataset: Dataset, sides: Side
     energies = dict(fit.energies) | free
     shift = {s: float(row[NUMBER_OF[s]]) + fit.energies[s] - energies[s] for s in energies}
     if free:
-        _refuse_absurd([r.atomic_numbers for r, _ in pairs if np.isfinite(r.energy)], shift, free)
+        _refuse_absurd([record for record, _ in pairs if np.isfinite(record.energy)], free)
     return References(energies=energies, shift=shift, fit=fit, isolated=tuple(free))
 
 
-def _refuse_absurd(structures: Sequence[np.ndarray], shift: Mapping[str, float], free: Mapping[str, float]) -> None:
+def _refuse_absurd(records: Sequence[Record], free: Mapping[str, float]) -> None:
     """ConfigError where free atoms would bind as none do; it names the unit that mends it.
 
     Args:
-        structures: atomic numbers [n] of each.
-        shift: symbol -> eV, what an atom gains by being bound.
+        records: with energies.
         free: symbol -> eV of the free atoms that are given.
     """
-    gained = _bindings(structures, shift)
-    worst = gained[np.abs(gained).argmax()]
-    if abs(worst) <= _BINDING:
+    worst = _binding(records, free)
+    if worst == 0.0:
         return
     given = ", ".join(f"{symbol} {energy:g}" for symbol, energy in free.items())
-    for unit in ("Ha", "Ry", "kcal/mol", "kJ/mol"):
+    numbers = np.unique(np.concatenate([record.atomic_numbers for record in records])).tolist()
+    lacking = [symbol for symbol in (SYMBOLS[z] for z in numbers) if symbol not in free]
+    mend = "give energies of the same method, in eV" + (f", and of {', '.join(lacking)} too" if lacking else "")
+    for unit in () if lacking else ("Ha", "Ry", "kcal/mol", "kJ/mol"):
         factor = ENERGY[unit]
-        other = {s: shift[s] - (factor - 1.0) * free.get(s, 0.0) for s in shift}
-        if np.abs(_bindings(structures, other)).max() <= _BINDING:
+        if _binding(records, {symbol: factor * energy for symbol, energy in free.items()}) == 0.0:
             mend = f"they look like {unit}: give eV, {factor:.6g} times as much"
             break
-    else:
-        lacking = [symbol for symbol in shift if symbol not in free]
-        mend = "give energies of the same method, in eV"
-        mend += f", and of {', '.join(lacking)} too" if lacking else ""
     verb = "gain" if worst < 0 else "lose"
     raise ConfigError(
         f"free atoms ({given} eV) would {verb} {abs(worst):.3g} eV/atom by being bound, which none does: {mend}"
     )
 
 
-def _bindings(structures: Sequence[np.ndarray], shift: Mapping[str, float]) -> np.ndarray:
-    """[structures] eV/atom that their atoms gain by being bound."""
-    table = np.zeros(max(NUMBER_OF.values()) + 1)
-    for symbol, energy in shift.items():
-        table[NUMBER_OF[symbol]] = energy
-    return np.array([table[numbers].mean() for numbers in structures])
+def _binding(records: Sequence[Record], free: Mapping[str, float]) -> float:
+    """eV/atom that the atoms of the middle structure gain by being bound, where that is absurd, else 0.
+
+    Where some elements have no free atom, what is left of the energy is theirs: it may be far below zero, not above.
+    """
+    whole, partly = list[float](), list[float]()
+    for record in records:
+        symbols = [SYMBOLS[z] for z in record.atomic_numbers.tolist()]
+        known = [free[symbol] for symbol in symbols if symbol in free]
+        if known:
+            kind = whole if len(known) == len(symbols) else partly
+            kind.append((record.energy - sum(known)) / len(symbols))
+    middle = float(np.median(whole)) if whole else 0.0
+    if abs(middle) > _BINDING:
+        return middle
+    left = float(np.median(partly)) if partly else 0.0
+    return left if left > _BINDING else 0.0
 
 
 def new_head(

@@ -270,8 +270,8 @@ def test_there_is_nothing_to_go_on_with(sound, tmp_path, capsys):
     "given, said",
     [
         ('{"C": -37.8, "H": -0.5, "O": -75.0}', "they look like Ha: give eV, 27.2114 times"),
-        ('{"C": -1000}', "would lose"),
-        ('{"C": -1000}', "and of H, O too"),
+        ('{"C": -5000}', "would lose"),
+        ('{"C": -5000}', "and of H, O too"),
         ('{"C": 1e300}', "C is 1e+300 eV: no atom has that"),
     ],
 )

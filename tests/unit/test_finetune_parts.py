@@ -202,7 +202,9 @@ def test_a_recipe_with_a_start_is_read_back():
 @pytest.mark.parametrize("name", ["heads", "adapters", "full"])
 def test_every_strategy_gives_a_calculator(name, tmp_path, small):
     atom = Atoms("H")
-    different = [relabelled(a, energy=lambda e: 1.3 * e, forces=lambda f: 1.3 * f) for a in molecules(20)]
+    frames = molecules(20)
+    mean = np.mean([a.get_potential_energy() for a in frames])
+    different = [relabelled(a, energy=lambda e: mean + 1.3 * (e - mean), forces=lambda f: 1.3 * f) for a in frames]
     frames = [*different, relabelled(molecules(1)[0])[:0] or _free_atom(atom)]
     out = tmp_path / "out"
     more = ["--steps", "12", "--strategy", name, "--keep-heads", "gfn2-xtb,mp2-avtz", "--accept", "energy-unit"]
