@@ -263,4 +263,4 @@ def run_labels(args: argparse.Namespace) -> None:
         data=args.data, model=args.model, tasks=args.tasks, seeds=args.seeds, steps=args.steps, max_minutes=args.max_minutes,
         work=args.work,
     )  # fmt: skip
-    finish(args, "labels", model=plan.model, seeds=plan.seeds, rows=run_labels(plan))
+    finish(args, "labels", model=plan.model, seeds=plan.seeds, max_minutes=plan.max_minutes, rows=run_labels(plan))

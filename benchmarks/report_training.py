@@ -151,6 +151,8 @@ def labels(result: Mapping[str, Any]) -> Iterator[Table]:
     saved, tasks = [row for row in counted if row["saved"]], len({row["task"] for row in counted})
     title = f"Labels that pre-training saves: in {len(saved)} of {len(counted)} cases ({tasks} task{'s' * (tasks != 1)}) as good "
     title += f"with few as random weights with many: {seeds}"
+    if result.get("max_minutes"):
+        title += f"; no run took more than {result['max_minutes']:g} minutes of one thread: few steps where structures are large"
     header = [
         "task, case",
         "error",
