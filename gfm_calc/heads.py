@@ -66,17 +66,12 @@ class EnergyHeads(ExactBuffers):
         """
         stack = (self.hidden, self.hidden_bias, self.output, self.shift, self.scale)
         hidden, bias, output, shift, scale = stack if index is None else (t.index_select(0, index) for t in stack)
-        heads, features, width = hidden.shape
-        flat = scalars @ hidden.permute(1, 0, 2).reshape(features, heads * width)
-        activated = nn.functional.silu(flat.view(-1, heads, width) + bias)
-        energies = (activated * output).sum(dim=-1) * scale.to(scalars.dtype)
+        energies = (_units(scalars, hidden, bias) * output).sum(dim=-1) * scale.to(scalars.dtype)
         return (energies.t() + shift.index_select(1, atomic_numbers)) * gate
 
     def units(self, scalars: Tensor) -> Tensor:
         """The hidden units of all heads [N, H, K]; scalars: [N, F]."""
-        heads, features, width = self.hidden.shape
-        flat = scalars @ self.hidden.permute(1, 0, 2).reshape(features, heads * width)
-        return nn.functional.silu(flat.view(-1, heads, width) + self.hidden_bias)
+        return _units(scalars, self.hidden, self.hidden_bias)
 
     def own(
         self, scalars: Tensor, gate: Tensor, atomic_numbers: Tensor, head: Tensor, slots: Tensor, slot_of: Tensor
@@ -97,6 +92,13 @@ class EnergyHeads(ExactBuffers):
         energies = (activated * self.output.unsqueeze(1)).sum(dim=-1) * self.scale.to(scalars.dtype).unsqueeze(1)
         shift = self.shift.view(-1).index_select(0, head * self.shift.shape[1] + atomic_numbers)
         return (energies.view(-1).index_select(0, slot_of) + shift) * gate
+
+
+def _units(scalars: Tensor, hidden: Tensor, bias: Tensor) -> Tensor:
+    """Hidden units [N, H, K] of heads with weights hidden [H, F, K] and bias [H, K]: one matrix product; scalars: [N, F]."""
+    heads, features, width = hidden.shape
+    flat = scalars @ hidden.permute(1, 0, 2).reshape(features, heads * width)
+    return nn.functional.silu(flat.view(-1, heads, width) + bias)
 
 
 class PropertyHead(ExactBuffers):
