@@ -116,8 +116,8 @@ def choose(
         )
     elif name != "heads":
         reasons.append("no replay: the old heads are not guarded" + (" (--naive)" if naive else ""))
-    batch = min(32, max(8, structures // 5))
-    planned = steps or _steps(structures, batch)
+    batch = _batch(structures, begins)
+    planned = steps or _steps(structures, batch, begins)
     reasons.append(f"{planned} steps of {batch} structures: {planned * batch / structures:.0f} times through the data")
     return Strategy(
         name=name, reasons=tuple(reasons), replay=replay, structures=batch, steps=planned,
@@ -150,9 +150,17 @@ def _rates(name: str, *, naive: bool, begins: str, replay: bool, begun: bool) ->
     return {"learning_rate": 5e-4 if begun else 2e-3, "method": "muon", "layer_decay": 1.0 if naive else 0.9}
 
 
-def _steps(structures: int, batch: int) -> int:
-    """More for more data, ever fewer times through it: 300 times for 50 structures, 8 for 100,000."""
-    return int(min(60_000, max(1500, 160 * structures**0.5 * (8 / batch) ** 0.5)))
+def _batch(structures: int, begins: str) -> int:
+    """Structures in a step: of energies and forces few, for each gives many labels."""
+    # 900 frames of ethanol, 40,000 structures drawn, one seed, force MAE on validation: 10.7 meV/Å in steps of 32, 7.7 in steps
+    # of 10 (8.4 at half the rate), which take 1.9 times as long.
+    return min(32, max(10, structures // 100) if begins == AS_ANOTHER else max(8, structures // 5))
+
+
+def _steps(structures: int, batch: int, begins: str) -> int:
+    """More for more data, ever fewer times through it: 300 times for 50 structures, 12 for 100,000."""
+    per_root = 240 if begins == AS_ANOTHER else 160
+    return int(min(60_000, max(1500, per_root * structures**0.5 * (8 / batch) ** 0.5)))
 
 
 def recipe_of(
