@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gfm_calc.config import HeadSpec
 from gfm_calc.data import units
 from gfm_calc.data.findings import Finding
 from gfm_calc.data.fingerprints import describe_all
@@ -19,7 +20,6 @@ from gfm_calc.data.mixtures import two_levels
 from gfm_calc.data.schema import Record
 from gfm_calc.finetune.nearest import predictions, spread
 from gfm_calc.model import GFMModel, Prediction
-from gfm_calc.train.keys import is_isolated
 
 _ATOMS, _STRUCTURES = 2000, 80  # of a file, at most
 _FEW = 8  # structures, or differences of energies; fewer tell nothing
@@ -46,12 +46,12 @@ class Likeness:
 def against_heads(model: GFMModel, file: FileInspection) -> list[Finding]:
     """What the old heads say of a file's labels; [] where none has seen its elements, or there are too few structures."""
     records = (
-        spread([record for record in file.sample if not is_isolated(record)], _ATOMS, _STRUCTURES)
+        spread([record for record in file.sample if not record.is_free_atom], _ATOMS, _STRUCTURES)
         if file.sample
         else []
     )
     numbers = np.flatnonzero(file.statistics.element_atoms)
-    heads = [head for head in model.energy_heads if not model.specs[head].unseen(numbers)]
+    heads = [head for head in model.energy_heads if _can_judge(model.specs[head], numbers, records)]
     if len(records) < _FEW or not heads:
         return []
     rows = list(predictions(model, heads, records))
@@ -61,6 +61,12 @@ def against_heads(model: GFMModel, file: FileInspection) -> list[Finding]:
     if not {"mixed-levels", "mixed-energy-kinds"} & {finding.code for finding in file.findings}:
         found += _levels(file, rows, heads)
     return found
+
+
+def _can_judge(spec: HeadSpec, numbers: np.ndarray, records: Sequence[Record]) -> bool:
+    """Whether a head has seen such elements and boundary conditions."""
+    kinds = {"bulk" if record.pbc.any() else "molecule" for record in records}
+    return not spec.unseen(numbers) and not kinds.isdisjoint(spec.periodicity or kinds)
 
 
 def _taken(file: FileInspection) -> set[str | None]:
@@ -78,10 +84,16 @@ def _judged(
 ) -> list[Finding]:  # fmt: skip
     """A finding where the labels are like those of a head, times something else than 1."""
     likeness = {head: _likeness(pairs_of([(record, row[head]) for record, row in rows])) for head in heads}
-    nearest = max(heads, key=lambda head: abs(likeness[head].correlation))
-    best = likeness[nearest]
-    if best.structures < _FEW or abs(best.correlation) < _ALIKE[what] or _SOUND[what][0] < best.slope < _SOUND[what][1]:
+    telling = {
+        head: one for head, one in likeness.items() if one.structures >= _FEW and abs(one.correlation) >= _ALIKE[what]
+    }
+    # One head alone may be wrong where there is little to be right about, as in a diatomic molecule.
+    if len(telling) < min(2, len(heads)) or any(
+        _SOUND[what][0] < one.slope < _SOUND[what][1] for one in telling.values()
+    ):
         return []
+    nearest = max(telling, key=lambda head: abs(telling[head].correlation))
+    best = telling[nearest]
     text = (
         f"{file.path}: the {what} {'is' if what == 'stress' else 'are'} {best.slope:.3g} times what head {nearest} says "
         f"(correlation {best.correlation:.2f}, {best.structures} structures): {_named(best.slope, what, table)}"
@@ -101,7 +113,7 @@ def _named(slope: float, what: str, table: Mapping[str, float]) -> str:
 
 _SIGNS = {
     "forces": "they look like gradients (wrong sign): --forces-are-gradients",
-    "energies": "they have the wrong sign",
+    "energies": "they have the wrong sign: are they binding energies, or negated? write energies that fall as atoms bind",
     "stress": "it is positive in compression: --stress-unit eV/A^3 --stress-sign compression",
 }
 

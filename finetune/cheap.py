@@ -34,7 +34,7 @@ from gfm_calc.data.workers import WorkerDiedError
 from gfm_calc.errors import ConfigError, CorruptFileError, GFMError
 from gfm_calc.finetune.plan import CHEAP, CHEAP_LABELS, HARMLESS, Cheap, Job, write
 from gfm_calc.train.evaluation import spread_indices
-from gfm_calc.train.keys import FEW_GROUPS, is_isolated
+from gfm_calc.train.keys import FEW_GROUPS
 
 _TIME_STEP, _EVERY, _FRICTION = 1.0, 15, 0.02  # fs, steps between structures, 1/fs
 _LONGEST_LABEL, _LONGEST_WALK = 300.0, 3600.0  # s: a calculator that hangs loses one structure, not the job
@@ -105,7 +105,7 @@ def make_labels(
     """
     output = job.output / CHEAP_LABELS
     walked, labels, made = output / "structures.extxyz", output / "labels.extxyz", output / "made.json"
-    records = [record for record in records if not is_isolated(record)]
+    records = [record for record in records if not record.is_free_atom]
     if not records:
         raise GFMError("--cheap-labels: all training structures are free atoms, there is nothing to walk from")
     chosen = _walkable(cheap, [records[k] for k in spread_indices(len(records), cheap.structures)], say)

@@ -94,7 +94,8 @@ def preflight(
     else:
         found = [finding for finding in seen if finding.code not in _OF_ENERGIES]
         found += [*_of_property(inspection, card), *_of_learning(inspection, model)]
-    refused = [f for f in found if (f.level == "error" or f.code in _GRAVE) and f.code not in accepted]
+    grave = [f for f in found if f.level == "error" or (f.code in _GRAVE and f.level != "note")]
+    refused = [f for f in grave if f.code not in accepted]
     refused.sort(key=lambda finding: finding.level != "error")
     return Preflight(inspection=inspection, findings=tuple(found), refused=tuple(refused))
 
@@ -181,10 +182,10 @@ _KINDS = {
 def _of_energies(inspection: Inspection) -> list[Finding]:
     """What an inspection does not judge of energies and forces, since it does not know that they are to be learnt."""
     found = []
-    sizes, axes, energies = (
-        np.concatenate([file.statistics[name] for file in inspection.files]) for name in ("num_atoms", "axes", "energy")
+    free, energies = (
+        np.concatenate([file.statistics[name] for file in inspection.files]) for name in ("free_atom", "energy")
     )
-    usable = int((((sizes > 1) | (axes > 0)) & np.isfinite(energies)).sum())
+    usable = int(((free == 0) & np.isfinite(energies)).sum())
     if usable < MIN_FRAMES:
         count = f"{usable} structure{'s' * (usable != 1)} with energies beside free atoms"
         text = f"{_named(inspection)}: {count}: at least {MIN_FRAMES} are needed"

@@ -22,7 +22,7 @@ from gfm_calc.errors import ConfigError
 from gfm_calc.finetune.nearest import fit_references, predictions, spread
 from gfm_calc.model import GFMModel
 from gfm_calc.train.evaluation import spread_indices
-from gfm_calc.train.keys import is_isolated, key_of_auto
+from gfm_calc.train.keys import key_of_auto
 from gfm_calc.train.preparation import Head, gather, statistics_of, without_unseen
 from gfm_calc.train.properties import start_of
 from gfm_calc.train.recipe import DataRecipe
@@ -166,7 +166,7 @@ def find_references(model: GFMModel, nearest: str, dataset: Dataset, sides: Side
     """
     spec = model.specs[nearest]
     records = list(dataset.read(_some(sides.train, dataset), names=True).records())
-    pairs = [(r, row[nearest]) for r, row in predictions(model, [nearest], records, forces=False) if not is_isolated(r)]
+    pairs = [(r, row[nearest]) for r, row in predictions(model, [nearest], records, forces=False) if not r.is_free_atom]
     fit = fit_references(pairs, spec.reference_energies)
     if fit is None:
         raise ConfigError("no training structure has an energy: a head needs energies; label some of them")
@@ -291,6 +291,6 @@ def _some(indices: np.ndarray, dataset: Dataset) -> np.ndarray:
 def sample(dataset: Dataset, indices: np.ndarray, *, atoms: int = 4000, structures: int = 200) -> list:
     """Some of the structures, as records."""
     records = [
-        record for record in dataset.read(_some(indices, dataset), names=True).records() if not is_isolated(record)
+        record for record in dataset.read(_some(indices, dataset), names=True).records() if not record.is_free_atom
     ]
     return spread(records, atoms, structures)

@@ -62,11 +62,12 @@ def summary(outcome: Outcome) -> str:
         if outcome.side != "train"
         else "the structures that it was trained on: no proof of anything"
     )
-    begun = "what each element adds on average" if spec.kind in ("scalar", "atom_scalar") else "nothing"
-    text = (
-        f"Mean absolute errors on {outcome.after['frames']} {held} ({outcome.side}). Structures: {sizes}. Before: {begun}, "
-        "and random weights."
-    )
+    if outcome.setup.begun is not None:
+        begun = "a least-squares fit to what the model knows"
+    else:
+        begun = "what each element adds on average" if spec.kind in ("scalar", "atom_scalar") else "nothing"
+        begun += ", and random weights"
+    text = f"Mean absolute errors on {outcome.after['frames']} {held} ({outcome.side}). Structures: {sizes}. Before: {begun}."
     return numbers(("", f"{spec.quantity} ({spec.kind})"), rows) + f"<p>{shown(text)}</p>"
 
 

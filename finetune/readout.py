@@ -110,7 +110,7 @@ def begin_head(
 
 
 def _in_words(found: Readout, card: HeadSpec) -> str:
-    unit = "" if card.kind == "class" else f" {card.unit}{' an atom' if card.extensive else ''}"
+    unit = " of log-odds" if card.kind == "class" else f" {card.unit}{' an atom' if card.extensive else ''}"
     linear = " and what is linear in the features" if found.linear else ""
     return (
         f"begins at a fit to hidden units of {found.head}{linear}: {found.error:.3g}{unit} off what is left out of it, "

@@ -206,10 +206,19 @@ def _forgetting(outcome: Outcome) -> str:
     if not outcome.drifts:
         return "<h2>The old heads</h2><p>They are as they were: the encoder did not move, or none was kept.</p>"
     rows = [
-        [d.head, str(d.structures), f"{1000 * d.energy:.1f}", f"{1000 * d.forces:.0f}",
-         f"{1000 * d.error:.0f}" if np.isfinite(d.error) else "", f"{100 * d.loss:.1f}" if np.isfinite(d.loss) else ""]
+        [d.head, str(d.structures), *(
+            f"{value:.{digits}f}" if np.isfinite(value) else ""
+            for value, digits in ((1000 * d.energy, 1), (1000 * d.forces, 0), (1000 * d.error, 0), (100 * d.loss, 1))
+        )]
         for d in outcome.drifts
+        if np.isnan(d.value)
     ]  # fmt: skip
+    values = [
+        f"values of {d.head} moved by {d.value:.3g} {outcome.model.specs[d.head].unit}"
+        for d in outcome.drifts
+        if not np.isnan(d.value)
+    ]
+    more = f"<p>{shown('; '.join(values))}: nothing guards heads of properties.</p>" if values else ""
     header = (
         "head",
         "structures",
@@ -222,4 +231,4 @@ def _forgetting(outcome: Outcome) -> str:
         "How far the predictions of the old heads moved on structures made for the purpose. Loss: what such a change adds to the "
         "force error that the head had, if the two have nothing to do with each other."
     )
-    return f"<h2>The old heads</h2>{numbers(header, rows)}<p>{text}</p>"
+    return f"<h2>The old heads</h2>{numbers(header, rows)}<p>{text}</p>{more}"

@@ -189,13 +189,15 @@ def _train(job: Job, setup: Setup, place: Place, say: Say, *, final: bool) -> Ou
             if reason.startswith("SIG"):
                 say(f"{job.output}: stopped at step {trainer.step} of {recipe.run.steps} ({reason}); --resume goes on")
                 return reason
-            back = bool(began) and score(began, recipe.objective) < score(trainer.errors, recipe.objective)
+            back = recipe.run.keep_best and score(began, recipe.objective) < score(trainer.errors, recipe.objective)
             step = 0 if back else trainer.model_step
             after = before if back else errors_of(trainer, head, side)
             chosen = "" if step == trainer.step else f"; the weights are those of step {step}"
             say(f"after:  {in_words(after, head.spec)} ({reason} at step {trainer.step}{chosen})")
             worse = score({name: after}, recipe.objective) > score({name: before}, recipe.objective)
-            warning = _NOTHING_BETTER if back else _WORSE.format(side=side) if worse else ""
+            warning = (
+                _NOTHING_BETTER if back else _WORSE.format(side=side, loss=_losses(before, after)) if worse else ""
+            )
             if warning:
                 say(f"  warning: {warning}")
             model, sure, drifts = _save(job, setup, trainer, side, after, step=step, final=final)
@@ -212,8 +214,13 @@ _NOTHING_BETTER = (
     "more --steps or --max-minutes, or more structures"
 )
 _WORSE = (
-    "worse on the {side} structures than where it began: take more --steps or --max-minutes, or hold out structures"
+    "worse on the {side} structures than where it began{loss}: take more --steps or --max-minutes, or more structures"
 )
+
+
+def _losses(before: Mapping[str, float], after: Mapping[str, float]) -> str:
+    """What got worse, where the figures above do not show it: of a class, the probabilities."""
+    return f" (loss {before['loss']:.3g}, now {after['loss']:.3g})" if "accuracy" in after else ""
 
 
 def errors_of(trainer: Trainer, head: Head, side: str) -> dict[str, Any]:
@@ -245,7 +252,7 @@ def _save(
         "started_from": {"model": Path(job.model).name, "model_id": setup.origin.model_id},
     }
     save_model(model, job.output / "model", provenance=about)
-    drifts = forgetting.measure(setup.origin, model, setup.old_energy_heads) if moved else []
+    drifts = forgetting.measure(setup.origin, model, setup.kept) if moved else []
     return model, sure, drifts
 
 
@@ -255,6 +262,12 @@ def _forgotten(outcome: Outcome) -> list[str]:
         return ["old heads: as they were" if outcome.setup.kept else "old heads: none is kept"]
     lines = ["old heads, on structures made for the purpose:"]
     for drift in outcome.drifts:
+        if not np.isnan(drift.value):
+            unit = outcome.model.specs[drift.head].unit
+            lines.append(
+                f"  {drift.head}: values moved by {drift.value:.3g} {unit}; nothing guards heads of properties"
+            )
+            continue
         loss = "" if np.isnan(drift.loss) else f"; adds {100 * drift.loss:.1f} % to the head's error"
         lines.append(f"  {drift.head}: forces moved by {1000 * drift.forces:.0f} meV/Å{loss}")
     return lines

@@ -43,7 +43,7 @@ _MARGIN = 0.85  # of the time that the user gives is for steps, the rest for val
 _LEAST_STEPS = 50
 _PATIENCE = 8  # validations without improvement that end the run
 _FAR = 0.1  # from the fraction that was asked for
-_ENOUGH = 10  # structures that can tell whether there is an improvement
+_ENOUGH = 10  # structures that can tell whether there is an improvement; with fewer, the last weights are taken
 Say = Callable[[str], None]
 
 
@@ -168,8 +168,14 @@ def set_up(job: Job, found: Material, begins: Beginning, kept: Sequence[str], sa
         nearest=ranking[0].head if ranking else fitted, old_heads={name: card_error(begins.origin, name) for name in replay},
         dtype=job.dtype,
     )  # fmt: skip
-    patience = _PATIENCE if len(sides.validation) >= _ENOUGH else 0
-    run = replace(recipe.run, max_minutes=job.max_minutes, seed=job.seed, stop_after=patience)
+    telling = len(sides.validation) >= _ENOUGH
+    run = replace(
+        recipe.run,
+        max_minutes=job.max_minutes,
+        seed=job.seed,
+        stop_after=_PATIENCE if telling else 0,
+        keep_best=telling,
+    )
     setup = Setup(
         start=start, origin=begins.origin, kept=kept, checks=found.checks, dataset=dataset, sides=sides, ranking=ranking,
         references=references, begun=begun, strategy=plan, replay=replay, recipe=replace(recipe, run=run),

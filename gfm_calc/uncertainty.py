@@ -129,4 +129,7 @@ class ErrorHeads(nn.Module):
 
 def no_uncertainty(head: str) -> HeadError:
     """The error where an uncertainty is asked for that the model does not have."""
-    return HeadError(f"head {head} has no uncertainty; gfm uncertainty MODEL --data DATASETS gives it one")
+    return HeadError(
+        f"head {head} has no uncertainty; gfm uncertainty MODEL --data DATASETS gives it one "
+        "(of a fine-tuned head, --run DIR/run), from 100 training structures on"
+    )

@@ -43,12 +43,7 @@ def _auto(dataset: Dataset, few: int) -> tuple[list[str], str]:
     for record in dataset.records():
         keys.append(record.group or by_composition(record))
         grouped = grouped or bool(record.group)
-        if not is_isolated(record):
+        if not record.is_free_atom:
             some.add(keys[-1])
     kind = "group" if grouped else "composition"
     return keys, BLOCKS if len(some) < (FEW_GROUPS if grouped else few) else kind
-
-
-def is_isolated(record: Record) -> bool:
-    """Whether it is a single atom without a cell, which gives a reference energy and nothing else to learn."""
-    return len(record) == 1 and not record.pbc.any()

@@ -30,7 +30,7 @@ from gfm_calc.data.store import Dataset, Selection, open_dataset
 from gfm_calc.errors import ConfigError, CorruptFileError, GFMError, InputFileError, one_line
 from gfm_calc.graph import AtomicGraph
 from gfm_calc.train.datasets import find_datasets
-from gfm_calc.train.keys import FEW_GROUPS, is_isolated, keyed
+from gfm_calc.train.keys import FEW_GROUPS, keyed
 from gfm_calc.train.properties import start_of
 from gfm_calc.train.recipe import DataRecipe, HeadRecipe, Recipe, to_toml
 
@@ -129,7 +129,7 @@ def gather(datasets: Sequence[Dataset], recipe: DataRecipe, *, few: int = FEW_GR
 
     def noted() -> Iterator[tuple[Record, str]]:
         for record, key in chain.from_iterable(keyed(dataset, by, few=few) for dataset in datasets):
-            if is_isolated(record):
+            if record.is_free_atom:
                 isolated.append(len(compositions))
             compositions.add(record)
             yield record, key

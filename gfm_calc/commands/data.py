@@ -175,7 +175,7 @@ def run_split(args: argparse.Namespace) -> None:
             for record in _records(args, frames.refused):
                 group = key(record)
                 energies.add(record)
-                free_atoms[group] = free_atoms.get(group, True) and len(record) == 1 and not record.pbc.any()
+                free_atoms[group] = free_atoms.get(group, True) and record.is_free_atom
                 progress.advance()
                 yield record, group
 

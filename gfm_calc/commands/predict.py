@@ -135,6 +135,9 @@ def _values(prediction: Prediction) -> dict[str, Any]:
     if prediction.energy is None:
         parts = {"value": prediction.value, "value_uncertainty": prediction.value_uncertainty}
         known = {name: part.numpy() for name, part in parts.items() if part is not None}
+        known = {
+            name: part[0] if len(part) == 1 and part.ndim == 2 else part for name, part in known.items()
+        }  # a vector
         return {name: float(part[0]) if part.shape == (1,) else part for name, part in known.items()}
     values: dict[str, Any] = {"energy": float(prediction.energy[0]), "forces": prediction.forces.numpy()}
     if prediction.energy_uncertainty is not None:

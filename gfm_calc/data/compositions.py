@@ -33,7 +33,7 @@ class Compositions:
         if key not in self._known:
             self._known[key] = len(self._counts)
             self._counts.append(count)
-        if len(record) == 1 and not record.pbc.any() and record.charge in (None, 0):
+        if record.is_free_atom and record.charge in (None, 0):
             self._alone[len(self)] = SYMBOLS[int(record.atomic_numbers[0])]
         self._composition.append(self._known[key])
         self._energy.append(record.energy)

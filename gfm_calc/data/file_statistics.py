@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from array import array
 from collections.abc import Mapping
@@ -19,10 +20,10 @@ from .zero_forces import count_zeros
 
 _COLUMNS = (
     "num_atoms", "energy", "ratio", "max_force", "net_force", "rms_force", "pressure", "max_stress", "volume", "closest",
-    "typical", "composition", "zero_forces", "frame", "charge", "spin", "axes", "taken_forces", "no_force",
-    "value", "of_atoms", "width", "varies",
+    "typical", "composition", "zero_forces", "frame", "charge", "spin", "axes", "free_atom", "taken_forces", "no_force",
+    "force_key", "value", "of_atoms", "width", "varies",
 )  # fmt: skip
-_OF_FORCES = ("max_force", "net_force", "rms_force", "zero_forces", "taken_forces", "no_force")
+_OF_FORCES = ("max_force", "net_force", "rms_force", "zero_forces", "taken_forces", "no_force", "force_key")
 # Components of forces, for the histogram: decades from 1e-5 to 1e4 eV/Å, ten bins each.
 FORCE_BINS = np.logspace(-5, 4, 91)
 
@@ -33,8 +34,9 @@ class FileStatistics:
     num_atoms; energy (eV); ratio (to the energy of free atoms, all electrons); max_force, rms_force (eV/Å); net_force
     (|sum|, eV/Å); pressure (-trace/3, eV/Å³), max_stress (eV/Å³); volume (Å³ per atom, of crystals); closest, typical
     (distances over those of bonds); composition (index); zero_forces, taken_forces, no_force (see
-    `zero_forces.count_zeros`); frame; charge; spin; axes (periodic ones); value (a property of the structure, or its mean
-    over atoms; of vectors the length), of_atoms (1 where it is one of atoms),
+    `zero_forces.count_zeros`); frame; charge; spin; axes (periodic ones); free_atom (1 where it is one); force_key (a hash
+    of the lengths of all forces, in no order); value (a property of the structure, or its mean over atoms; of vectors the
+    length), of_atoms (1 where it is one of atoms),
     width (of its numbers), varies (1 where they differ within the frame); residual (eV/atom, after the reference energies).
     """
 
@@ -69,6 +71,7 @@ class FileStatistics:
             "closest": description.closest, "typical": description.typical, "composition": self._composition(count),
             "frame": record.frame, "charge": math.nan if record.charge is None else record.charge,
             "spin": math.nan if record.spin is None else record.spin, "axes": int(record.pbc.sum()),
+            "free_atom": record.is_free_atom,
             **self._forces(record, fixed), **_stress(record), **_property(record),
         }  # fmt: skip
         for name in _COLUMNS:
@@ -145,8 +148,17 @@ class FileStatistics:
             "max_force": float(sizes.max()),
             "net_force": float(np.linalg.norm(forces.sum(axis=0))),
             "rms_force": float(np.sqrt(np.mean(np.square(forces)))),
+            "force_key": _key(sizes),
             **count_zeros(record, fixed),
         }
+
+
+def _key(sizes: np.ndarray) -> float:
+    """A hash of forces' lengths [n], to four digits of the largest, whatever the order of the atoms."""
+    largest = float(sizes.max())
+    digits = 4 - math.floor(math.log10(largest)) if largest > 0 else 0
+    counts = np.sort(np.rint(sizes * 10.0**digits)).astype(np.int64)
+    return float(int.from_bytes(hashlib.sha256(f"{digits}".encode() + counts.tobytes()).digest()[:6], "little"))
 
 
 def _property(record: Record) -> dict[str, float]:

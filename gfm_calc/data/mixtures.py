@@ -26,7 +26,8 @@ _CORE, _ECP = (
     36,
 )  # up to the one, pseudopotentials take no electrons; beyond the other, molecules have some by custom
 _SEVERAL, _SHARE = 5, 0.05  # frames of each kind
-_ENOUGH, _LEAST_PART = 10, 0.15  # frames of a composition, and the part of the smaller of two clusters
+_ENOUGH = 30  # frames of a composition: among ten, three beyond a gap are chance
+_LEAST, _LEAST_PART = 5, 0.15  # frames of the smaller of two clusters, and its part
 _LEAST_GAP = 0.3  # eV
 _MINGLED = 0.5  # of the close pairs across two clusters that chance would make
 
@@ -56,9 +57,9 @@ def two_levels(energies: np.ndarray, features: np.ndarray) -> np.ndarray | None:
         features: [n, k] of the geometries, in which close ones are close.
     """
     count = len(energies)
-    if count < _ENOUGH:
+    least = max(_LEAST, int(np.ceil(_LEAST_PART * count)))
+    if count < 2 * least:
         return None
-    least = max(3, int(np.ceil(_LEAST_PART * count)))
     ordered = np.sort(energies)
     gaps = np.diff(ordered)[least - 1 : count - least]
     place = least - 1 + int(gaps.argmax())

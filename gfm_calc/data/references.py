@@ -210,10 +210,10 @@ def read_reference_energies(path: Path) -> dict[str, float]:
 
 
 def isolated_atoms(records: Iterable[Record]) -> dict[str, float]:
-    """symbol -> eV of the neutral single atoms without a cell among the records; of several spin states, the lowest."""
+    """symbol -> eV of the neutral free atoms (`Record.is_free_atom`) among the records; of several spin states, the lowest."""
     found: dict[str, float] = {}
     for record in records:
-        alone = len(record) == 1 and not record.pbc.any() and record.charge in (None, 0)
+        alone = record.is_free_atom and record.charge in (None, 0)
         if alone and not math.isnan(record.energy):
             symbol = SYMBOLS[int(record.atomic_numbers[0])]
             found[symbol] = min(record.energy, found.get(symbol, math.inf))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from ase import Atoms
 
 from ..errors import InvalidStructureError
 
+_FREE = 8.0  # Å between an atom and its images: no model sees as far
 MAX_ENERGY = 1.0e9  # eV; beyond, a float64 energy has lost the digits that anybody trains on
 
 
@@ -52,6 +54,18 @@ class Record:
 
     def __len__(self) -> int:
         return len(self.atomic_numbers)
+
+    @property
+    def is_free_atom(self) -> bool:
+        """Whether it is one atom, without a cell or in so large a one that its images are nothing to it.
+
+        It gives a reference energy, and nothing else to learn.
+        """
+        if len(self) > 1:
+            return False
+        steps = np.array(list(product((-1, 0, 1), repeat=3)))
+        steps = steps[(steps != 0).any(axis=1) & (steps[:, ~self.pbc] == 0).all(axis=1)]
+        return bool((np.linalg.norm(steps @ self.cell, axis=1) > _FREE).all())
 
     def structure(self) -> Atoms:
         """The structure with charge and spin in `info`, without labels."""

@@ -137,7 +137,7 @@ def force_suspicion(curvature: float) -> str | None:
     Args:
         curvature: median change of force with displacement, as read.
     """
-    if math.isnan(curvature) or 0.4 <= curvature <= 100.0:
+    if math.isnan(curvature) or 0.4 <= curvature <= 200.0:
         return None
     if curvature < 0.4:
         return f"bonds of {curvature:.2g} eV/Å² are too soft: forces in Ha/Å or Ha/bohr?"

@@ -19,6 +19,7 @@ from gfm_calc.data.force_findings import consistency
 from gfm_calc.data.inspection import FileInspection, inspect
 from gfm_calc.data.readers import ReadOptions, read
 from gfm_calc.data.report import mapping
+from gfm_calc.data.schema import Record
 from gfm_calc.data.suspicion import all_electron_energy, bulk_modulus, stress_suspicion
 from gfm_calc.errors import InputFileError
 
@@ -577,3 +578,76 @@ def test_reading_is_not_changed_by_inspecting():
     before = [record.energy for record in read(FIXTURES / "nbmotaw.extxyz.xz")]
     inspect([FIXTURES / "nbmotaw.extxyz.xz"])
     assert [record.energy for record in read(FIXTURES / "nbmotaw.extxyz.xz")] == before
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_few_frames_far_apart_are_not_condemned(seed, tmp_path):
+    # Energies and forces of one potential: whatever slope chance makes of twelve frames, and wherever their energies lie.
+    random = np.random.default_rng(seed)
+    frames = []
+    for _ in range(12):
+        atoms = molecule(("CH3CHO", "isobutane", "CH3CH2OH", "C6H6", "C2H6", "butadiene")[seed])
+        atoms.positions += random.normal(scale=0.05, size=atoms.positions.shape)
+        frames.append(labelled(atoms))
+    ase.io.write(tmp_path / "few.extxyz", frames)
+    assert {"forces-unit", "mixed-levels", "contradictions"}.isdisjoint(codes(tmp_path / "few.extxyz"))
+
+
+@pytest.mark.parametrize(
+    "pairs, median, said", [(38, 0.71, []), (86, 0.82, ["forces-noise"]), (40, 3.1, ["forces-unit"])]
+)
+def test_a_slope_near_one_that_no_unit_explains_is_no_error(pairs, median, said):
+    check = Slope(pairs=pairs, median=median, spread=0.05, close=True, verdict="other")
+    file = FileInspection(path="a.extxyz", forces_check=check, stress_check=Slope(pairs=0))
+    assert [finding.code for finding in consistency(file)] == said
+
+
+def test_one_atom_moved_in_many_directions_is_many_structures(tmp_path):
+    random, frames = np.random.default_rng(0), []
+    for _ in range(12):
+        atoms = bulk("Cu", cubic=True).repeat(2)
+        step = random.normal(size=3)
+        atoms.positions[5] += 0.01 * step / np.linalg.norm(step)
+        frames.append(labelled(atoms))
+    ase.io.write(tmp_path / "phonons.extxyz", frames)
+    assert {"duplicates", "contradictions"}.isdisjoint(codes(tmp_path / "phonons.extxyz"))
+    ase.io.write(tmp_path / "twice.extxyz", [*frames, *frames[:2]])
+    assert "duplicates" in codes(tmp_path / "twice.extxyz")
+
+
+def test_charges_and_spins_are_different_systems(tmp_path):
+    frames = []
+    for k in range(6):
+        for charge, spin in ((0, 1), (1, 2)):
+            atoms = molecule("CH3OH")
+            atoms.rattle(0.05, seed=k)
+            atoms = labelled(atoms)
+            atoms.calc.results["energy"] += 9.0 * charge
+            atoms.info |= {"charge": charge, "spin": spin}
+            frames.append(atoms)
+    ase.io.write(tmp_path / "ions.extxyz", frames)
+    assert {"duplicates", "contradictions"}.isdisjoint(codes(tmp_path / "ions.extxyz"))
+
+
+def test_energies_that_forces_follow_may_have_any_zero(crystals, tmp_path):
+    path = tmp_path / "formation.extxyz"
+    shifted = []
+    for atoms in crystals:
+        copy = atoms.copy()
+        results = atoms.calc.results
+        copy.calc = SinglePointCalculator(copy, energy=results["energy"] + 3.4 * len(atoms), forces=results["forces"])
+        shifted.append(copy)
+    ase.io.write(path, shifted)
+    levels = {finding.code: finding.level for finding in inspect([path]).files[0].findings}
+    assert levels["energy-kind"] == "note"
+
+
+def test_an_atom_in_a_large_box_is_a_free_one():
+    def record(size, pbc):
+        return Record.from_atoms(Atoms("Cu", cell=[size] * 3, pbc=pbc))
+
+    assert record(15.0, True).is_free_atom and record(0.0, False).is_free_atom
+    assert record(4.0, [False, False, False]).is_free_atom and record(4.0, True).is_free_atom is False
+    assert not Record.from_atoms(bulk("Cu")).is_free_atom and not Record.from_atoms(molecule("H2")).is_free_atom
+    flat = Atoms("C", cell=[[2.5, 0, 0], [20.0, 20.0, 0], [0, 0, 20.0]], pbc=[True, True, False])
+    assert not Record.from_atoms(flat).is_free_atom

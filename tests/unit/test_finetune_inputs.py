@@ -341,3 +341,16 @@ def test_what_was_refused_can_be_mended_in_the_same_folder(sound, tmp_path, caps
     shutil.rmtree(tmp_path / "out")
     ase_write(path, with_copies(sound))
     assert main(words(path, tmp_path / "out", "--steps", "2", "--strategy", "heads", "--accept", "duplicates")) == 0
+
+
+def test_a_head_that_agrees_is_believed_before_one_that_does_not(tmp_path):
+    # In a diatomic molecule all forces lie on one line: heads that know nothing of it correlate as well, with any slope.
+    random, frames = np.random.default_rng(7), []
+    for _ in range(12):
+        atoms = molecule("Li2")
+        atoms.positions += random.normal(scale=0.05, size=atoms.positions.shape)
+        frames.append(atoms)
+    path = tmp_path / "li2.extxyz"
+    ase_write(path, labelled(frames, "gfn1-xtb"))
+    found = preflight([path], load_model("gfm-small"), HeadSpec(name="x"), options=DEFAULTS, format=None, accepted=())
+    assert not {finding.code for finding in found.refused} & {"forces-unit", "energy-unit"}

@@ -429,3 +429,12 @@ def test_a_calculator_gives_properties(saved_model):
         calculator.predict_property(atoms, "gap", uncertainty=True)
     with pytest.raises(HeadError, match=r"gap predicts gap, not energies: use calc.predict_property"):
         GFMCalculator(saved_model, head="gap")
+
+
+def test_old_heads_of_properties_are_measured_where_the_encoder_moves(path, saved_model, tmp_path, capsys):
+    assert finetune(path, tmp_path / "first", "intensive", saved_model, "--steps", "5") == 0
+    frames = write(tmp_path / "energies.extxyz", molecules(16))
+    begun = ["--from", str(tmp_path / "first" / "model"), "--keep-heads", "mine"]
+    argv = words(frames, tmp_path / "second", "--strategy", "full", "--steps", "5", *begun)
+    assert main(["other" if word == "mine" and argv[k - 1] == "--head" else word for k, word in enumerate(argv)]) == 0
+    assert "mine: values moved by" in (said := capsys.readouterr().out) and "nothing guards heads of properties" in said
