@@ -43,7 +43,7 @@ _MARGIN = 0.85  # of the time that the user gives is for steps, the rest for val
 _LEAST_STEPS = 50
 _PATIENCE = 8  # validations without improvement that end the run
 _FAR = 0.1  # from the fraction that was asked for
-_ENOUGH = 10  # structures that can tell whether there is an improvement; with fewer, the last weights are taken
+_ENOUGH = 10  # structures that can tell whether there is an improvement, and labels that can tell the best weights
 Say = Callable[[str], None]
 
 
@@ -168,14 +168,10 @@ def set_up(job: Job, found: Material, begins: Beginning, kept: Sequence[str], sa
         nearest=ranking[0].head if ranking else fitted, old_heads={name: card_error(begins.origin, name) for name in replay},
         dtype=job.dtype,
     )  # fmt: skip
-    telling = len(sides.validation) >= _ENOUGH
-    run = replace(
-        recipe.run,
-        max_minutes=job.max_minutes,
-        seed=job.seed,
-        stop_after=_PATIENCE if telling else 0,
-        keep_best=telling,
-    )
+    patience = _PATIENCE if len(sides.validation) >= _ENOUGH else 0
+    # One number that happens to fit would choose weights by chance; the forces of one structure are many.
+    telling = _labels(dataset, sides.validation) >= _ENOUGH
+    run = replace(recipe.run, max_minutes=job.max_minutes, seed=job.seed, stop_after=patience, keep_best=telling)
     setup = Setup(
         start=start, origin=begins.origin, kept=kept, checks=found.checks, dataset=dataset, sides=sides, ranking=ranking,
         references=references, begun=begun, strategy=plan, replay=replay, recipe=replace(recipe, run=run),
@@ -240,13 +236,19 @@ def _strategy(
     job: Job, begins: Beginning, dataset: Dataset, sides: Sides, old: Sequence[str], how: str
 ) -> Strategy:  # fmt: skip
     """What the number of structures and labels suggests; how: the head begins, see `strategy.choose`."""
-    block = dataset.read(sides.train)
-    known = (block.energy, block.forces, block.stress, block.value, block.atom_values)
-    labels = sum(int(np.isfinite(x).sum()) for x in known if x is not None)
     return strategy.choose(
-        len(sides.train), labels, wanted=job.strategy, naive=job.naive, keeps_heads=bool(old), steps=job.steps,
-        begins=how, begun=begins.reason,
+        len(sides.train), _labels(dataset, sides.train), wanted=job.strategy, naive=job.naive, keeps_heads=bool(old),
+        steps=job.steps, begins=how, begun=begins.reason,
     )  # fmt: skip
+
+
+def _labels(dataset: Dataset, rows: np.ndarray) -> int:
+    """Numbers that the structures are labelled with: energies, components of forces and stress, properties."""
+    if not len(rows):
+        return 0
+    block = dataset.read(rows)
+    known = (block.energy, block.forces, block.stress, block.value, block.atom_values)
+    return sum(int(np.isfinite(x).sum()) for x in known if x is not None)
 
 
 def _say_sides(job: Job, sides: Sides, say: Say) -> None:

@@ -433,6 +433,8 @@ def test_a_calculator_gives_properties(saved_model):
 
 def test_old_heads_of_properties_are_measured_where_the_encoder_moves(path, saved_model, tmp_path, capsys):
     assert finetune(path, tmp_path / "first", "intensive", saved_model, "--steps", "5") == 0
+    # Six numbers held out are too few to choose weights by.
+    assert "keep_best = false" in (tmp_path / "first" / "run" / "recipe.toml").read_text()
     frames = write(tmp_path / "energies.extxyz", molecules(16))
     begun = ["--from", str(tmp_path / "first" / "model"), "--keep-heads", "mine"]
     argv = words(frames, tmp_path / "second", "--strategy", "full", "--steps", "5", *begun)
