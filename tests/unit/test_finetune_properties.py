@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from ase.build import molecule
-from finetuning import molecules, words, write
+from finetuning import molecules, relabelled, words, write
 from labelled import difference, need_adios
 from support import batch_of, random_model
 from training import argv
@@ -435,8 +435,9 @@ def test_old_heads_of_properties_are_measured_where_the_encoder_moves(path, save
     assert finetune(path, tmp_path / "first", "intensive", saved_model, "--steps", "5") == 0
     # Six numbers held out are too few to choose weights by.
     assert "keep_best = false" in (tmp_path / "first" / "run" / "recipe.toml").read_text()
-    frames = write(tmp_path / "energies.extxyz", molecules(16))
-    begun = ["--from", str(tmp_path / "first" / "model"), "--keep-heads", "mine"]
-    argv = words(frames, tmp_path / "second", "--strategy", "full", "--steps", "5", *begun)
+    other = [relabelled(atoms, forces=lambda f: 1.3 * f, energy=lambda e: 1.3 * e) for atoms in molecules(16)]
+    frames = write(tmp_path / "energies.extxyz", other)
+    begun = ["--from", str(tmp_path / "first" / "model"), "--keep-heads", "mine", "--accept", "energy-unit"]
+    argv = words(frames, tmp_path / "second", "--strategy", "full", "--steps", "40", *begun, "--accept", "force-scale")
     assert main(["other" if word == "mine" and argv[k - 1] == "--head" else word for k, word in enumerate(argv)]) == 0
     assert "mine: values moved by" in (said := capsys.readouterr().out) and "nothing guards heads of properties" in said
