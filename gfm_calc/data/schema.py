@@ -12,7 +12,7 @@ from ase import Atoms
 
 from ..errors import InvalidStructureError
 
-_FREE = 8.0  # Å between an atom and its images: no model sees as far
+_FREE = 8.0  # Å between an atom and its images: farther than a cutoff is
 MAX_ENERGY = 1.0e9  # eV; beyond, a float64 energy has lost the digits that anybody trains on
 
 
