@@ -100,11 +100,6 @@ class Setup:
     replay: Mapping[str, Dataset]
     recipe: Recipe
 
-    @property
-    def old_energy_heads(self) -> list[str]:
-        """The old heads of energies that are kept."""
-        return [head for head in self.kept if head in self.start.energy_heads]
-
     def heads(self, recipe: Recipe, cutoff: float) -> list[Head]:
         """The heads of the run, as `preparation.prepare` gives them."""
         if self.references is None:

@@ -156,7 +156,7 @@ def test_strategies_follow_the_number_of_labels():
     assert naive.layer_decay == 1.0 and not naive.replay
     assert not strategy.choose(50, 1400, keeps_heads=False).replay
     methods = [strategy.choose(50, 1400, wanted=name, keeps_heads=False).method for name in strategy.NAMES]
-    assert methods == ["adamw", "adamw", "muon"]  # which has not been tried on adapters and new properties
+    assert methods == ["adamw", "adamw", "muon"]  # which has not been tried on adapters
     assert strategy.choose(50, 1400).method == "muon"
     assert strategy.choose(50, 50, begins=strategy.RANDOM, naive=True).method == "adamw"
     assert strategy.choose(100, 100, begins=strategy.RANDOM).name == "heads"
