@@ -1,8 +1,8 @@
 """`gfm bench labels`: how many labels pre-training saves, over many tasks.
 
-Each entry of `ENTRIES` is a case of a task, and few labels of it.  The model is fine-tuned to those and to `TIMES` as many, and
-so is its architecture with random weights, all as `finetuning` does it.  Labels are saved where few of them, after pre-training,
-do at least as well as all of them without.
+Each entry of `ENTRIES` is a case of a task, and few labels of it.  The model is fine-tuned to those, to `TIMES` as many, and to
+`TIMES` as many again, and its architecture with random weights learns the same, all as `finetuning` does it: learning curves.
+Labels are saved where some of them, after pre-training, do at least as well as `TIMES` as many without.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from gfm_calc.benchmarks.finetuning import SCRATCH, FinetunePlan, run_finetune
 from gfm_calc.benchmarks.task_files import require
 from gfm_calc.errors import ConfigError, did_you_mean
 
-TIMES = 5
-# (task, case, few)
+TIMES, POINTS = 5, 3  # from one size to the next; sizes of a curve
+# (task, case, fewest labelled structures)
 ENTRIES = (
-    ("rmd17", "ethanol", 50), ("3bpa", "high energies", 50), ("acac", "600 K", 50), ("mlearn", "Cu", 40), ("water", "water", 20),
-    ("qm9", "U0", 200), ("qm9", "gap", 200), ("nomad2018", "formation energy", 100), ("jarvis_exfoliation", "exfoliation", 100),
-    ("elastic", "bulk modulus", 200), ("heat_capacity", "", 200), ("matbench_phonons", "fold 0", 200),
-    ("matbench_dielectric", "fold 0", 200), ("matbench_log_gvrh", "fold 0", 200), ("matbench_perovskites", "fold 0", 200),
-    ("matbench_mp_gap", "fold 0", 200), ("matbench_mp_e_form", "fold 0", 200),
+    ("rmd17", "ethanol", 10), ("3bpa", "high energies", 10), ("acac", "600 K", 10), ("mlearn", "Cu", 8), ("water", "water", 4),
+    ("qm9", "U0", 40), ("qm9", "gap", 40), ("nomad2018", "formation energy", 20), ("jarvis_exfoliation", "exfoliation", 20),
+    ("elastic", "bulk modulus", 40), ("heat_capacity", "", 40), ("matbench_phonons", "fold 0", 40),
+    ("matbench_dielectric", "fold 0", 40), ("matbench_log_gvrh", "fold 0", 40), ("matbench_perovskites", "fold 0", 40),
+    ("matbench_mp_gap", "fold 0", 40), ("matbench_mp_e_form", "fold 0", 40),
 )  # fmt: skip
 _MORE_IS_BETTER = ("accuracy", "roc_auc")
 
@@ -49,8 +49,8 @@ class LabelsPlan:
 
 
 def run_labels(plan: LabelsPlan) -> list[dict[str, Any]]:
-    """Rows {task, title, case, metric, few, many, errors (tuned and scratch, few and many: one value a seed), test_frames,
-    overlap, strategy (of few), saved (labels are; None where the model has seen the task)}.
+    """Rows {task, title, case, metric, unit, sizes, errors (tuned and scratch: of each size one value a seed), test_frames,
+    overlap, strategies (of each size), saved (labels are, by each size but the last; None where the model has seen the task)}.
 
     Raises:
         ConfigError: a task that is none of `ENTRIES`.
@@ -68,27 +68,28 @@ def run_labels(plan: LabelsPlan) -> list[dict[str, Any]]:
     return [_row(part, run_finetune(part)) for part in parts]
 
 
-def _plan(plan: LabelsPlan, name: str, case: str, few: int) -> FinetunePlan:
+def _plan(plan: LabelsPlan, name: str, case: str, fewest: int) -> FinetunePlan:
     task = load_task(name)
+    sizes = tuple(fewest * TIMES**k for k in range(POINTS))
     return FinetunePlan(
-        task=task, data=plan.data, models=(plan.model,), cases=(case or task.cases[0].name,), sizes=(few, TIMES * few),
-        seeds=plan.seeds, steps=plan.steps, max_minutes=plan.max_minutes, work=plan.work,
+        task=task, data=plan.data, models=(plan.model,), cases=(case or task.cases[0].name,), sizes=sizes, seeds=plan.seeds,
+         steps=plan.steps, max_minutes=plan.max_minutes, work=plan.work,
     )  # fmt: skip
 
 
 def _row(plan: FinetunePlan, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    task, (few, many) = plan.task, plan.sizes
+    task = plan.task
     case = task.case(plan.cases[0])
     metric = task.metric_of(case)
-    errors: dict[str, dict[str, list[float]]] = {"tuned": {}, "scratch": {}}
-    for row in rows:
-        way = "scratch" if row["arm"] == SCRATCH else "tuned"
-        errors[way]["few" if row["size"] == few else "many"] = row["errors"][metric]
-    first = next(row for row in rows if row["arm"] != SCRATCH and row["size"] == few)
-    tuned, scratch = statistics.fmean(errors["tuned"]["few"]), statistics.fmean(errors["scratch"]["many"])
-    better = tuned >= scratch if metric in _MORE_IS_BETTER else tuned <= scratch
+    tuned = [row for row in rows if row["arm"] != SCRATCH]
+    scratch = [row for row in rows if row["arm"] == SCRATCH]
+    errors = {way: [row["errors"][metric] for row in curve] for way, curve in (("tuned", tuned), ("scratch", scratch))}
+    ours, theirs = ([statistics.fmean(values) for values in curve] for curve in errors.values())
+    pairs = zip(ours, theirs[1:])
+    saved = [few >= many if metric in _MORE_IS_BETTER else few <= many for few, many in pairs]
+    first = tuned[0]
     return {
-        "task": task.name, "title": task.title, "case": case.name, "metric": metric, "unit": case.unit, "few": few, "many": many,
-        "errors": errors, "test_frames": first["test_frames"], "overlap": first["overlap"], "strategy": first["strategy"],
-        "saved": None if first["overlap"] else better,
+        "task": task.name, "title": task.title, "case": case.name, "metric": metric, "unit": case.unit,
+        "sizes": list(plan.sizes), "errors": errors, "test_frames": first["test_frames"], "overlap": first["overlap"],
+        "strategies": [row["strategy"] for row in tuned], "saved": None if first["overlap"] else saved,
     }  # fmt: skip

@@ -142,28 +142,23 @@ def labels(result: Mapping[str, Any]) -> Iterator[Table]:
     """Means over seeds, with the least and the largest; a task may have several cases."""
     rows, counted = [], [row for row in result["rows"] if row["saved"] is not None]
     for row in result["rows"]:
-        ways = (("tuned", "few"), ("scratch", "many"), ("tuned", "many"), ("scratch", "few"))
-        values = [_with_range(row["errors"][way][size]) for way, size in ways]
-        said = f"no credit: {row['overlap']}" if row["saved"] is None else "yes" if row["saved"] else "no"
         metric = row["metric"].replace("_", " ") + (f", {row['unit']}" if row["unit"] else "")
-        rows.append([f"{row['task']}, {row['case']}", metric, f"{row['few']} / {row['many']}", *values, said])
+        curves = [" / ".join(_with_range(values) for values in row["errors"][way]) for way in ("tuned", "scratch")]
+        said = (
+            [f"no credit: {row['overlap']}"] if row["saved"] is None else ["yes" if s else "no" for s in row["saved"]]
+        )
+        rows.append(
+            [f"{row['task']}, {row['case']}", metric, " / ".join(map(str, row["sizes"])), *curves, " / ".join(said)]
+        )
     seeds = f"{result['seeds']} seeds, means and ranges" if result["seeds"] > 1 else "one seed"
-    saved, tasks = [row for row in counted if row["saved"]], len({row["task"] for row in counted})
-    title = f"Labels that pre-training saves: in {len(saved)} of {len(counted)} cases ({tasks} task{'s' * (tasks != 1)}) as good "
-    title += f"with few as random weights with many: {seeds}"
+    tasks = len({row["task"] for row in counted})
+    found = [sum(saved) for saved in zip(*(row["saved"] for row in counted))]
+    counts = " and ".join(map(str, found))
+    title = f"Labels that pre-training saves: as good as random weights with the next more labels in {counts} "
+    title += f"of {len(counted)} cases ({tasks} task{'s' * (tasks != 1)}): {seeds}"
     if result.get("max_minutes"):
         title += f"; no run took more than {result['max_minutes']:g} minutes of one thread: few steps where structures are large"
-    header = [
-        "task, case",
-        "error",
-        "few / many",
-        "tuned, few",
-        "random, many",
-        "tuned, many",
-        "random, few",
-        "as good",
-    ]
-    yield Table(title, header, rows)
+    yield Table(title, ["task, case", "error", "labelled structures", "tuned", "random weights", "as good"], rows)
 
 
 def _with_range(values: Sequence[float]) -> str:

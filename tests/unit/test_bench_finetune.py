@@ -231,56 +231,78 @@ def test_energies_of_free_atoms_come_with_a_task(tmp_path):
 
 
 def test_labels_that_pretraining_saves(task, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(labels, "TIMES", 2)
     monkeypatch.setattr(
         labels, "ENTRIES", ((str(tmp_path / "methanol.toml"), "one", 3), (str(tmp_path / "methanol.toml"), "", 4))
     )
     words = ["bench", "labels", "--data", str(tmp_path), "--steps", "2", "--work", str(tmp_path / "work"), "-o"]
     assert main([*words, str(tmp_path / "labels.json")]) == 0
     result = json.loads((tmp_path / "labels.json").read_text())
-    assert [(row["few"], row["many"], row["case"], row["saved"]) for row in result["rows"]] == [
-        (3, 15, "one", True), (4, 20, "one", True)
+    assert [(row["sizes"], row["case"], row["saved"]) for row in result["rows"]] == [
+        ([3, 6, 12], "one", [True, True]), ([4, 8, 16], "one", [True, True])
     ]  # fmt: skip
     for row in result["rows"]:
-        assert {(way, size) for way, sizes in row["errors"].items() for size in sizes} == {
-            ("tuned", "few"), ("tuned", "many"), ("scratch", "few"), ("scratch", "many")
+        assert {way: [len(values) for values in curve] for way, curve in row["errors"].items()} == {
+            "tuned": [1, 1, 1], "scratch": [1, 1, 1]
         }  # fmt: skip
-        assert row["errors"]["tuned"]["few"][0] < row["errors"]["scratch"]["many"][0] and row["test_frames"] == 6
+        assert row["errors"]["tuned"][0] < row["errors"]["scratch"][1] and row["test_frames"] == 6
+        assert len(row["strategies"]) == 3
     (shown,) = tables(result)
-    assert "in 2 of 2 cases (1 task)" in shown.title and shown.title.endswith("one seed")
-    assert [line[-1] for line in shown.rows] == ["yes", "yes"]
+    assert "in 2 and 2 of 2 cases (1 task)" in shown.title and shown.title.endswith("one seed")
+    assert [line[-1] for line in shown.rows] == ["yes / yes", "yes / yes"] and shown.rows[0][2] == "3 / 6 / 12"
     made = sorted((tmp_path / "work").iterdir())
-    assert len(made) == 8 and main([*words, str(tmp_path / "again.json")]) == 0
+    assert len(made) == 12 and main([*words, str(tmp_path / "again.json")]) == 0
     assert sorted((tmp_path / "work").iterdir()) == made
     seen = [dict(row) for row in result["rows"]]
     seen[0] |= {"overlap": "these very frames", "saved": None}
     (shown,) = tables(result | {"rows": seen})
-    assert "in 1 of 1 cases (1 task)" in shown.title and shown.rows[0][-1] == "no credit: these very frames"
+    assert "in 1 and 1 of 1 cases (1 task)" in shown.title and shown.rows[0][-1] == "no credit: these very frames"
     (tmp_path / "methanol" / "test.extxyz").unlink()
     assert main([*words, str(tmp_path / "x.json")]) == 1 and "test.extxyz" in capsys.readouterr().err
     assert main([*words, str(tmp_path / "x.json"), "--tasks", "methanoll"]) == 1
     assert "no task 'methanoll'" in capsys.readouterr().err
 
 
+def test_few_labels_are_as_good_by_the_next_size_of_random_weights(task):
+    """A curve of the tuned model against one that is a size ahead, whichever way is better."""
+    plan = FinetunePlan(task=task, data=Path(), models=["gfm-small"], cases=["one"], sizes=(1, 5, 25))
+    metric = task.metric_of(task.case("one"))
+
+    def curve(arm, *values):
+        return [
+            {"arm": arm, "errors": {metric: [v]}, "test_frames": 6, "overlap": "", "strategy": "full"} for v in values
+        ]
+
+    def saved(tuned, scratch):
+        return labels._row(plan, [*curve("gfm-small", *tuned), *curve(labels.SCRATCH, *scratch)])["saved"]
+
+    assert saved((2.0, 1.0, 0.1), (9.0, 2.0, 0.5)) == [True, False]
+    assert saved((2.1, 0.4, 0.1), (0.0, 2.0, 0.5)) == [False, True]
+
+
 def test_cases_and_tasks_are_counted_and_seeds_shown():
     def row(task, case, saved, *errors):
-        way = {"few": list(errors), "many": list(errors)}
         return {
-            "task": task, "case": case, "metric": "value_mae", "unit": "eV", "few": 1, "many": 5, "saved": saved,
-            "errors": {"tuned": way, "scratch": way}, "overlap": "seen" if saved is None else "",
+            "task": task, "case": case, "metric": "value_mae", "unit": "eV", "sizes": [1, 5], "saved": saved,
+            "errors": {"tuned": [list(errors)] * 2, "scratch": [list(errors)] * 2}, "overlap": "" if saved else "seen",
         }  # fmt: skip
 
-    rows = [row("qm9", "U0", True, 1.0, 4.0), row("qm9", "gap", False, 2.0, 2.0), row("water", "water", None, 3.0, 3.0)]
+    rows = [
+        row("qm9", "U0", [True], 1.0, 4.0),
+        row("qm9", "gap", [False], 2.0, 2.0),
+        row("water", "water", None, 3.0, 3.0),
+    ]
     (shown,) = tables({"benchmark": "labels", "seeds": 2, "rows": rows})
-    assert "in 1 of 2 cases (1 task) as good" in shown.title and shown.title.endswith("2 seeds, means and ranges")
-    assert shown.rows[0][3:] == ["2.5 (1 to 4)"] * 4 + ["yes"]
-    (shown,) = tables({"benchmark": "labels", "seeds": 2, "rows": [*rows, row("water", "ice", True, 3.0)]})
-    assert "in 2 of 3 cases (2 tasks)" in shown.title and shown.rows[3][3] == "3"
+    assert "in 1 of 2 cases (1 task)" in shown.title and shown.title.endswith("2 seeds, means and ranges")
+    assert shown.rows[0][3:] == [" / ".join(["2.5 (1 to 4)"] * 2)] * 2 + ["yes"]
+    (shown,) = tables({"benchmark": "labels", "seeds": 2, "rows": [*rows, row("water", "ice", [True], 3.0)]})
+    assert "in 2 of 3 cases (2 tasks)" in shown.title and shown.rows[3][3] == "3 / 3"
 
 
 def test_every_entry_of_labels_is_a_case():
-    for name, case, few in labels.ENTRIES:
+    for name, case, fewest in labels.ENTRIES:
         task = load_task(name)
-        assert few > 0 and (not case or task.case(case))
+        assert fewest > 0 and (not case or task.case(case))
     assert len({name for name, _, _ in labels.ENTRIES}) >= 12
 
 
