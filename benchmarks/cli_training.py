@@ -152,6 +152,15 @@ def _add_finetune(benches: Any) -> None:
         action="store_true",
         help="also keep the old heads, with replay and with --naive: what they forget",
     )
+    parser.add_argument(
+        "--old-data",
+        type=Path,
+        metavar="DATASETS",
+        help="with --forgetting: what the model was trained on; old heads are tried on what was held out from it",
+    )
+    parser.add_argument("--old-recipe", default=DEFAULT_MODEL, metavar="RECIPE",
+                        help="says what was held out (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--cache", type=Path, metavar="DIR", help="keep here what was prepared from --old-data")
     _add_work(parser)
     add_output(parser)
 
@@ -242,15 +251,20 @@ def run_finetune(args: argparse.Namespace) -> None:
     from gfm_calc.benchmarks.finetune_tasks import load_task
     from gfm_calc.benchmarks.finetuning import FinetunePlan, about, run_finetune
     from gfm_calc.finetune.cli import cheap_of
+    from gfm_calc.train.cli import recipe_on
+    from gfm_calc.train.preparation import load_heads
 
     for name, _ in args.peer:
         if name not in PEERS:
             raise ConfigError(f"no peer {name!r}{did_you_mean(name, PEERS)}; peers: {', '.join(PEERS)}")
+    if args.old_data and not args.keep_heads:
+        raise ConfigError("--old-data is for --forgetting: no other run keeps old heads")
     task = load_task(args.task)
+    old = load_heads(recipe_on(args.old_data.resolve(), args.old_recipe), args.cache) if args.old_data else []
     plan = FinetunePlan(
         task=task, data=args.data, models=args.model or [DEFAULT_MODEL], cases=args.cases, sizes=args.sizes,
         scratch=args.scratch, seeds=args.seeds, steps=args.steps, max_minutes=args.max_minutes, strategy=args.strategy,
-        cheap=cheap_of(args), peers=dict(args.peer), keep_heads=args.keep_heads, work=args.work,
+        cheap=cheap_of(args), peers=dict(args.peer), keep_heads=args.keep_heads, old=old, work=args.work,
     )  # fmt: skip
     finish(args, "finetune", model=plan.models[0], task=about(task), rows=run_finetune(plan))
 

@@ -23,6 +23,7 @@ import torch
 from gfm_calc import __version__
 from gfm_calc.artifacts import canonical_json, read_json, sha256_of_file, write_file
 from gfm_calc.benchmarks import finetune_peers
+from gfm_calc.benchmarks.accuracy import compare
 from gfm_calc.benchmarks.finetune_tasks import KINDS, Case, Task
 from gfm_calc.benchmarks.provenance import weights_id
 from gfm_calc.benchmarks.runs import folder_of_runs
@@ -37,8 +38,11 @@ from gfm_calc.finetune.cheap import check
 from gfm_calc.finetune.plan import HARMLESS, Cheap, Job
 from gfm_calc.finetune.run import card, errors_of, finetune
 from gfm_calc.finetune.setup import Setup
+from gfm_calc.model import GFMModel
+from gfm_calc.predictor import Predictor
+from gfm_calc.train.evaluation import mae
 from gfm_calc.train.parallel import Ranks, discover
-from gfm_calc.train.preparation import prepare
+from gfm_calc.train.preparation import Head, prepare
 from gfm_calc.train.recipe import HeadRecipe, Recipe, StartRecipe
 from gfm_calc.train.run_folder import open_run
 from gfm_calc.train.trainer import Trainer
@@ -46,6 +50,7 @@ from gfm_calc.train.trainer import Trainer
 SCRATCH = "scratch"
 _HEAD = "task"
 _REPLAY, _NAIVE = "replay", "naive"
+_OLD_FRAMES = 150  # a head
 _HELD_OUT = 0.2  # of the structures, where a task has no official split
 # Random weights want a higher learning rate than trained ones; Muon's is that of pre-training.
 _SCRATCH_RATES = {"adamw": 1e-3, "muon": 3e-3}
@@ -62,6 +67,7 @@ class FinetunePlan:
         strategy: of `gfm finetune`, None for its choice.  cheap: labels that every model learns first, in a run of its own.
         peers: of `finetune_peers.PEERS`, and the python of an environment for each.
         keep_heads: the old heads are kept, too, in runs of their own: one with replay and one with no guard (--naive).
+        old: of the models' own training, as `preparation.load_heads` gives them: kept heads are tried on what it held out.
         work: folder that keeps what came out, see `runs.folder_of_runs`.
     """
 
@@ -78,14 +84,16 @@ class FinetunePlan:
     cheap: Cheap | None = None
     peers: Mapping[str, str] = field(default_factory=dict)
     keep_heads: bool = False
+    old: Sequence[Head] = ()
     work: Path | None = None
 
 
 def run_finetune(plan: FinetunePlan) -> list[dict[str, Any]]:
     """Rows {case, metric, size (0: all), arm, model_id, strategy, steps, seconds (a run), errors (name -> one value a seed),
     published (model -> value), overlap (what the model has seen of the task, "" for nothing), forgetting (head -> what is added
-    to its error, one fraction a seed, see `forgetting.Drift`; empty where none is kept)}; errors are those of
-    `evaluation.figures` on the official test structures.
+    to its error, one fraction a seed, see `forgetting.Drift`; empty where none is kept), held_out (head -> {frames, energy,
+    forces: by how much its mean absolute error on frames held out from its training grew, one fraction a seed}; empty without
+    `FinetunePlan.old`)}; errors are those of `evaluation.figures` on the official test structures.
 
     Raises:
         GFMError: files that are missing, or a run that failed.
@@ -184,6 +192,7 @@ def _kept_as(plan: FinetunePlan, arm: _Arm, case: Case, size: int, seed: int) ->
         plan.strategy,
         __version__,
         *([torch.get_num_threads()] if arm.peer else []),
+        *([[head.dataset.digest for head in plan.old]] if arm.guard and plan.old else []),
     ]
     about = [asdict(task), *arm.identity(), weights_id(open_model(arm.model)), files, how]
     return f"run-{hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]}.json"
@@ -223,6 +232,8 @@ def _runs(
             about = {"strategy": outcome.setup.strategy.name, "model_id": start.model_id, "overlap": seen}
             lost = {drift.head: drift.loss for drift in outcome.drifts if drift.loss == drift.loss}  # not NaN
             result = _result(outcome.after, outcome.steps, since) | about | {"forgetting": lost}
+            if arm.guard:
+                result["held_out"] = _growth(start, outcome.model, plan.old)
             if arm in wanted:
                 yield arm, result
             for follower in followers if arm == first else ():
@@ -285,6 +296,19 @@ def _scratch(setup: Setup, folder: Path) -> tuple[Mapping[str, Any], int]:
         ranks.close()
 
 
+def _growth(before: GFMModel, after: GFMModel, heads: Sequence[Head]) -> dict[str, dict[str, float]]:
+    """{head: {frames, energy, forces}}, see `run_finetune`, of those that have labels."""
+    names = [h.spec.name for h in heads if h.spec.name in before.energy_heads and h.spec.name in after.specs]
+    ways = [{name: Predictor(model, [name], strict=False) for name in names} for model in (before, after)]
+    grown = {}
+    for name, found in compare(ways[0], ways[1], heads, max_frames=_OLD_FRAMES).items():
+        terms = {term: mae(term) for term in ("energy", "forces") if mae(term) in found["before"]}
+        if terms:
+            lost = {term: found["now"][key] / found["before"][key] - 1 for term, key in terms.items()}
+            grown[name] = {"frames": found["before"]["frames"], **lost}
+    return grown
+
+
 def _result(errors: Mapping[str, Any], steps: int, since: float) -> dict[str, Any]:
     return {"errors": dict(errors), "steps": steps, "seconds": round(time.perf_counter() - since, 1)}
 
@@ -300,6 +324,13 @@ def _row(plan: FinetunePlan, case: Case, size: int, arm: str, runs: Sequence[Map
         "errors": {name: [float(f"{run['errors'][name]:.5g}") for run in runs] for name in names},
         "forgetting": {
             head: [float(f"{run['forgetting'][head]:.3g}") for run in runs] for head in runs[0].get("forgetting", {})
+        },
+        "held_out": {
+            head: {
+                term: value if term == "frames" else [float(f"{run['held_out'][head][term]:.3g}") for run in runs]
+                for term, value in found.items()
+            }
+            for head, found in runs[0].get("held_out", {}).items()
         },
         **({name: runs[0][name] for name in ("version", "budget") if name in runs[0]}),
         "published": _published(task, case, size),

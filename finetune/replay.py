@@ -1,8 +1,9 @@
-"""Structures made by code on which old heads keep what they knew: molecules and crystals, displaced and strained.
+"""Structures on which old heads keep what they knew.
 
-Nothing is downloaded or shipped: geometries come from ASE's table of molecules and from prototypes at radii of its elements,
-labels from the model that fine-tuning starts from (self-distillation, as in DOI 10.1109/TPAMI.2017.2773081).  The same name and
-seed give the same structures.
+Of a packaged head, some of those that it was trained on (see `exemplars`), as they are and displaced; of every head, molecules
+and crystals made by code, from ASE's table of molecules and from prototypes at radii of its elements.  Labels come from the model
+that fine-tuning starts from (self-distillation, as in DOI 10.1109/TPAMI.2017.2773081).  The same name and seed give the same
+structures.
 """
 
 from __future__ import annotations
@@ -27,10 +28,12 @@ from gfm_calc.data.perturb import displaced
 from gfm_calc.data.schema import Record
 from gfm_calc.data.store import Dataset, open_dataset
 from gfm_calc.errors import GFMError, InvalidStructureError
+from gfm_calc.finetune.exemplars import exemplars
 from gfm_calc.model import GFMModel
 from gfm_calc.predictor import Predictor
 
 _RATTLE, _STRAIN = 0.12, 0.06  # Å; of periodic axes
+_OWN = 2 / 3  # of the structures, at most, are a head's own exemplars and displaced ones of these
 _ELEMENTAL = ("fcc", "bcc", "hcp", "diamond")
 _BINARY = ("rocksalt", "cesiumchloride", "zincblende")
 _NEIGHBORS = {"rocksalt": 2.0, "cesiumchloride": 2 / 3**0.5, "zincblende": 4 / 3**0.5}  # lattice constant over a bond
@@ -38,12 +41,25 @@ _FAR = 30.0  # eV/Å: predicted forces beyond this are of structures that no hea
 
 
 def structures(spec: HeadSpec, count: int, seed: int) -> list[Atoms]:
-    """Up to `count` structures of the elements and boundary conditions that a head was trained on.
+    """Up to `count` structures that a head repeats: its own exemplars, where it has any, and those that `made` gives.
 
     Args:
         spec: of the head; its name and `seed` decide what is drawn.
     """
-    random = np.random.default_rng([seed, int(sha256(spec.name.encode())[:8], 16)])
+    own = [atoms for atoms in exemplars(spec.name, "train") if set(atoms.symbols) <= set(spec.elements)]
+    random = np.random.default_rng([seed, 1, _number(spec)])
+    found = []
+    for k, atoms in enumerate([*own, *own][: int(_OWN * count)]):
+        try:
+            found.append(atoms if k < len(own) else _displaced(atoms, random))
+        except InvalidStructureError:
+            continue
+    return [*found, *made(spec, count - len(found), seed)]
+
+
+def made(spec: HeadSpec, count: int, seed: int) -> list[Atoms]:
+    """Up to `count` structures of the elements and boundary conditions that a head was trained on, made by code."""
+    random = np.random.default_rng([seed, _number(spec)])
     kinds = [kind for kind in ("molecule", "bulk") if kind in (spec.periodicity or ("molecule",))]
     found: list[Atoms] = []
     for turn in range(4 * count):
@@ -54,10 +70,18 @@ def structures(spec: HeadSpec, count: int, seed: int) -> list[Atoms]:
         if atoms is None:
             continue
         try:
-            found.append(displaced(atoms, random, rattle=_RATTLE * random.uniform(0.3, 1.5), strain=_STRAIN))
+            found.append(_displaced(atoms, random))
         except InvalidStructureError:
             continue
     return found
+
+
+def _number(spec: HeadSpec) -> int:
+    return int(sha256(spec.name.encode())[:8], 16)
+
+
+def _displaced(atoms: Atoms, random: np.random.Generator) -> Atoms:
+    return displaced(atoms, random, rattle=_RATTLE * random.uniform(0.3, 1.5), strain=_STRAIN)
 
 
 @cache
@@ -123,11 +147,15 @@ class PseudoLabels:
 
 
 def labelled(model: GFMModel, head: str, count: int, seed: int) -> list[Record]:
-    """Structures of a head (see `structures`) with its own predictions; violent ones are left out."""
-    made = structures(model.specs[head], count, seed)
-    stream = Predictor(model, [head], strict=False).predict(made, on_error="yield")
+    """Structures of a head (see `structures`) with its own predictions."""
+    return label(model, head, structures(model.specs[head], count, seed))
+
+
+def label(model: GFMModel, head: str, unlabelled: Sequence[Atoms]) -> list[Record]:
+    """The structures with the predictions of a head; those that it refuses, and violent ones, are left out."""
+    stream = Predictor(model, [head], strict=False).predict(unlabelled, on_error="yield")
     found = []
-    for number, (atoms, row) in enumerate(zip(made, stream)):
+    for number, (atoms, row) in enumerate(zip(unlabelled, stream)):
         if isinstance(row, GFMError) or row[head].forces is None or float(row[head].forces.abs().max()) > _FAR:
             continue
         one = row[head]
@@ -136,7 +164,8 @@ def labelled(model: GFMModel, head: str, count: int, seed: int) -> list[Record]:
             Record(
                 atomic_numbers=np.asarray(atoms.numbers, np.int64), positions=atoms.positions.copy(),
                 cell=atoms.cell.array.copy(), pbc=atoms.pbc.copy(), energy=one.energy.item(), forces=one.forces.numpy(),
-                stress=one.stress[0].numpy() if atoms.pbc.all() else None, source=f"replay-{head}", frame=number,
+                stress=one.stress[0].numpy() if atoms.pbc.all() else None, charge=atoms.info.get("charge"),
+                spin=atoms.info.get("spin"), source=f"replay-{head}", frame=number,
             )
         )  # fmt: skip
     return found

@@ -206,9 +206,12 @@ def _forgetting(outcome: Outcome) -> str:
     if not outcome.drifts:
         return "<h2>The old heads</h2><p>They are as they were: the encoder did not move, or none was kept.</p>"
     rows = [
-        [d.head, str(d.structures), *(
+        [d.head, f"{d.structures} {'held out' if d.held_out else 'made'}", *(
             f"{value:.{digits}f}" if np.isfinite(value) else ""
-            for value, digits in ((1000 * d.energy, 1), (1000 * d.forces, 0), (1000 * d.error, 0), (100 * d.loss, 1))
+            for value, digits in (
+                (1000 * d.energy, 1), (1000 * d.energy_error, 1), (100 * d.energy_loss, 1),
+                (1000 * d.forces, 0), (1000 * d.error, 0), (100 * d.loss, 1),
+            )
         )]
         for d in outcome.drifts
         if np.isnan(d.value)
@@ -223,12 +226,15 @@ def _forgetting(outcome: Outcome) -> str:
         "head",
         "structures",
         "energies moved (meV/atom)",
+        "error before",
+        "loss (%)",
         "forces moved (meV/Å)",
-        "error before (meV/Å)",
+        "error before",
         "loss (%)",
     )
     text = (
-        "How far the predictions of the old heads moved on structures made for the purpose. Loss: what such a change adds to the "
-        "force error that the head had, if the two have nothing to do with each other."
+        "How far the predictions of the old heads moved, on structures like those they were trained on that were held out, or on "
+        "some that were made for the purpose. Loss: what such a change adds to the error that the head had, if the two have "
+        "nothing to do with each other."
     )
     return f"<h2>The old heads</h2>{numbers(header, rows)}<p>{text}</p>{more}"

@@ -18,6 +18,7 @@ from gfm_calc.finetune import cheap, forgetting, sureness
 from gfm_calc.finetune.classes import auc_of
 from gfm_calc.finetune.combine import combine
 from gfm_calc.finetune.plan import Cheap, Job, advice_on_full_disk, alone, begin, check, is_begun, old_heads, write
+from gfm_calc.finetune.settling import settle
 from gfm_calc.finetune.setup import Beginning, Material, Say, Setup, look, set_up
 from gfm_calc.model import GFMModel
 from gfm_calc.train.evaluation import in_words, rounded, score
@@ -246,6 +247,8 @@ def _save(
     note = f"Its encoder was fine-tuned for {name} afterwards." if moved else ""
     trained = trained_model(trainer, own) if step else starting_model(trainer.recipe, own).to(trainer.model.dtype)
     model = combine(trained, setup.start, setup.kept, cards=setup.origin.specs, note=note)
+    if moved:
+        settle(model, setup.replay)
     sure = sureness.learn(model, next(head for head in own if head.spec.name == name), side) if final else None
     about = provenance(trainer) | {
         "step": step,
@@ -260,7 +263,7 @@ def _forgotten(outcome: Outcome) -> list[str]:
     """Lines on the old heads."""
     if not outcome.drifts:
         return ["old heads: as they were" if outcome.setup.kept else "old heads: none is kept"]
-    lines = ["old heads, on structures made for the purpose:"]
+    lines = ["old heads, on structures of theirs that were held out, or (*) on some that were made for the purpose:"]
     for drift in outcome.drifts:
         if not np.isnan(drift.value):
             unit = outcome.model.specs[drift.head].unit
@@ -268,8 +271,13 @@ def _forgotten(outcome: Outcome) -> list[str]:
                 f"  {drift.head}: values moved by {drift.value:.3g} {unit}; nothing guards heads of properties"
             )
             continue
-        loss = "" if np.isnan(drift.loss) else f"; adds {100 * drift.loss:.1f} % to the head's error"
-        lines.append(f"  {drift.head}: forces moved by {1000 * drift.forces:.0f} meV/Å{loss}")
+        star = "" if drift.held_out else "*"
+        known = [f"{100 * loss:.1f} %" for loss in (drift.loss, drift.energy_loss) if not np.isnan(loss)]
+        loss = f"; adds {' and '.join(known)} to the head's errors" if known else ""
+        lines.append(
+            f"  {drift.head}{star}: forces moved by {1000 * drift.forces:.0f} meV/Å, energies by "
+            f"{1000 * drift.energy:.1f} meV/atom{loss}"
+        )
     return lines
 
 

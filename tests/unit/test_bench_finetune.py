@@ -18,9 +18,11 @@ from gfm_calc.benchmarks.finetuning import FinetunePlan, about, run_finetune
 from gfm_calc.benchmarks.provenance import weights_id
 from gfm_calc.benchmarks.report import tables
 from gfm_calc.benchmarks.task_files import files_of, require
-from gfm_calc.checkpoint import open_model
+from gfm_calc.checkpoint import load_model, open_model
 from gfm_calc.cli import main
+from gfm_calc.data.build import build_flat
 from gfm_calc.data.readers import ReadOptions, read
+from gfm_calc.data.tasks import file_tasks
 from gfm_calc.errors import ConfigError, GFMError, InputFileError
 from gfm_calc.finetune.plan import Cheap
 from gfm_calc.train.evaluation import UNITS
@@ -146,9 +148,41 @@ def test_what_old_heads_forget_with_and_without_replay(task, tmp_path):
     assert none["forgetting"] == {} and replay["forgetting"].keys() == naive["forgetting"].keys()
     assert {"gfn2-xtb", "pbe-u-mp"} <= replay["forgetting"].keys()
     assert 0 < sum(sum(values) for values in replay["forgetting"].values())
+    assert none["held_out"] == replay["held_out"] == {}
     _, lost = tables({"benchmark": "finetune", "task": about(task), "rows": [none, replay, naive]})
     assert [row[2] for row in lost.rows] == [replay["arm"], naive["arm"]]
     assert int(lost.rows[0][3]) == len(replay["forgetting"])
+
+
+def test_old_heads_are_tried_on_what_their_training_held_out(task, tmp_path, capsys):
+    """The labels are those of the head itself but for 0.1 eV/Å: what it forgets comes to that."""
+    frames = [relabelled(atoms, forces=lambda f: f + 0.1) for atoms in molecules(40, seed=9)]
+    card = load_model("gfm-small").specs["gfn2-xtb"]
+    build_flat(tmp_path / "old" / "gfn2-xtb", file_tasks([write(tmp_path / "old.extxyz", frames)]), card)
+    recipe = tmp_path / "old.toml"
+    recipe.write_text('[data]\nby = "frame"\nvalidation = 0.1\ntest = 0.3\n')
+    words = [
+        "bench",
+        "finetune",
+        str(tmp_path / "methanol.toml"),
+        "--data",
+        str(tmp_path),
+        "--steps",
+        "4",
+        "--no-scratch",
+    ]
+    words += ["--strategy", "full", "-o", str(tmp_path / "out.json"), "--work", str(tmp_path / "work")]
+    old = ["--old-data", str(tmp_path / "old"), "--old-recipe", str(recipe), "--cache", str(tmp_path / "cache")]
+    assert main([*words, *old]) == 1 and "--old-data is for --forgetting" in capsys.readouterr().err
+    assert main([*words, "--forgetting", *old]) == 0
+    none, replay, naive = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert none["held_out"] == {} and replay["held_out"].keys() == naive["held_out"].keys() == {"gfn2-xtb"}
+    found = replay["held_out"]["gfn2-xtb"]
+    assert 8 <= found["frames"] <= 16 and -0.5 < found["forces"][0] < 0.5
+    (_, lost, grown) = tables(json.loads((tmp_path / "out.json").read_text()))
+    assert [row[2] for row in grown.rows] == [replay["arm"], naive["arm"]]
+    assert grown.rows[0][3] == "1" and grown.rows[0][6] == grown.rows[0][10] == "gfn2-xtb" and len(lost.rows) == 2
+    assert float(grown.rows[0][4]) == pytest.approx(100 * found["forces"][0], abs=0.06)
 
 
 def test_means_over_cases_are_of_cases_that_have_a_value():

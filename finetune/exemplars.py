@@ -1,0 +1,107 @@
+"""A few structures of what each packaged head was trained on, and of what was held out: those that it repeats while the encoder
+learns something else (see `replay`), and those on which `forgetting` tries it afterwards.
+
+Geometries alone are packaged, with charges and spins: labels are what the model says.  Made, from the datasets of a training, by
+
+    python -m gfm_calc.finetune.exemplars DATASETS --recipe gfm-small -o finetune/exemplars/gfm-small.extxyz.xz
+"""
+
+from __future__ import annotations
+
+import argparse
+import lzma
+import sys
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from ase import Atoms
+
+from gfm_calc.artifacts import write_file
+from gfm_calc.data.label import extxyz_text
+from gfm_calc.data.schema import Record
+from gfm_calc.errors import GFMError
+from gfm_calc.structures import read_structures
+from gfm_calc.train.cli import recipe_on
+from gfm_calc.train.evaluation import spread_indices
+from gfm_calc.train.preparation import Head, load_heads
+
+_FOLDER = Path(__file__).with_suffix("")
+COUNTS = {"train": 64, "test": 32}  # of a head, as long as they have
+_ATOMS = 1000  # altogether: what is repeated at every step must be cheap
+_FEWEST = 8  # whatever they have
+_LARGEST_FORCE = 20.0  # eV/Å; a head says little of what is farther from rest
+
+
+def exemplars(head: str, side: str) -> list[Atoms]:
+    """Structures of a packaged head, charge and spin in `info`; none of a head that is not packaged.
+
+    Args:
+        side: "train", or "test" for those that its training did not see.
+    """
+    return [atoms.copy() for atoms in _packaged().get((head, side), ())]
+
+
+@cache
+def _packaged() -> dict[tuple[str, str], list[Atoms]]:
+    found: dict[tuple[str, str], list[Atoms]] = {}
+    for path in sorted(_FOLDER.glob("*.extxyz.xz")):
+        for atoms in read_structures(path):
+            head, side = atoms.info.pop("head"), atoms.info.pop("side")
+            found.setdefault((head, side), []).append(atoms)
+    return found
+
+
+def choose(head: Head) -> Iterator[Atoms]:
+    """Some structures of both sides of a head, as many of each of its files, evenly taken; `head` and `side` in `info`."""
+    for side, count in COUNTS.items():
+        of_files: dict[str, list[Record]] = {}
+        for record in head.dataset.read(head.sides[side], names=True).records() if len(head.sides[side]) else ():
+            is_calm = record.forces is None or not np.nanmax(np.abs(record.forces)) > _LARGEST_FORCE
+            if is_calm and not record.is_free_atom:
+                of_files.setdefault(record.source, []).append(record)
+        if not of_files:
+            continue
+        size = np.mean([np.mean([len(record) for record in records]) for records in of_files.values()])
+        most = min(count, max(_FEWEST, int(_ATOMS / size))) // len(of_files)
+        for records in of_files.values():
+            for k in spread_indices(len(records), max(1, most)):
+                yield _bare(records[k], head.spec.name, side)
+
+
+def _bare(record: Record, head: str, side: str) -> Atoms:
+    """The structure with no more digits than matter."""
+    atoms = record.structure()
+    atoms.positions = atoms.positions.round(3)
+    atoms.set_cell(atoms.cell.array.round(4))
+    atoms.info |= {"head": head, "side": side}
+    return atoms
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """The command; 1 where it failed."""
+    parser = argparse.ArgumentParser(
+        prog="python -m gfm_calc.finetune.exemplars", description="Structures of each head."
+    )
+    parser.add_argument("data", type=Path, help="folder of datasets, one a head")
+    parser.add_argument("--recipe", default="gfm-small", help="says what is held out; default: %(default)s")
+    parser.add_argument("--cache", type=Path, help="keep here what was prepared, for the next time")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="new .extxyz.xz")
+    args = parser.parse_args(words)
+    try:
+        if args.output.exists():
+            raise GFMError(f"{args.output}: is there already")
+        heads = load_heads(recipe_on(args.data.resolve(), args.recipe), args.cache)
+        found = [atoms for head in heads if head.spec.kind == "energy" for atoms in choose(head)]
+        text = "".join(extxyz_text(atoms) for atoms in found)
+        write_file(args.output, lzma.compress(text.encode(), preset=9 | lzma.PRESET_EXTREME))
+    except (GFMError, OSError) as error:
+        print(f"gfm: error: {error}", file=sys.stderr)
+        return 1
+    print(f"{args.output}: {len(found)} structures of {len({atoms.info['head'] for atoms in found})} heads")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
