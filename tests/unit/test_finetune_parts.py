@@ -146,7 +146,7 @@ def test_forgetting_is_nothing_for_the_same_model_and_seen_in_another(small):
         other.encoder.updates[0].mix.weight.mul_(1.05)
     same, moved = (measure(small, model, ["gfn2-xtb"])[0] for model in (small, other))
     assert same.forces == same.energy == same.loss == 0.0
-    assert moved.forces > 1e-3 and moved.loss > 0 and moved.structures > 30
+    assert moved.forces > 1e-3 and moved.loss > 0 and moved.structures > 20
 
 
 def test_strategies_follow_the_number_of_labels():
