@@ -30,9 +30,10 @@ AS_ANOTHER, RANDOM, FITTED = "as another", "random", "fitted"  # how a head begi
 _FEW_LABELS = 300  # numbers: energies, force and stress components
 _MANY = 500  # structures: what they say of forces is worth large steps
 _FEW_FITTED = 60  # where the head begins fitted, and does not pull at the encoder
-# On 50 frames of ethanol, 21 old heads, with AdamW, structures made by code: with half of the draws, all heads alike and weight 3,
-# what moved would add 4.3 % to the error of an old head on average and 22 % to that of one; with two thirds, `_stakes` and 4.8,
-# 2.2 % and 9 %.  With Muon, 800 steps, 15 in place of 4.8 makes it 3.9 and 30 % of 3.3 and 13 %, and the new head 15 % worse.
+# On 50 frames of ethanol, 21 old heads, replay of structures made by code: with AdamW, half of the draws, all heads alike and
+# weight 3, what moved would add 4.3 % to the error of an old head on average and 22 % to that of one; with two thirds, `_stakes`
+# and 4.8, 2.2 and 9 %.  With Muon, 800 steps, 15 in place of 4.8 makes it 3.9 and 30 % of 3.3 and 13 %, and the new head is 15 %
+# worse.
 REPLAY_SHARE = 2 / 3  # of the draws
 REPLAY_COUNT = 192  # structures a head
 _MOST_STAKE = 3.0  # of one old head, against the middle one
@@ -147,11 +148,11 @@ def _rates(name: str, structures: int, *, naive: bool, begins: str, replay: bool
     # On 50 frames, batches of 10, one seed, force MAE on validation: uracil 48 meV/Å after 500 steps with Muon, 67 with AdamW
     # (5e-4); ethanol 53 after 600 of 1,200 steps against 66 (AdamW, 2e-3), and 52 at their end with 3 on the training frames:
     # what is left is no matter of optimisation.
-    # With replay on structures made by code, validation loss on 100 frames of uracil, and what is added to the errors of old heads
-    # (mean, worst): Muon 0.060, 1.6 and 5.3 % at 5e-4; 0.053, 5.6 and 25 % at 1e-3; AdamW 0.077, 2.0 and 7.8 % at 5e-4; 0.076, 11
-    # and 34 % at 1.5e-3.  50 frames of ethanol, 800 steps at 5e-4, force MAE on validation: 51.5 meV/Å, 3.3 and 13 % with a layer at
-    # 0.9 of the rate of the next, 51.5, 2.2 and 15 % at 0.6, 52.3, 1.2 and 6 % at 0.35, and 55.2, 0.9 and 4 % at half the rate.  On
-    # exemplars, at 0.6: 50.7, 0.5 and 2.1 % (energies 2.3 and 13 %) at 5e-4; 47.9, 2.0 and 8.6 % (16 and 192 %) at 1e-3.
+    # With replay of structures made by code, 100 frames of uracil, validation loss and what is added to the errors of old heads
+    # (mean, worst): Muon 0.060, 1.6 and 5.3 % at 5e-4; 0.053, 5.6 and 25 % at 1e-3; AdamW 0.077, 2.0 and 7.8 % at 5e-4.  50
+    # frames of ethanol, 800 steps at 5e-4, force MAE on validation, meV/Å: 51.5, 3.3 and 13 % with each layer at 0.9 of the rate of the
+    # next; 51.5, 2.2 and 15 % at 0.6; 52.3, 1.2 and 6 % at 0.35; 55.2, 0.9 and 4 % at 0.9 and half the rate.  With exemplars, at
+    # 0.6: 50.7, 0.5 and 2.1 % (energies 2.3 and 13 %) at 5e-4; 47.9, 2.0 and 8.6 % (energies 16 and 192 %) at 1e-3.
     if replay:
         return {"learning_rate": 5e-4, "method": "muon", "layer_decay": 0.6}
     # After 1,000 labels of GFN2-xTB around the same 50 frames of ethanol: 23 meV/Å at 5e-4, 24 at 1.5e-4, 29 at 2e-3.  With more
