@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -158,8 +159,8 @@ def _add_finetune(benches: Any) -> None:
         metavar="DATASETS",
         help="with --forgetting: what the model was trained on; old heads are tried on what was held out from it",
     )
-    parser.add_argument("--old-recipe", default=DEFAULT_MODEL, metavar="RECIPE",
-                        help="says what was held out (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--old-recipe", metavar="RECIPE",
+                        help=f"says what was held out (default: {DEFAULT_MODEL})")  # fmt: skip
     parser.add_argument("--cache", type=Path, metavar="DIR", help="keep here what was prepared from --old-data")
     _add_work(parser)
     add_output(parser)
@@ -259,12 +260,20 @@ def run_finetune(args: argparse.Namespace) -> None:
             raise ConfigError(f"no peer {name!r}{did_you_mean(name, PEERS)}; peers: {', '.join(PEERS)}")
     if args.old_data and not args.keep_heads:
         raise ConfigError("--old-data is for --forgetting: no other run keeps old heads")
+    if (args.old_recipe or args.cache) and not args.old_data:
+        raise ConfigError("--old-recipe and --cache are for --old-data")
     task = load_task(args.task)
-    old = load_heads(recipe_on(args.old_data.resolve(), args.old_recipe), args.cache) if args.old_data else []
+
+    @cache
+    def old() -> list[Any]:
+        recipe = recipe_on(args.old_data.resolve(), args.old_recipe or DEFAULT_MODEL)
+        return load_heads(recipe, args.cache)
+
     plan = FinetunePlan(
         task=task, data=args.data, models=args.model or [DEFAULT_MODEL], cases=args.cases, sizes=args.sizes,
         scratch=args.scratch, seeds=args.seeds, steps=args.steps, max_minutes=args.max_minutes, strategy=args.strategy,
-        cheap=cheap_of(args), peers=dict(args.peer), keep_heads=args.keep_heads, old=old, work=args.work,
+        cheap=cheap_of(args), peers=dict(args.peer), keep_heads=args.keep_heads, old=old if args.old_data else tuple,
+        work=args.work,
     )  # fmt: skip
     finish(args, "finetune", model=plan.models[0], task=about(task), rows=run_finetune(plan))
 

@@ -13,7 +13,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,7 @@ class FinetunePlan:
         strategy: of `gfm finetune`, None for its choice.  cheap: labels that every model learns first, in a run of its own.
         peers: of `finetune_peers.PEERS`, and the python of an environment for each.
         keep_heads: the old heads are kept, too, in runs of their own: one with replay and one with no guard (--naive).
-        old: of the models' own training, as `preparation.load_heads` gives them: kept heads are tried on what it held out.
+        old: gives what the models were trained on, as `preparation.load_heads`: kept heads are tried on what was held out.
         work: folder that keeps what came out, see `runs.folder_of_runs`.
     """
 
@@ -84,7 +84,7 @@ class FinetunePlan:
     cheap: Cheap | None = None
     peers: Mapping[str, str] = field(default_factory=dict)
     keep_heads: bool = False
-    old: Sequence[Head] = ()
+    old: Callable[[], Sequence[Head]] = tuple
     work: Path | None = None
 
 
@@ -192,10 +192,15 @@ def _kept_as(plan: FinetunePlan, arm: _Arm, case: Case, size: int, seed: int) ->
         plan.strategy,
         __version__,
         *([torch.get_num_threads()] if arm.peer else []),
-        *([[head.dataset.digest for head in plan.old]] if arm.guard and plan.old else []),
+        *([_held_out(plan)] if arm.guard and plan.old() else []),
     ]
     about = [asdict(task), *arm.identity(), weights_id(open_model(arm.model)), files, how]
     return f"run-{hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]}.json"
+
+
+def _held_out(plan: FinetunePlan) -> list[str]:
+    """Stands for all frames that old heads are tried on."""
+    return [f"{h.dataset.digest} {hashlib.sha256(h.sides['test'].tobytes()).hexdigest()}" for h in plan.old()]
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -233,7 +238,7 @@ def _runs(
             lost = {drift.head: drift.loss for drift in outcome.drifts if drift.loss == drift.loss}  # not NaN
             result = _result(outcome.after, outcome.steps, since) | about | {"forgetting": lost}
             if arm.guard:
-                result["held_out"] = _growth(start, outcome.model, plan.old)
+                result["held_out"] = _growth(start, outcome.model, plan.old())
             if arm in wanted:
                 yield arm, result
             for follower in followers if arm == first else ():

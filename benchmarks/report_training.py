@@ -164,7 +164,7 @@ def labels(result: Mapping[str, Any]) -> Iterator[Table]:
     seeds = f"{result['seeds']} seeds, means and ranges" if result["seeds"] > 1 else "one seed"
     tasks = len({row["task"] for row in counted})
     found = [sum(saved) for saved in zip(*(row["saved"] for row in counted))]
-    counts = " and ".join(map(str, found))
+    counts = " and ".join(map(str, found)) or "0"
     title = f"Labels that pre-training saves: as good as random weights with the next more labels in {counts} "
     title += f"of {len(counted)} cases ({tasks} task{'s' * (tasks != 1)}): {seeds}"
     if result.get("max_minutes"):
@@ -178,6 +178,8 @@ def _with_range(values: Sequence[float]) -> str:
 
 
 def _forgotten(lost: Mapping[str, Sequence[float]]) -> list[str]:
+    if not lost:
+        return [""] * 4
     means = {head: 100 * sum(values) / len(values) for head, values in lost.items()}
     worst = max(means, key=lambda head: means[head])
     return [f"{sum(means.values()) / len(means):.1f}", f"{means[worst]:.1f}", worst,

@@ -1,9 +1,10 @@
 """A few structures of what each packaged head was trained on, and of what was held out: those that it repeats while the encoder
 learns something else (see `replay`), and those on which `forgetting` tries it afterwards.
 
-Geometries alone are packaged, with charges and spins: labels are what the model says.  Made, from the datasets of a training, by
+Geometries alone are packaged, with charges and spins: labels are what the model says.  A head of another model that has the same
+name is told apart by its reference energies.  Made, from the datasets of a training, by
 
-    python -m gfm_calc.finetune.exemplars DATASETS --recipe gfm-small -o finetune/exemplars/gfm-small.extxyz.xz
+    python -m gfm_calc.finetune.exemplars DATASETS --model gfm-small -o finetune/exemplars/gfm-small.extxyz.xz
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from pathlib import Path
 import numpy as np
 from ase import Atoms
 
-from gfm_calc.artifacts import write_file
+from gfm_calc.artifacts import canonical_json, sha256, write_file
+from gfm_calc.checkpoint import load_model
+from gfm_calc.config import HeadSpec
 from gfm_calc.data.label import extxyz_text
 from gfm_calc.data.schema import Record
 from gfm_calc.errors import GFMError
@@ -28,33 +31,53 @@ from gfm_calc.train.evaluation import spread_indices
 from gfm_calc.train.preparation import Head, load_heads
 
 _FOLDER = Path(__file__).with_suffix("")
+EXEMPLAR = "exemplar"  # `source` of what they are labelled as
 COUNTS = {"train": 64, "test": 32}  # of a head, as long as they have
 _ATOMS = 1000  # altogether: what is repeated at every step must be cheap
 _FEWEST = 8  # whatever they have
 _LARGEST_FORCE = 20.0  # eV/Å; a head says little of what is farther from rest
 
 
-def exemplars(head: str, side: str) -> list[Atoms]:
-    """Structures of a packaged head, charge and spin in `info`; none of a head that is not packaged.
+def exemplars(spec: HeadSpec, side: str) -> list[Atoms]:
+    """Structures of a packaged head, charge, spin and source in `info`; none of a head that is not packaged.
 
     Args:
         side: "train", or "test" for those that its training did not see.
     """
-    return [atoms.copy() for atoms in _packaged().get((head, side), ())]
+    return [atoms.copy() for atoms in _packaged().get((spec.name, _mark(spec), side), ())]
+
+
+def digest() -> str:
+    """Of all that is packaged."""
+    return sha256(b"".join(path.read_bytes() for path in _paths()))
+
+
+def _paths() -> list[Path]:
+    return sorted(_FOLDER.glob("*.extxyz.xz"))
+
+
+def _mark(spec: HeadSpec) -> str:
+    """What tells heads of one name apart; a text that no reader takes for a number."""
+    return f"r{sha256(canonical_json(dict(spec.reference_energies)))[:8]}"
 
 
 @cache
-def _packaged() -> dict[tuple[str, str], list[Atoms]]:
-    found: dict[tuple[str, str], list[Atoms]] = {}
-    for path in sorted(_FOLDER.glob("*.extxyz.xz")):
+def _packaged() -> dict[tuple[str, str, str], list[Atoms]]:
+    found: dict[tuple[str, str, str], list[Atoms]] = {}
+    for path in _paths():
         for atoms in read_structures(path):
-            head, side = atoms.info.pop("head"), atoms.info.pop("side")
-            found.setdefault((head, side), []).append(atoms)
+            key = tuple(atoms.info.pop(name) for name in ("head", "mark", "side"))
+            atoms.info["source"] = EXEMPLAR
+            found.setdefault(key, []).append(atoms)
     return found
 
 
-def choose(head: Head) -> Iterator[Atoms]:
-    """Some structures of both sides of a head, as many of each of its files, evenly taken; `head` and `side` in `info`."""
+def choose(head: Head, spec: HeadSpec) -> Iterator[Atoms]:
+    """Some structures of both sides of a head, as many of each of its files, evenly taken; whose they are in `info`.
+
+    Args:
+        spec: of the head in the model.
+    """
     for side, count in COUNTS.items():
         of_files: dict[str, list[Record]] = {}
         for record in head.dataset.read(head.sides[side], names=True).records() if len(head.sides[side]) else ():
@@ -67,15 +90,15 @@ def choose(head: Head) -> Iterator[Atoms]:
         most = min(count, max(_FEWEST, int(_ATOMS / size))) // len(of_files)
         for records in of_files.values():
             for k in spread_indices(len(records), max(1, most)):
-                yield _bare(records[k], head.spec.name, side)
+                yield _bare(records[k], spec, side)
 
 
-def _bare(record: Record, head: str, side: str) -> Atoms:
+def _bare(record: Record, spec: HeadSpec, side: str) -> Atoms:
     """The structure with no more digits than matter."""
     atoms = record.structure()
     atoms.positions = atoms.positions.round(3)
     atoms.set_cell(atoms.cell.array.round(4))
-    atoms.info |= {"head": head, "side": side}
+    atoms.info |= {"head": spec.name, "mark": _mark(spec), "side": side}
     return atoms
 
 
@@ -85,15 +108,18 @@ def main(words: Sequence[str] | None = None) -> int:
         prog="python -m gfm_calc.finetune.exemplars", description="Structures of each head."
     )
     parser.add_argument("data", type=Path, help="folder of datasets, one a head")
-    parser.add_argument("--recipe", default="gfm-small", help="says what is held out; default: %(default)s")
+    parser.add_argument("--model", default="gfm-small", help="that was trained on them; default: %(default)s")
+    parser.add_argument("--recipe", default="gfm-small", help="says what was held out; default: %(default)s")
     parser.add_argument("--cache", type=Path, help="keep here what was prepared, for the next time")
     parser.add_argument("-o", "--output", type=Path, required=True, help="new .extxyz.xz")
     args = parser.parse_args(words)
     try:
         if args.output.exists():
             raise GFMError(f"{args.output}: is there already")
+        model = load_model(args.model)
         heads = load_heads(recipe_on(args.data.resolve(), args.recipe), args.cache)
-        found = [atoms for head in heads if head.spec.kind == "energy" for atoms in choose(head)]
+        own = [head for head in heads if head.spec.name in model.energy_heads]
+        found = [atoms for head in own for atoms in choose(head, model.specs[head.spec.name])]
         text = "".join(extxyz_text(atoms) for atoms in found)
         write_file(args.output, lzma.compress(text.encode(), preset=9 | lzma.PRESET_EXTREME))
     except (GFMError, OSError) as error:

@@ -82,7 +82,7 @@ def _added(change: float, error: float) -> float:
 def _probe(model: GFMModel, head: str) -> tuple[list[Atoms], bool]:
     """Structures for a head, and whether they are held-out ones of its own kind."""
     spec = model.specs[head]
-    own = [atoms for atoms in exemplars(head, "test") if set(atoms.symbols) <= set(spec.elements)]
+    own = exemplars(spec, "test")
     return (own, True) if own else (made(spec, COUNT, SEED), False)
 
 

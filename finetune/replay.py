@@ -8,6 +8,7 @@ structures.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -28,7 +29,7 @@ from gfm_calc.data.perturb import displaced
 from gfm_calc.data.schema import Record
 from gfm_calc.data.store import Dataset, open_dataset
 from gfm_calc.errors import GFMError, InvalidStructureError
-from gfm_calc.finetune.exemplars import exemplars
+from gfm_calc.finetune.exemplars import digest, exemplars
 from gfm_calc.model import GFMModel
 from gfm_calc.predictor import Predictor
 
@@ -46,10 +47,10 @@ def structures(spec: HeadSpec, count: int, seed: int) -> list[Atoms]:
     Args:
         spec: of the head; its name and `seed` decide what is drawn.
     """
-    own = [atoms for atoms in exemplars(spec.name, "train") if set(atoms.symbols) <= set(spec.elements)]
+    own = exemplars(spec, "train")
     random = np.random.default_rng([seed, 1, _number(spec)])
     found = []
-    for k, atoms in enumerate([*own, *own][: int(_OWN * count)]):
+    for k, atoms in enumerate([*own, *own][: math.ceil(_OWN * count)]):
         try:
             found.append(atoms if k < len(own) else _displaced(atoms, random))
         except InvalidStructureError:
@@ -132,7 +133,7 @@ class PseudoLabels:
 
     def identity(self) -> list[Any]:
         """Everything that decides the records."""
-        return [self.model_id, self.head, self.count, self.seed]
+        return [self.model_id, self.head, self.count, self.seed, digest()]
 
     def records(self) -> Iterator[Record | InvalidStructureError]:
         """Structures with the predictions of the model as it is now."""
@@ -165,7 +166,7 @@ def label(model: GFMModel, head: str, unlabelled: Sequence[Atoms]) -> list[Recor
                 atomic_numbers=np.asarray(atoms.numbers, np.int64), positions=atoms.positions.copy(),
                 cell=atoms.cell.array.copy(), pbc=atoms.pbc.copy(), energy=one.energy.item(), forces=one.forces.numpy(),
                 stress=one.stress[0].numpy() if atoms.pbc.all() else None, charge=atoms.info.get("charge"),
-                spin=atoms.info.get("spin"), source=f"replay-{head}", frame=number,
+                spin=atoms.info.get("spin"), source=atoms.info.get("source", "made"), frame=number,
             )
         )  # fmt: skip
     return found

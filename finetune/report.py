@@ -226,11 +226,11 @@ def _forgetting(outcome: Outcome) -> str:
         "head",
         "structures",
         "energies moved (meV/atom)",
-        "error before",
-        "loss (%)",
+        "energy error before (meV/atom)",
+        "energy loss (%)",
         "forces moved (meV/Å)",
-        "error before",
-        "loss (%)",
+        "force error before (meV/Å)",
+        "force loss (%)",
     )
     text = (
         "How far the predictions of the old heads moved, on structures like those they were trained on that were held out, or on "

@@ -265,15 +265,16 @@ def _forgotten(outcome: Outcome) -> list[str]:
         return ["old heads: as they were" if outcome.setup.kept else "old heads: none is kept"]
     lines = ["old heads, on structures of theirs that were held out, or (*) on some that were made for the purpose:"]
     for drift in outcome.drifts:
+        star = "" if drift.held_out else "*"
         if not np.isnan(drift.value):
             unit = outcome.model.specs[drift.head].unit
             lines.append(
-                f"  {drift.head}: values moved by {drift.value:.3g} {unit}; nothing guards heads of properties"
+                f"  {drift.head}{star}: values moved by {drift.value:.3g} {unit}; nothing guards heads of properties"
             )
             continue
-        star = "" if drift.held_out else "*"
-        known = [f"{100 * loss:.1f} %" for loss in (drift.loss, drift.energy_loss) if not np.isnan(loss)]
-        loss = f"; adds {' and '.join(known)} to the head's errors" if known else ""
+        terms = (("force", drift.loss), ("energy", drift.energy_loss))
+        known = [f"{100 * loss:.1f} % to its {term} error" for term, loss in terms if not np.isnan(loss)]
+        loss = f"; adds {' and '.join(known)}" if known else ""
         lines.append(
             f"  {drift.head}{star}: forces moved by {1000 * drift.forces:.0f} meV/Å, energies by "
             f"{1000 * drift.energy:.1f} meV/atom{loss}"

@@ -1,7 +1,8 @@
 """Energies of old heads after the encoder has moved: what each element adds is set so that they come closest to what they were.
 
 Replay holds forces in place better than the level of energies, of which every structure has but one.  What is left differs
-mostly by composition, and that can be taken back exactly, without a change of any force.
+mostly by composition, and that can be taken back with hardly a change of forces: none but on atoms that are about to be alone,
+where the gate of the head closes.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 from ase.data import chemical_symbols as SYMBOLS
 
 from gfm_calc.data.store import Dataset
+from gfm_calc.finetune.exemplars import EXEMPLAR
 from gfm_calc.model import GFMModel
 from gfm_calc.predictor import Predictor
 
@@ -24,10 +26,12 @@ def settle(model: GFMModel, replay: Mapping[str, Dataset]) -> None:
     """Change the shifts of heads of energies in place.
 
     Args:
-        replay: head -> structures with the energies that it gave before.
+        replay: head -> structures with the energies that it gave before; its exemplars count alone, where there are any: the
+            others are of another kind, and more.
     """
     for head, dataset in replay.items():
-        records = list(dataset.read(np.arange(len(dataset))).records())
+        records = list(dataset.read(np.arange(len(dataset)), names=True).records())
+        records = [record for record in records if record.source == EXEMPLAR] or records
         stream = Predictor(model, [head], strict=False).predict(record.structure() for record in records)
         counts, changes = [], []
         for record, row in zip(records, stream):

@@ -141,7 +141,7 @@ def _rates(name: str, structures: int, *, naive: bool, begins: str, replay: bool
     # Muon (1e-3) makes 451 of 551 for the gap, 0.134 of 0.159 for the shear modulus; and with 1,000 labels, U0 of QM9, 60 meV of
     # 96, at 2e-3 69, where AdamW made 79 (5e-4) and 81 (1.5e-3).
     if begins == FITTED:
-        # With replay as for energies, below: at twice the rate the old heads forget.
+        # At twice the rate the old heads forget.
         return {"learning_rate": 5e-4 if replay else 1e-3, "method": "muon", "layer_decay": 1.0 if naive else 0.9}
     if begins == RANDOM:
         return {"learning_rate": 5e-4} if naive else {"learning_rate": 2e-3, "encoder_rate": 0.25, "layer_decay": 0.9}

@@ -10,15 +10,16 @@ from pathlib import Path
 import ase.io
 import numpy as np
 import pytest
+import torch
 from finetuning import molecules, relabelled, write
 
 from gfm_calc.benchmarks import finetune_peers, labels
 from gfm_calc.benchmarks.finetune_tasks import Case, Task, load_task, task_names
-from gfm_calc.benchmarks.finetuning import FinetunePlan, about, run_finetune
+from gfm_calc.benchmarks.finetuning import FinetunePlan, _growth, about, run_finetune
 from gfm_calc.benchmarks.provenance import weights_id
 from gfm_calc.benchmarks.report import tables
 from gfm_calc.benchmarks.task_files import files_of, require
-from gfm_calc.checkpoint import load_model, open_model
+from gfm_calc.checkpoint import load_model, open_model, subset
 from gfm_calc.cli import main
 from gfm_calc.data.build import build_flat
 from gfm_calc.data.readers import ReadOptions, read
@@ -26,6 +27,8 @@ from gfm_calc.data.tasks import file_tasks
 from gfm_calc.errors import ConfigError, GFMError, InputFileError
 from gfm_calc.finetune.plan import Cheap
 from gfm_calc.train.evaluation import UNITS
+from gfm_calc.train.preparation import prepare
+from gfm_calc.train.recipe import recipe_of
 
 TASK = """
 name = "methanol"
@@ -155,7 +158,7 @@ def test_what_old_heads_forget_with_and_without_replay(task, tmp_path):
 
 
 def test_old_heads_are_tried_on_what_their_training_held_out(task, tmp_path, capsys):
-    """The labels are those of the head itself but for 0.1 eV/Å: what it forgets comes to that."""
+    """The labels are those of the head itself but for 0.1 eV/Å."""
     frames = [relabelled(atoms, forces=lambda f: f + 0.1) for atoms in molecules(40, seed=9)]
     card = load_model("gfm-small").specs["gfn2-xtb"]
     build_flat(tmp_path / "old" / "gfn2-xtb", file_tasks([write(tmp_path / "old.extxyz", frames)]), card)
@@ -174,6 +177,7 @@ def test_old_heads_are_tried_on_what_their_training_held_out(task, tmp_path, cap
     words += ["--strategy", "full", "-o", str(tmp_path / "out.json"), "--work", str(tmp_path / "work")]
     old = ["--old-data", str(tmp_path / "old"), "--old-recipe", str(recipe), "--cache", str(tmp_path / "cache")]
     assert main([*words, *old]) == 1 and "--old-data is for --forgetting" in capsys.readouterr().err
+    assert main([*words, *old[2:]]) == 1 and "are for --old-data" in capsys.readouterr().err
     assert main([*words, "--forgetting", *old]) == 0
     none, replay, naive = json.loads((tmp_path / "out.json").read_text())["rows"]
     assert none["held_out"] == {} and replay["held_out"].keys() == naive["held_out"].keys() == {"gfn2-xtb"}
@@ -183,6 +187,33 @@ def test_old_heads_are_tried_on_what_their_training_held_out(task, tmp_path, cap
     assert [row[2] for row in grown.rows] == [replay["arm"], naive["arm"]]
     assert grown.rows[0][3] == "1" and grown.rows[0][6] == grown.rows[0][10] == "gfn2-xtb" and len(lost.rows) == 2
     assert float(grown.rows[0][4]) == pytest.approx(100 * found["forces"][0], abs=0.06)
+    kept = sorted((tmp_path / "work").iterdir())
+    recipe.write_text('[data]\nby = "frame"\nvalidation = 0.1\ntest = 0.4\n')
+    assert main([*words, "--forgetting", *old, "--overwrite"]) == 0
+    assert len(sorted((tmp_path / "work").iterdir())) == len(kept) + 2, "other frames are another result"
+
+
+def test_growth_is_of_the_errors_on_the_held_out_side(tmp_path):
+    """Labels 0.1 eV/Å off the head, and a head whose forces are doubled: its errors become the forces themselves."""
+    frames = [relabelled(atoms, forces=lambda f: f + 0.1) for atoms in molecules(30, seed=9)]
+    before = load_model("gfm-small")
+    build_flat(tmp_path / "gfn2-xtb", file_tasks([write(tmp_path / "old.extxyz", frames)]), before.specs["gfn2-xtb"])
+    heads = prepare(recipe_of({"data": {"path": str(tmp_path), "by": "frame", "test": 0.3}}), before.config.cutoff)
+    assert _growth(before, before, heads)["gfn2-xtb"]["forces"] == 0.0
+    after = subset(before, list(before.specs)).to(before.dtype)
+    with torch.no_grad():
+        after.energy_stack.scale[after.energy_heads.index("gfn2-xtb")] *= 2
+    found = _growth(before, after, heads)["gfn2-xtb"]
+    assert found["forces"] > 3 and found["energy"] > 0 and found["frames"] == len(heads[0].sides["test"])
+    assert _growth(before, subset(before, ["pbe-u-mp"]), heads) == {}
+
+
+def test_a_table_of_what_is_forgotten_without_labels_of_forces():
+    row = {"case": "one", "size": 3, "arm": "ours", "metric": "forces_mae_mev_per_a", "errors": {}, "steps": 1, "seconds": 1.0,
+           "published": {}, "forgetting": {}, "held_out": {"a": {"frames": 3, "energy": [0.07]}}}  # fmt: skip
+    task = {"title": "a task", "metric": "forces_mae_mev_per_a"}
+    _, grown = tables({"benchmark": "finetune", "task": task, "rows": [row]})
+    assert grown.rows == [["one", "3", "ours", "1", "", "", "", "", "7.0", "7.0", "a", "1"]]
 
 
 def test_means_over_cases_are_of_cases_that_have_a_value():

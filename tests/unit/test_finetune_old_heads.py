@@ -6,14 +6,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from finetuning import molecules, write
+from finetuning import molecules, relabelled, words, write
 
 from gfm_calc.checkpoint import load_model, subset
+from gfm_calc.cli import main
 from gfm_calc.config import HeadSpec
 from gfm_calc.data.build import build_flat
 from gfm_calc.data.store import open_dataset
 from gfm_calc.data.tasks import file_tasks
 from gfm_calc.finetune import exemplars as packaged
+from gfm_calc.finetune import replay, run
 from gfm_calc.finetune.exemplars import COUNTS, exemplars
 from gfm_calc.finetune.forgetting import measure
 from gfm_calc.finetune.replay import build_replay, label, made, structures
@@ -36,38 +38,50 @@ def copy_of(model):
 def test_every_packaged_head_of_energies_has_structures_and_no_other(small):
     for name in small.energy_heads:
         spec = small.specs[name]
-        train, test = exemplars(name, "train"), exemplars(name, "test")
+        train, test = exemplars(spec, "train"), exemplars(spec, "test")
         assert 7 <= len(train) <= COUNTS["train"] and len(test) <= COUNTS["test"], name
         assert not [a for a in test if a in train], "held out means held out"
         assert all(set(atoms.symbols) <= set(spec.elements) for atoms in [*train, *test]), name
         assert all(len(atoms) > 1 or atoms.pbc.any() for atoms in [*train, *test]), "a free atom has nothing to repeat"
-    assert exemplars("my-dft", "train") == [] and exemplars(small.energy_heads[0], "validation") == []
+    assert exemplars(spec, "validation") == []
 
 
-def test_what_is_done_to_an_exemplar_is_done_to_a_copy():
-    exemplars(CHARGED, "train")[0].positions += 1.0
-    assert (exemplars(CHARGED, "train")[0].positions != exemplars(CHARGED, "train")[0].positions + 1.0).all()
-    first, again = (exemplars(CHARGED, "train")[0] for _ in range(2))
-    assert first == again and first is not again
+def test_a_head_of_another_model_has_none_whatever_its_name(small):
+    spec = small.specs[CHARGED]
+    assert exemplars(spec, "test") and exemplars(replace(spec, description="told otherwise", test_errors={}), "test")
+    energies = dict(spec.reference_energies) | {"H": spec.reference_energies["H"] + 1e-3}
+    other = replace(spec, reference_energies=energies)
+    assert exemplars(other, "train") == exemplars(other, "test") == exemplars(replace(spec, name="mine"), "test") == []
+    assert structures(other, 12, 0) == made(other, 12, 0) and len(made(other, 12, 0)) == 12
+
+
+def test_what_is_done_to_an_exemplar_is_done_to_a_copy(small):
+    spec = small.specs[CHARGED]
+    before = exemplars(spec, "train")[0].positions
+    exemplars(spec, "train")[0].positions += 1.0
+    assert (exemplars(spec, "train")[0].positions == before).all()
 
 
 def test_replay_is_of_exemplars_displaced_ones_and_structures_made_by_code(small):
-    own = exemplars(CHARGED, "train")
+    own = exemplars(small.specs[CHARGED], "train")
     found = structures(small.specs[CHARGED], 192, 0)
     assert len(found) == 192 and found[: len(own)] == own
     seconds = found[len(own) : 2 * len(own)]
     assert all(
         (a.numbers == b.numbers).all() and not np.allclose(a.positions, b.positions) for a, b in zip(own, seconds)
     )
-    zeros = dict.fromkeys("HC", 0.0)
-    spec = HeadSpec(name="my-dft", elements=("H", "C"), reference_energies=zeros)
-    assert structures(spec, 12, 0) == made(spec, 12, 0) and len(made(spec, 12, 0)) == 12
-    fewer = structures(replace(spec, name=CHARGED), 30, 0)
-    assert len(fewer) == 30 and {s for atoms in fewer for s in atoms.symbols} == {"H", "C"}
+    assert all(atoms.info["source"] == "exemplar" for atoms in found[: 2 * len(own)])
+    assert all("source" not in atoms.info for atoms in found[2 * len(own) :])
+
+
+def test_a_head_is_guarded_by_its_exemplars_where_nothing_can_be_made(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(replay, "made", lambda spec, count, seed: [])
+    found = build_replay(tmp_path, small, "gfm-small", ["mp2-avtz"], count=12, seed=0)["mp2-avtz"]
+    assert {record.source for record in found.read(np.arange(len(found)), names=True).records()} == {"exemplar"}
 
 
 def test_replayed_ions_are_ions(small, tmp_path):
-    ions = [atoms for atoms in exemplars(CHARGED, "train") if atoms.info.get("charge")]
+    ions = [atoms for atoms in exemplars(small.specs[CHARGED], "train") if atoms.info.get("charge")]
     assert ions, "the head has learnt some"
     assert [record.charge for record in label(small, CHARGED, ions)] == [atoms.info["charge"] for atoms in ions]
     found = build_replay(tmp_path, small, "gfm-small", [CHARGED], count=192, seed=0)[CHARGED]
@@ -117,23 +131,69 @@ def test_what_moved_is_told_on_held_out_structures_where_there_are_any(small):
         other.energy_stack.shift[:, 1] += 0.01
     found = {drift.head: drift for drift in measure(small, other, ["gfn2-xtb", "wb97x-631gd"])}
     own, without = found["gfn2-xtb"], found["wb97x-631gd"]
-    assert own.held_out and own.structures == len(exemplars("gfn2-xtb", "test"))
+    assert own.held_out and own.structures == len(exemplars(small.specs["gfn2-xtb"], "test"))
     assert own.forces < 1e-6 and own.loss < 1e-9 and 0.001 < own.energy < 0.01 and own.energy_loss > 0
-    assert not exemplars("wb97x-631gd", "test") and not without.held_out and without.structures > 30
+    assert not exemplars(small.specs["wb97x-631gd"], "test") and not without.held_out and without.structures > 30
 
 
-def test_exemplars_are_made_from_the_datasets_of_a_training(tmp_path, capsys):
-    spec = HeadSpec(name="mine")
-    build_flat(tmp_path / "data" / "mine", file_tasks([write(tmp_path / "a.extxyz", molecules(40))]), spec)
+def test_a_fine_tuning_settles_old_heads(tmp_path, monkeypatch):
+    """What it does is to bring energies on exemplars back: without it they are farther off."""
+    frames = [relabelled(atoms, forces=lambda f: 1.3 * f, energy=lambda e: 1.3 * e) for atoms in molecules(30)]
+    moved = []
+    for number, step in enumerate((run.settle, lambda model, replay: None)):
+        monkeypatch.setattr(run, "settle", step)
+        out = tmp_path / f"{number}"
+        line = [
+            "--steps",
+            "40",
+            "--strategy",
+            "full",
+            "--keep-heads",
+            CHARGED,
+            "--accept",
+            "force-scale",
+            "--accept",
+            "energy-unit",
+        ]
+        assert main(words(write(tmp_path / "a.extxyz", frames), out, *line)) == 0
+        model, found = load_model(out / "model"), open_dataset(out / "replay" / CHARGED)
+        records = [r for r in found.read(np.arange(len(found)), names=True).records() if r.source == "exemplar"]
+        rows = Predictor(model, [CHARGED], strict=False).predict(r.structure() for r in records)
+        changes = [(row[CHARGED].energy.item() - r.energy) / len(r) for r, row in zip(records, rows)]
+        moved.append(float(np.median(np.abs(changes))))
+    assert 0 < moved[0] < moved[1]
+
+
+def test_exemplars_are_made_from_the_datasets_of_a_training(small, tmp_path, capsys):
+    """Forty frames, two files, which are drawn from alike; those of the other head are of no model."""
+    (tmp_path / "files").mkdir()
+    for name, seed in (("a", 3), ("b", 5)):
+        write(tmp_path / "files" / f"{name}.extxyz", molecules(20, seed=seed))
+    files = file_tasks(sorted((tmp_path / "files").iterdir()))
+    for name in (CHARGED, "mine"):
+        build_flat(tmp_path / "data" / name, files, HeadSpec(name=name))
     recipe = tmp_path / "recipe.toml"
     recipe.write_text("[data]\nby = 'frame'\nvalidation = 0.1\ntest = 0.2\n")
-    words = [str(tmp_path / "data"), "--recipe", str(recipe), "-o", str(tmp_path / "found.extxyz.xz")]
-    assert packaged.main(words) == 0 and "40 structures" not in capsys.readouterr().out
+    line = [str(tmp_path / "data"), "--recipe", str(recipe), "-o", str(tmp_path / "found.extxyz.xz")]
+    assert packaged.main(line) == 0
     found = list(read_structures(tmp_path / "found.extxyz.xz"))
+    assert f"{len(found)} structures of 1 heads" in capsys.readouterr().out
     sides = [atoms.info["side"] for atoms in found]
-    assert {atoms.info["head"] for atoms in found} == {"mine"} and 20 <= sides.count("train") <= 36 and "test" in sides
-    dataset = open_dataset(tmp_path / "data" / "mine")
-    known = [record.positions.round(3).tolist() for record in dataset.read(np.arange(40)).records()]
-    assert all(atoms.positions.tolist() in known for atoms in found)
-    assert lzma.open(tmp_path / "found.extxyz.xz").read().count(b"energy") == 0
-    assert packaged.main(words) == 1 and "is there already" in capsys.readouterr().err
+    assert {atoms.info["head"] for atoms in found} == {CHARGED} and 20 <= sides.count("train") <= 36 and "test" in sides
+    known = list(open_dataset(tmp_path / "data" / CHARGED).read(np.arange(40)).records())
+    assert all(
+        atoms.positions.tolist() in [record.positions.round(3).tolist() for record in known] for atoms in found[:3]
+    )
+    text = lzma.open(tmp_path / "found.extxyz.xz").read()
+    assert b"energy" not in text and b"forces" not in text
+    assert packaged.main(line) == 1 and "is there already" in capsys.readouterr().err
+    folder = tmp_path / "exemplars"
+    folder.mkdir()
+    (tmp_path / "found.extxyz.xz").rename(folder / "found.extxyz.xz")
+    packaged._packaged.cache_clear()
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(packaged, "_FOLDER", folder)
+            assert len(exemplars(small.specs[CHARGED], "train")) == sides.count("train")
+    finally:
+        packaged._packaged.cache_clear()
