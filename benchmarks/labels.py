@@ -49,8 +49,9 @@ class LabelsPlan:
 
 
 def run_labels(plan: LabelsPlan) -> list[dict[str, Any]]:
-    """Rows {task, title, case, metric, unit, sizes, errors (tuned and scratch: of each size one value a seed), test_frames,
-    overlap, strategies (of each size), saved (labels are, by each size but the last; None where the model has seen the task)}.
+    """Rows {task, title, case, metric, unit, sizes, errors (tuned and scratch: of each size one value a seed), test_frames (of
+    each size: those with elements that the training structures lack are left out), overlap, strategies (of each size), saved
+    (labels are, by each size but the last; None where the model has seen the task)}.
 
     Raises:
         ConfigError: a task that is none of `ENTRIES`.
@@ -90,6 +91,6 @@ def _row(plan: FinetunePlan, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any
     first = tuned[0]
     return {
         "task": task.name, "title": task.title, "case": case.name, "metric": metric, "unit": case.unit,
-        "sizes": list(plan.sizes), "errors": errors, "test_frames": first["test_frames"], "overlap": first["overlap"],
+        "sizes": list(plan.sizes), "errors": errors, "test_frames": [row["test_frames"] for row in tuned], "overlap": first["overlap"],
         "strategies": [row["strategy"] for row in tuned], "saved": None if first["overlap"] else saved,
     }  # fmt: skip

@@ -158,9 +158,8 @@ def labels(result: Mapping[str, Any]) -> Iterator[Table]:
         said = (
             [f"no credit: {row['overlap']}"] if row["saved"] is None else ["yes" if s else "no" for s in row["saved"]]
         )
-        rows.append(
-            [f"{row['task']}, {row['case']}", metric, " / ".join(map(str, row["sizes"])), *curves, " / ".join(said)]
-        )
+        counts = [" / ".join(map(str, row[what])) for what in ("sizes", "test_frames")]
+        rows.append([f"{row['task']}, {row['case']}", metric, *counts, *curves, " / ".join(said)])
     seeds = f"{result['seeds']} seeds, means and ranges" if result["seeds"] > 1 else "one seed"
     tasks = len({row["task"] for row in counted})
     found = [sum(saved) for saved in zip(*(row["saved"] for row in counted))]
@@ -169,7 +168,11 @@ def labels(result: Mapping[str, Any]) -> Iterator[Table]:
     title += f"of {len(counted)} cases ({tasks} task{'s' * (tasks != 1)}): {seeds}"
     if result.get("max_minutes"):
         title += f"; no run took more than {result['max_minutes']:g} minutes of one thread: few steps where structures are large"
-    yield Table(title, ["task, case", "error", "labelled structures", "tuned", "random weights", "as good"], rows)
+    yield Table(
+        title,
+        ["task, case", "error", "labelled structures", "test structures", "tuned", "random weights", "as good"],
+        rows,
+    )
 
 
 def _with_range(values: Sequence[float]) -> str:

@@ -310,11 +310,14 @@ def test_labels_that_pretraining_saves(task, tmp_path, monkeypatch, capsys):
         assert {way: [len(values) for values in curve] for way, curve in row["errors"].items()} == {
             "tuned": [1, 1, 1], "scratch": [1, 1, 1]
         }  # fmt: skip
-        assert row["errors"]["tuned"][0] < row["errors"]["scratch"][1] and row["test_frames"] == 6
+        assert row["errors"]["tuned"][0] < row["errors"]["scratch"][1] and row["test_frames"] == [6] * 3
         assert len(row["strategies"]) == 3
     (shown,) = tables(result)
     assert "in 2 and 2 of 2 cases (1 task)" in shown.title and shown.title.endswith("one seed")
-    assert [line[-1] for line in shown.rows] == ["yes / yes", "yes / yes"] and shown.rows[0][2] == "3 / 6 / 12"
+    assert [line[-1] for line in shown.rows] == ["yes / yes", "yes / yes"] and shown.rows[0][2:4] == [
+        "3 / 6 / 12",
+        "6 / 6 / 6",
+    ]
     made = sorted((tmp_path / "work").iterdir())
     assert len(made) == 12 and main([*words, str(tmp_path / "again.json")]) == 0
     assert sorted((tmp_path / "work").iterdir()) == made
@@ -348,7 +351,7 @@ def test_few_labels_are_as_good_by_the_next_size_of_random_weights(task):
 def test_cases_and_tasks_are_counted_and_seeds_shown():
     def row(task, case, saved, *errors):
         return {
-            "task": task, "case": case, "metric": "value_mae", "unit": "eV", "sizes": [1, 5], "saved": saved,
+            "task": task, "case": case, "metric": "value_mae", "unit": "eV", "sizes": [1, 5], "test_frames": [6, 6], "saved": saved,
             "errors": {"tuned": [list(errors)] * 2, "scratch": [list(errors)] * 2}, "overlap": "" if saved else "seen",
         }  # fmt: skip
 
@@ -359,9 +362,9 @@ def test_cases_and_tasks_are_counted_and_seeds_shown():
     ]
     (shown,) = tables({"benchmark": "labels", "seeds": 2, "rows": rows})
     assert "in 1 of 2 cases (1 task)" in shown.title and shown.title.endswith("2 seeds, means and ranges")
-    assert shown.rows[0][3:] == [" / ".join(["2.5 (1 to 4)"] * 2)] * 2 + ["yes"]
+    assert shown.rows[0][4:] == [" / ".join(["2.5 (1 to 4)"] * 2)] * 2 + ["yes"]
     (shown,) = tables({"benchmark": "labels", "seeds": 2, "rows": [*rows, row("water", "ice", [True], 3.0)]})
-    assert "in 2 of 3 cases (2 tasks)" in shown.title and shown.rows[3][3] == "3 / 3"
+    assert "in 2 of 3 cases (2 tasks)" in shown.title and shown.rows[3][4] == "3 / 3"
 
 
 def test_every_entry_of_labels_is_a_case():
