@@ -91,6 +91,7 @@ def _row(plan: FinetunePlan, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any
     first = tuned[0]
     return {
         "task": task.name, "title": task.title, "case": case.name, "metric": metric, "unit": case.unit,
-        "sizes": list(plan.sizes), "errors": errors, "test_frames": [row["test_frames"] for row in tuned], "overlap": first["overlap"],
-        "strategies": [row["strategy"] for row in tuned], "saved": None if first["overlap"] else saved,
+        "sizes": list(plan.sizes), "errors": errors, "test_frames": [row["test_frames"] for row in tuned],
+        "strategies": [row["strategy"] for row in tuned], "overlap": first["overlap"],
+        "saved": None if first["overlap"] else saved,
     }  # fmt: skip

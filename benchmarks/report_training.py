@@ -163,8 +163,8 @@ def labels(result: Mapping[str, Any]) -> Iterator[Table]:
     seeds = f"{result['seeds']} seeds, means and ranges" if result["seeds"] > 1 else "one seed"
     tasks = len({row["task"] for row in counted})
     found = [sum(saved) for saved in zip(*(row["saved"] for row in counted))]
-    counts = " and ".join(map(str, found)) or "0"
-    title = f"Labels that pre-training saves: as good as random weights with the next more labels in {counts} "
+    good = " and ".join(map(str, found)) or "0"
+    title = f"Labels that pre-training saves: as good as random weights with the next more labels in {good} "
     title += f"of {len(counted)} cases ({tasks} task{'s' * (tasks != 1)}): {seeds}"
     if result.get("max_minutes"):
         title += f"; no run took more than {result['max_minutes']:g} minutes of one thread: few steps where structures are large"
