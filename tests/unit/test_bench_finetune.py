@@ -352,7 +352,8 @@ def test_cases_and_tasks_are_counted_and_seeds_shown():
     def row(task, case, saved, *errors):
         return {
             "task": task, "case": case, "metric": "value_mae", "unit": "eV", "sizes": [1, 5], "test_frames": [6, 6],
-            "saved": saved, "errors": {"tuned": [list(errors)] * 2, "scratch": [list(errors)] * 2}, "overlap": "" if saved else "seen",
+            "saved": saved, "overlap": "" if saved else "seen",
+            "errors": {"tuned": [list(errors)] * 2, "scratch": [list(errors)] * 2},
         }  # fmt: skip
 
     rows = [
