@@ -152,8 +152,8 @@ def _rates(name: str, structures: int, *, naive: bool, begins: str, replay: bool
     # heads (mean, worst): Muon 0.060, 1.6 and 5.3 % at 5e-4; 0.053, 5.6 and 25 % at 1e-3; AdamW 0.077, 2.0 and 7.8 % at 5e-4.
     # 50 frames of ethanol, 800 steps at 5e-4, force MAE on validation, meV/Å: 51.5, 3.3 and 13 % with each layer at 0.9 of
     # the rate of the next; 51.5, 2.2 and 15 % at 0.6; 52.3, 1.2 and 6 % at 0.35; 55.2, 0.9 and 4 % at 0.9 and half the rate.
-    # With exemplars, at 0.6: 50.7, 0.5 and 2.1 % (energies 2.3 and 13 %) at 5e-4; 47.9, 2.0 and 8.6 % (energies 16 and 192 %)
-    # at 1e-3.
+    # With exemplars, at 0.6, on held-out ones: 50.7, 0.5 and 2.1 % (energies 2.3 and 13 %) at 5e-4; 47.9, 2.0 and 8.6 %
+    # (energies 16 and 192 %) at 1e-3.
     if replay:
         return {"learning_rate": 5e-4, "method": "muon", "layer_decay": 0.6}
     # After 1,000 labels of GFN2-xTB around the same 50 frames of ethanol: 23 meV/Å at 5e-4, 24 at 1.5e-4, 29 at 2e-3.  With more
