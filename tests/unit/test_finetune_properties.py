@@ -440,4 +440,6 @@ def test_old_heads_of_properties_are_measured_where_the_encoder_moves(path, save
     begun = ["--from", str(tmp_path / "first" / "model"), "--keep-heads", "mine", "--accept", "energy-unit"]
     argv = words(frames, tmp_path / "second", "--strategy", "full", "--steps", "40", *begun, "--accept", "force-scale")
     assert main(["other" if word == "mine" and argv[k - 1] == "--head" else word for k, word in enumerate(argv)]) == 0
-    assert "mine*: values moved by" in (said := capsys.readouterr().out) and "nothing guards heads of properties" in said
+    assert (
+        "mine*: values moved by" in (said := capsys.readouterr().out) and "nothing guards heads of properties" in said
+    )
