@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
+import torch
+
 T = TypeVar("T")
 _END = object()
+
+
+def is_core_free(device: torch.device) -> bool:
+    """Whether a thread can work beside torch's: on two cores, two threads that wait for each other at every product and a third
+    make a training step take twice as long."""
+    if device.type != "cpu":
+        return True
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores > torch.get_num_threads()
 
 
 def prefetched(items: Iterable[T], *, depth: int = 2) -> Iterator[T]:

@@ -15,7 +15,7 @@ from labelled import HEAD, need_adios
 from gfm_calc.data.build import build
 from gfm_calc.data.distributed import DistributedStore
 from gfm_calc.data.loader import Loader, labelled_batches, pack, read_drawn, unpack
-from gfm_calc.data.prefetch import prefetched
+from gfm_calc.data.prefetch import is_core_free, prefetched
 from gfm_calc.data.sampling import Batch, SamplingPlan
 from gfm_calc.data.schema import Record
 from gfm_calc.data.store import Selection, open_dataset
@@ -316,3 +316,12 @@ def test_prefetched_stops_when_it_is_closed():
     assert [next(items) for _ in range(4)] == [1, 2, 3, 4]
     items.close()
     assert threading.active_count() == before
+
+
+@pytest.mark.parametrize(("cores", "threads", "device", "free"), [
+    (2, 2, "cpu", False), (1, 1, "cpu", False), (2, 1, "cpu", True), (16, 8, "cpu", True), (2, 2, "cuda", True)
+])  # fmt: skip
+def test_a_thread_works_ahead_where_a_core_is_free(cores, threads, device, free, monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(cores)), raising=False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert is_core_free(torch.device(device)) == free
