@@ -16,7 +16,7 @@ from gfm_calc.artifacts import canonical_json, write_file
 from gfm_calc.checkpoint import subset
 from gfm_calc.data.distributed import DistributedStore
 from gfm_calc.data.loader import LabelledBatch, Loader
-from gfm_calc.data.prefetch import is_core_free, prefetched
+from gfm_calc.data.prefetch import worked_ahead
 from gfm_calc.data.sampling import SamplingPlan
 from gfm_calc.errors import GFMError
 from gfm_calc.model import ModelInputs
@@ -152,10 +152,8 @@ class Trainer:
             stack.enter_context(self.stop.signals())
             objective = stack.enter_context(self.compiled())
             steps = map(self.prepared, self.loader.steps(self.plan, self.step, run.steps))
-            batches: Iterator[list[Prepared]] = steps
-            if is_core_free(self.ranks.device):
-                batches = prefetched(steps, depth=_LOOK_AHEAD)
-                stack.callback(batches.close)  # type: ignore[attr-defined]
+            batches = worked_ahead(steps, self.ranks.device, depth=_LOOK_AHEAD)
+            stack.callback(batches.close)  # type: ignore[attr-defined]
             since = time.perf_counter()
             while not reason:
                 with self.telemetry.phase("data"):

@@ -14,6 +14,15 @@ T = TypeVar("T")
 _END = object()
 
 
+def worked_ahead(items: Iterable[T], device: torch.device, *, depth: int) -> Iterator[T]:
+    """`prefetched` where a core is free for its thread, else the items as they are asked for.
+
+    Args:
+        device: on which the items are used.
+    """
+    yield from prefetched(items, depth=depth) if is_core_free(device) else items
+
+
 def is_core_free(device: torch.device) -> bool:
     """Whether a thread can work beside torch's: on two cores, two threads that wait for each other at every product and a third
     make a training step take twice as long."""

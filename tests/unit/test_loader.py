@@ -15,7 +15,7 @@ from labelled import HEAD, need_adios
 from gfm_calc.data.build import build
 from gfm_calc.data.distributed import DistributedStore
 from gfm_calc.data.loader import Loader, labelled_batches, pack, read_drawn, unpack
-from gfm_calc.data.prefetch import is_core_free, prefetched
+from gfm_calc.data.prefetch import is_core_free, prefetched, worked_ahead
 from gfm_calc.data.sampling import Batch, SamplingPlan
 from gfm_calc.data.schema import Record
 from gfm_calc.data.store import Selection, open_dataset
@@ -325,3 +325,21 @@ def test_a_thread_works_ahead_where_a_core_is_free(cores, threads, device, free,
     monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(cores)), raising=False)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     assert is_core_free(torch.device(device)) == free
+
+
+@pytest.mark.parametrize("free", [True, False])
+def test_work_ahead_gives_the_same_items_in_a_thread_or_without_one(free, monkeypatch):
+    monkeypatch.setattr("gfm_calc.data.prefetch.is_core_free", lambda device: free)
+    names = []
+
+    def items():
+        for k in range(4):
+            names.append(threading.current_thread().name)
+            yield k
+
+    assert list(worked_ahead(items(), torch.device("cpu"), depth=2)) == [0, 1, 2, 3]
+    assert {name == "gfm-prefetch" for name in names} == {free}
+    endless = worked_ahead(iter(int, 1), torch.device("cpu"), depth=2)
+    next(endless)
+    endless.close()
+    assert not [thread for thread in threading.enumerate() if thread.name == "gfm-prefetch"]
