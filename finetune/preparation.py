@@ -20,6 +20,7 @@ from gfm_calc.data.store import Dataset
 from gfm_calc.data.units import ENERGY
 from gfm_calc.errors import ConfigError
 from gfm_calc.finetune.nearest import fit_references, predictions, spread
+from gfm_calc.finetune.readout import Begun
 from gfm_calc.model import GFMModel
 from gfm_calc.train.evaluation import spread_indices
 from gfm_calc.train.keys import key_of_auto
@@ -44,6 +45,7 @@ class Sides:
         compositions: of all structures.
         unseen: side -> (structures left out, symbols that no training structure has), of the sides that had such structures.
         key: what was kept on one side: of `grouping.KEYS`, or `keys.BLOCKS`.  groups: how many of them there are.
+        train_groups: the number of that of each training structure.
     """
 
     train: np.ndarray
@@ -55,6 +57,7 @@ class Sides:
     unseen: Mapping[str, tuple[int, tuple[str, ...]]]
     key: str
     groups: int
+    train_groups: np.ndarray
 
     def as_mapping(self) -> dict[str, np.ndarray]:
         """As `Head.sides`."""
@@ -114,6 +117,7 @@ def divide(
         train=np.flatnonzero(sides == 0), validation=known["validation"], test=known["test"],
         isolated=frames.compositions.isolated(sides == 0), near_twins=frames.table.num_close(sides),
         compositions=frames.compositions, unseen=unseen, key=key, groups=groups,
+        train_groups=frames.table.group_numbers()[sides == 0],
     )  # fmt: skip
 
 
@@ -244,16 +248,15 @@ def new_head(
     )  # fmt: skip
 
 
-def property_head(
-    dataset: Dataset, sides: Sides, model: GFMModel, begun: tuple[Mapping[str, float], float] | None
-) -> Head:
+def property_head(dataset: Dataset, sides: Sides, model: GFMModel, begun: Begun | None) -> Head:
     """The head of a property, with its dataset's card.
 
     Args:
-        begun: (references, scale) of a head that was fitted; None: it begins at what the elements add, its network with
-            random weights.
+        begun: where a head is that was fitted; None: it begins at what the elements add, its network with random weights.
     """
-    references, scale = begun or start_of(dataset.head, dataset, sides.train)
+    references, scale = (
+        start_of(dataset.head, dataset, sides.train) if begun is None else (begun.references, begun.scale)
+    )
     known = statistics_of(dataset, sides.train, model.config.cutoff)
     own, unseen = sides.of_elements(references)
     counts = {"frames": len(sides.train)}
@@ -261,6 +264,7 @@ def property_head(
         dataset.head, elements=tuple(references), reference_energies=references,
         training_data=tuple(dict(entry) | counts for entry in dataset.head.training_data),
         charges=known["charges"], max_excess_spin=known["excess"], periodicity=known["periodicity"],
+        landmarks=0 if begun is None else begun.landmarks,
     )  # fmt: skip
     return Head(
         spec=spec, dataset=dataset, sides=own, scale=scale, shift={}, neighbors=known["neighbors"], atoms=known["atoms"],

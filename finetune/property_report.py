@@ -63,7 +63,7 @@ def summary(outcome: Outcome) -> str:
         else "the structures that it was trained on: no proof of anything"
     )
     if outcome.setup.begun is not None:
-        begun = "a least-squares fit to what the model knows"
+        begun = "fits to what the model knows"
     else:
         begun = "what each element adds on average" if spec.kind in ("scalar", "atom_scalar") else "nothing"
         begun += ", and random weights"

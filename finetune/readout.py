@@ -1,14 +1,16 @@
 """Where the head of a property begins: at what the model knows already, by regularised least squares.
 
 A network that begins with random weights learns from a few hundred labels worse than a linear fit does.  So the hidden units of
-an old head, the encoder's own features and the composition are fitted to the labels first; the hidden units of which head, and
-how strongly the fit is held back, is what predicts a structure best that the fit has not seen (leave-one-out, in closed form:
-Allen, DOI 10.1080/00401706.1974.10489157).  The outcome is written as weights of the head, from which training goes on.
+old heads, the encoder's own features after each layer and the composition are fitted to the labels first.  Each old head gives a
+fit; the four that predict best what they have not seen are averaged (see `fits`), for the best one of many fits to few labels
+owes its place to chance.  A property that is no sum over atoms is the mean of that and of two Gaussian processes, on the layers
+alone and on how far atoms differ as well (see `landmarks`), which err elsewhere; or one of the three alone, where that is clearly
+better.  The outcome is written as weights of the head, from which training goes on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -24,29 +26,23 @@ from gfm_calc.data.loader import Loader
 from gfm_calc.data.store import Dataset, Selection
 from gfm_calc.encoders.base import scatter_sum
 from gfm_calc.finetune.combine import with_head
+from gfm_calc.finetune.fits import Fit, Process, best, process_of, shares_of, together
 from gfm_calc.graph import GraphBatch
-from gfm_calc.heads import PropertyHead
+from gfm_calc.heads import WIDTHS, PropertyHead
+from gfm_calc.landmarks import PROCESSES, features_of_structures
 from gfm_calc.model import GFMModel
 from gfm_calc.train.evaluation import spread_indices
 from gfm_calc.train.properties import start_of
 
 FEWEST = 10  # labels; fewer say nothing of what predicts
 _MOST = 2000  # structures of the fit
-_RIDGES = (
-    1e-5,
-    1e-4,
-    1e-3,
-    3e-3,
-    1e-2,
-    3e-2,
-    0.1,
-    0.3,
-    1.0,
-    3.0,
-)  # over the number of structures; of features of spread 1
 _FREEDOM = 1e3  # of what elements add to a sum: nothing holds it back
+_LESS = 0.3  # of what they add to a mean: layers know elements as well, and with few labels many elements are rare
 _LOG_ODDS = 2.0  # that a class is fitted to: yes with 88 %
 _PAIR = 2  # hidden units that make a linear function: silu(u) - silu(-u) = u
+_SPARED = 1  # hidden units of each head that make room for them
+# Landmarks: structures, over which the time grows with the third power, and the weights with the first.
+_MOST_COMPARED = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,17 +50,15 @@ class Readout:
     """The head of a property that is fitted, not trained.
 
     Attributes:
-        head: of energies, whose hidden units it has.  linear: the encoder's features are used as well.
-        ridge: how strongly it is held back.
+        heads: of energies, whose hidden units have a part in it.
         error: mean absolute error of structures that are left out, in the unit of the property (of a sum over atoms: for each
             atom; of a class: of the log-odds it is fitted to).  before: of the composition alone, likewise.
-        hidden: [K, F], hidden_bias: [K], output: [K], of `PropertyHead.net`, to be multiplied by `scale`.
+        hidden: [K, L F] (of L layers), hidden_bias: [K], output: [K], of `PropertyHead.net`, to be multiplied by `scale`.
         references: symbol -> value.
+        landmarks: what is compared, where it is, see `Compared`.
     """
 
-    head: str
-    linear: bool
-    ridge: float
+    heads: tuple[str, ...]
     error: float
     before: float
     hidden: np.ndarray
@@ -72,24 +66,35 @@ class Readout:
     output: np.ndarray
     references: Mapping[str, float]
     scale: float
+    landmarks: Compared | None
+
+
+class Compared(NamedTuple):
+    """Fields of `Landmarks`: centres [M, W], inverse_lengths [P, W], output [P, M], to be multiplied by the scale of the head."""
+
+    centres: np.ndarray
+    inverse_lengths: np.ndarray
+    output: np.ndarray
 
 
 class Begun(NamedTuple):
-    """A saved model with the head in it: `where` it is, its id, the head's references (symbol -> value) and scale."""
+    """A saved model with the head in it: `where` it is, its id, the head's references (symbol -> value), scale and number of
+    landmarks."""
 
     where: Path
     model_id: str
     references: Mapping[str, float]
     scale: float
+    landmarks: int
 
 
 def begin_head(
-    folder: Path, model: GFMModel, dataset: Dataset, rows: np.ndarray, say: Callable[[str], None]
+    folder: Path, model: GFMModel, dataset: Dataset, rows: np.ndarray, groups: np.ndarray, say: Callable[[str], None]
 ) -> Begun | None:
     """The model in `folder` whose property head is fitted; one that an earlier run of the job has written is there already.
 
     Args:
-        dataset: with the head's card.  rows: of the training structures.
+        dataset: with the head's card.  rows: of the training structures.  groups: see `fit_readout`.
 
     Returns:
         None for properties that begin with random weights: vectors, those of atoms, and those with fewer than `FEWEST` labels.
@@ -99,85 +104,96 @@ def begin_head(
     """
     name = dataset.head.name
     if not (folder / MANIFEST).exists():
-        found = fit_readout(model, dataset, rows)
+        found = fit_readout(model, dataset, rows, groups)
         if found is None:
             return None
         say(_in_words(found, dataset.head))
         save_model(_with_readout(model, dataset.head, found), folder)
     start = load_model(folder)
     module = cast(PropertyHead, start.properties[start.property_heads.index(name)])
-    return Begun(folder, start.model_id, start.specs[name].reference_energies, float(module.scale))
+    card = start.specs[name]
+    return Begun(folder, start.model_id, card.reference_energies, float(module.scale), card.landmarks)
 
 
 def _in_words(found: Readout, card: HeadSpec) -> str:
     unit = " of log-odds" if card.kind == "class" else f" {card.unit}{' an atom' if card.extensive else ''}"
-    linear = " and what is linear in the features" if found.linear else ""
-    return (
-        f"begins at a fit to hidden units of {found.head}{linear}: {found.error:.3g}{unit} off what is left out of it, "
-        f"a fit to compositions alone {found.before:.3g}"
-    )
+    fits = f"fits to all layers and hidden units of {', '.join(found.heads)}"
+    processes = "Gaussian processes on what all layers say"
+    begun = fits if found.landmarks is None else f"{fits}, and {processes}" if found.heads else processes
+    return f"begins at {begun}: {found.error:.3g}{unit} off what is left out, a fit to compositions alone {found.before:.3g}"
 
 
-def fit_readout(model: GFMModel, dataset: Dataset, rows: np.ndarray) -> Readout | None:
-    """The best of all heads of energies, with and without what is linear in the features; None: see `begin_head`."""
+def fit_readout(model: GFMModel, dataset: Dataset, rows: np.ndarray, groups: np.ndarray) -> Readout | None:
+    """The mean of the best fits, see above; None: see `begin_head`.
+
+    Args:
+        rows: of the training structures.  groups: of each of them; what is left out is left out with its group.
+    """
     spec = dataset.head
     if spec.kind not in ("scalar", "class") or not model.energy_heads:
         return None
     references, scale = start_of(spec, dataset, rows)
-    seen = _seen(model, dataset, rows[spread_indices(len(rows), _MOST)], list(references))
+    chosen = spread_indices(len(rows), _MOST)
+    seen = _seen(model, dataset, rows[chosen], groups[chosen], list(references))
     if len(seen.labels) < FEWEST:
         return None
-    freedom = _FREEDOM if spec.kind == "scalar" and spec.extensive else 1.0
-    composition = _Fit(seen.composition, seen.labels, np.full(seen.composition.shape[1], freedom))
-    before = min(composition.left_out(ridge) for ridge in _RIDGES)
-    best: tuple[float, float, str, bool, np.ndarray, np.ndarray] | None = None
-    for number, head in enumerate(model.energy_heads):
-        units = seen.hidden[:, number]
-        for linear in (False, True):
-            kept = _widest(units, units.shape[1] - _PAIR) if linear else np.arange(units.shape[1])
-            columns = [units[:, kept], *([seen.features] if linear else []), seen.composition]
-            free = [np.full(part.shape[1], freedom if part is seen.composition else 1.0) for part in columns]
-            fit = _Fit(np.concatenate(columns, axis=1), seen.labels, np.concatenate(free))
-            error, ridge = min((fit.left_out(ridge), ridge) for ridge in _RIDGES)
-            if best is None or error < best[0]:
-                best = error, ridge, head, linear, kept, fit.weights(ridge)
-    assert best is not None
-    error, ridge, head, linear, kept, weights = best
+    composition = Fit([seen.composition], seen.labels, [1.0 if spec.compares else _FREEDOM])
+    before = np.abs(best(composition, seen.groups).residual).mean()
+    fits = sorted(
+        (_of_head(number, seen, spec) for number in range(len(model.energy_heads))), key=lambda one: one.error
+    )
+    fits = fits[:WIDTHS]
+    processes: list[Process] = []
+    if spec.compares and len(seen.labels) <= _MOST_COMPARED:
+        processes = [process_of(features, seen.labels, seen.groups) for features in (seen.layers, seen.features)]
+    residuals = [np.mean([one.residual for one in fits], axis=0), *(one.residual for one in processes)]
+    shares = shares_of(residuals)
     return Readout(
-        head=head, linear=linear, ridge=ridge, error=error, before=before,
-        **_as_network(model, model.energy_heads.index(head), kept, weights, seen, scale, linear=linear),
+        heads=tuple(model.energy_heads[one.head] for one in fits if shares[0]), before=float(before), scale=scale,
+        error=float(np.abs(sum(share * residual for share, residual in zip(shares, residuals))).mean()),
+        **_as_network(model, fits, processes, shares, seen, scale),
     )  # fmt: skip
 
 
 class _Seen(NamedTuple):
-    """Of n structures, means over atoms: hidden [n, H, K], units of the heads of energies; features [n, F]; composition [n, Z],
-    fractions of `symbols`; labels [n] (of a sum over atoms: for each atom; of a class: log-odds)."""
+    """Of n structures, hidden [n, H, K], means over atoms of the units of the heads of energies; features [n, W], as
+    `features_of_structures`, layers [n, L F] the first of them; composition [n, Z], fractions of `symbols`; labels [n] (of a sum
+    over atoms: for each atom; of a class: log-odds); groups, the indices of the structures that are left out together."""
 
     hidden: np.ndarray
     features: np.ndarray
+    layers: np.ndarray
     composition: np.ndarray
     symbols: list[str]
     labels: np.ndarray
+    groups: list[np.ndarray]
 
 
-def _seen(model: GFMModel, dataset: Dataset, rows: np.ndarray, symbols: list[str]) -> _Seen:
+def _seen(model: GFMModel, dataset: Dataset, rows: np.ndarray, groups: np.ndarray, symbols: list[str]) -> _Seen:
     spec = dataset.head
     place = torch.full((max(NUMBER_OF.values()) + 1,), 0)
     place[[NUMBER_OF[symbol] for symbol in symbols]] = torch.arange(len(symbols))
     parts: list[tuple[torch.Tensor, ...]] = []
+    known: list[torch.Tensor] = []
     for graph, value in _labelled(model, dataset, rows):
+        inputs, sizes = model.inputs(graph), graph.ptr.diff()
         with torch.no_grad():
-            encoded = model.encode(model.inputs(graph))
+            encoded = model.encode(inputs)
             units = model.energy_stack.units(encoded.scalars)
+            described = features_of_structures(
+                encoded.layers, encoded.vectors, inputs.batch, sizes.to(model.device), torch.float64
+            )
         composition = _means(torch.nn.functional.one_hot(place[graph.atomic_numbers], len(symbols)), graph)
         if spec.kind == "class":
             value = _LOG_ODDS * (2 * value - 1)
         elif spec.extensive:
-            value = value / graph.ptr.diff()
+            value = value / sizes
         here = torch.isfinite(value)
-        parts.append(tuple(x[here] for x in (_means(units, graph), _means(encoded.scalars, graph), composition, value)))
+        known.append(here)
+        parts.append(tuple(x[here] for x in (_means(units, graph), described.cpu(), composition, value)))
     hidden, features, fractions, labels = (torch.cat(part).numpy() for part in zip(*parts))
-    return _Seen(hidden, features, fractions, symbols, labels)
+    layers = features[:, : model.config.num_layers * model.config.num_features]
+    return _Seen(hidden, features, layers, fractions, symbols, labels, together(groups[torch.cat(known).numpy()]))
 
 
 def _means(of_atoms: torch.Tensor, graph: GraphBatch) -> torch.Tensor:
@@ -193,35 +209,25 @@ def _labelled(model: GFMModel, dataset: Dataset, rows: np.ndarray) -> Iterator[t
         yield batch.graph, batch.value[:, 0]
 
 
-class _Fit:
-    """Least squares of labels [n] on columns [n, p], each of mean 0 and a spread of `freedom` [p] (a ridge holds those with a
-    larger one back less); the mean is free."""
+class _OfHead(NamedTuple):
+    """The fit with hidden units of one head: its number, which units, and as `fits.Held`."""
 
-    def __init__(self, columns: np.ndarray, labels: np.ndarray, freedom: np.ndarray):
-        self._mean, spread = columns.mean(axis=0), columns.std(axis=0)
-        self._spread = np.where(spread > 1e-9 * max(1e-300, spread.max()), spread, np.inf) / freedom
-        self._offset = labels.mean()
-        self._left, self._values, self._right = np.linalg.svd(
-            (columns - self._mean) / self._spread, full_matrices=False
-        )
-        self._centred = labels - self._offset
-        self._inside = self._left.T @ self._centred
+    head: int
+    kept: np.ndarray
+    residual: np.ndarray
+    weights: np.ndarray
 
-    def _kept(self, ridge: float) -> np.ndarray:
-        return self._values**2 / (self._values**2 + ridge * len(self._centred))
+    @property
+    def error(self) -> float:
+        return float(np.abs(self.residual).mean())
 
-    def left_out(self, ridge: float) -> float:
-        """Mean absolute error of each structure by the fit to all others."""
-        kept = self._kept(ridge)
-        leverage = 1 / len(self._centred) + np.square(self._left) @ kept
-        residual = self._centred - self._left @ (kept * self._inside)
-        return float(np.abs(residual / np.maximum(1 - leverage, 1e-6)).mean())
 
-    def weights(self, ridge: float) -> np.ndarray:
-        """[p + 1]: of the columns as they were given, and a constant."""
-        turned = self._kept(ridge) / np.maximum(self._values, 1e-300) * self._inside
-        found = (self._right.T @ turned) / self._spread
-        return np.append(found, self._offset - self._mean @ found)
+def _of_head(number: int, seen: _Seen, spec: HeadSpec) -> _OfHead:
+    units = seen.hidden[:, number]
+    kept = _widest(units, units.shape[1] - _SPARED)
+    parts = [units[:, kept], seen.layers, seen.composition]
+    fit = Fit(parts, seen.labels, [1.0, 1.0, _LESS if spec.compares else _FREEDOM])
+    return _OfHead(number, kept, *best(fit, seen.groups))
 
 
 def _widest(units: np.ndarray, count: int) -> np.ndarray:
@@ -230,35 +236,62 @@ def _widest(units: np.ndarray, count: int) -> np.ndarray:
 
 
 def _as_network(
-    model: GFMModel, row: int, kept: np.ndarray, weights: np.ndarray, seen: _Seen, scale: float, *, linear: bool
+    model: GFMModel,
+    fits: Sequence[_OfHead],
+    processes: Sequence[Process],
+    shares: Sequence[float],
+    seen: _Seen,
+    scale: float,
 ) -> dict[str, Any]:
-    """Weights of `PropertyHead` that give what was fitted: fields of `Readout`."""
-    stack = model.energy_stack
-    hidden = stack.hidden[row].detach().double().numpy().T[kept]
-    bias, output = stack.hidden_bias[row].detach().double().numpy()[kept], weights[: len(kept)] / scale
-    at = len(kept)
-    if linear:
-        direction = weights[at : at + seen.features.shape[1]]
-        at += seen.features.shape[1]
-        size = max(float((seen.features @ direction).std()), 1e-12 * scale)  # the two units are as wide awake as others
-        hidden = np.concatenate([hidden, [direction / size, -direction / size]])
-        bias, output = np.append(bias, [0.0, 0.0]), np.append(output, [size / scale, -size / scale])
-    shifts = weights[at:-1] + weights[-1]
+    """Weights of `PropertyHead` that give the mean of the fits and the processes, in these shares: fields of `Readout`."""
+    stack, width, share = model.energy_stack, seen.layers.shape[1], shares[0]
+    hidden, bias, output = [], [], []
+    direction, shifts = np.zeros(width), np.zeros(len(seen.symbols))
+    for one in fits:
+        at, part = len(one.kept), 1 / len(fits)
+        own = stack.hidden[one.head].detach().double().numpy().T[one.kept]
+        hidden.append(
+            np.concatenate([np.zeros((at, width - own.shape[1])), own], axis=1)
+        )  # they see the last layer alone
+        bias.append(stack.hidden_bias[one.head].detach().double().numpy()[one.kept])
+        output.append(share * part * one.weights[:at])
+        direction += part * one.weights[at : at + width]
+        shifts += share * part * (one.weights[at + width : -1] + one.weights[-1])
+    size = max(float((seen.layers @ direction).std()), 1e-12 * scale)  # the two units are as wide awake as others
+    hidden.append(np.stack([direction, -direction]) / size)
+    bias.append(np.zeros(_PAIR))
+    output.append(share * np.array([size, -size]))
+    compared = None
+    if shares[0] < 1.0:
+        lengths, between = np.zeros((PROCESSES, seen.features.shape[1])), np.zeros((PROCESSES, len(seen.labels)))
+        for number, (one, part) in enumerate(zip(processes, shares[1:])):
+            lengths[number, : len(one.inverse_lengths)] = one.inverse_lengths
+            between[number] = part * one.weights / scale
+            shifts += part * one.constant
+        compared = Compared(seen.features, lengths, between)
     return {
-        "hidden": hidden, "hidden_bias": bias, "output": output, "scale": scale,
-        "references": dict(zip(seen.symbols, map(float, shifts))),
+        "hidden": np.concatenate(hidden), "hidden_bias": np.concatenate(bias), "output": np.concatenate(output) / scale,
+        "references": dict(zip(seen.symbols, map(float, shifts))), "landmarks": compared,
     }  # fmt: skip
 
 
 def _with_readout(model: GFMModel, card: HeadSpec, found: Readout) -> GFMModel:
     """The model with the head beside its own."""
-    spec = replace(card, elements=tuple(found.references), reference_energies=dict(found.references))
+    compared = found.landmarks
+    spec = replace(
+        card, elements=tuple(found.references), reference_energies=dict(found.references),
+        landmarks=0 if compared is None else len(compared.centres),
+    )  # fmt: skip
     new = with_head(model, spec)
     module = cast(PropertyHead, new.properties[new.property_heads.index(spec.name)])
+    first, last = module.net[0], module.net[2]
     with torch.no_grad():
-        for target, source in zip((module.net[0].weight, module.net[0].bias), (found.hidden, found.hidden_bias)):
-            target.copy_(torch.from_numpy(source))
-        module.net[2].weight.copy_(torch.from_numpy(found.output)[None])
-        module.net[2].bias.zero_()
+        # The units that are left see what others see, and say nothing: with weights of zero throughout they could not learn.
+        first.weight.copy_(torch.from_numpy(np.resize(found.hidden, first.weight.shape)))
+        first.bias.copy_(torch.from_numpy(np.resize(found.hidden_bias, first.bias.shape)))
+        last.weight[0, : len(found.output)] = torch.from_numpy(found.output)
         module.scale.fill_(found.scale)
+        if compared is not None and module.landmarks is not None:
+            for name, source in compared._asdict().items():
+                getattr(module.landmarks, name).copy_(torch.from_numpy(source))
     return new

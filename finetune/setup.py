@@ -103,8 +103,7 @@ class Setup:
     def heads(self, recipe: Recipe, cutoff: float) -> list[Head]:
         """The heads of the run, as `preparation.prepare` gives them."""
         if self.references is None:
-            fitted = None if self.begun is None else (self.begun.references, self.begun.scale)
-            new = property_head(self.dataset, self.sides, self.start, fitted)
+            new = property_head(self.dataset, self.sides, self.start, self.begun)
         else:
             nearest = self.ranking[0].head
             new = new_head(self.dataset.head, self.dataset, self.sides, self.references, self.start, nearest)
@@ -142,7 +141,7 @@ def set_up(job: Job, found: Material, begins: Beginning, kept: Sequence[str], sa
     references = None if is_property else find_references(start, ranking[0].head, dataset, sides)
     if references is not None:
         _say_start(ranking, references, say)
-    begun = begin_head(job.output / START, start, dataset, sides.train, say) if is_property else None
+    begun = _begin(job, start, dataset, sides, say) if is_property else None
     old = [head for head in kept if head in start.energy_heads]
     known = read_decisions(job.output)
     if known is None:
@@ -177,6 +176,10 @@ def set_up(job: Job, found: Material, begins: Beginning, kept: Sequence[str], sa
     for reason in setup.strategy.reasons:
         say(f"  {reason}")
     return setup
+
+
+def _begin(job: Job, start: GFMModel, dataset: Dataset, sides: Sides, say: Say) -> Begun | None:
+    return begin_head(job.output / START, start, dataset, sides.train, sides.train_groups, say)
 
 
 def _in_time(setup: Setup, job: Job) -> Setup:

@@ -14,6 +14,7 @@ Nothing is unpickled; nothing in a file is run.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -26,11 +27,12 @@ import torch
 from . import artifacts
 from .config import HeadSpec, ModelConfig, from_mapping, to_mapping
 from .errors import ConfigError, CorruptFileError, GFMError, did_you_mean, one_line
+from .heads import WIDTHS
 from .model import GFMModel
 from .uncertainty import SHAPES, ErrorHeads
 
 KIND = "model"
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 PACKAGED = Path(__file__).resolve().parent / "models"
 
 # {version: function that turns the JSON parts of that version into those of the next}.  A format change adds an entry
@@ -39,8 +41,12 @@ MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
     1: lambda parts: parts,  # 2 may hold an uncertainty
     2: lambda parts: parts,  # 3 may have a norm
     3: lambda parts: parts,  # 4 may hold expected errors of properties
+    4: lambda parts: (
+        parts
+    ),  # in 5 heads of properties see all layers and are wider, see `_widened`, and may have landmarks
 }
 _UNCERTAINTY = "uncertainty.safetensors"
+_SEES_LAYERS, _OF_PROPERTY = 5, re.compile(r"properties\.\d+\.net\.(.+)")
 
 
 def save_model(model: GFMModel, directory: Path | str, *, provenance: Mapping[str, Any] | None = None) -> None:
@@ -107,6 +113,8 @@ def load_model(model: Path | str, *, dtype: torch.dtype | None = None, device: s
         where = "" if str(artifact.directory) in str(error) else f"{artifact.directory}: "
         raise CorruptFileError(f"{where}{error}") from error
     state = _read_weights(artifact)
+    if artifact.format_version < _SEES_LAYERS:
+        state = _widened(state, config)
     _check_weights(state, built.state_dict(), artifact)
     built.to(state["energy_stack.hidden"].dtype)
     built.load_state_dict(state)
@@ -191,6 +199,25 @@ def _read_weights(artifact: artifacts.Artifact, name: str = "weights.safetensors
         raise CorruptFileError(
             f"{artifact.directory}: {name.split('.')[0]}: not valid safetensors ({one_line(error)})"
         ) from error
+
+
+def _widened(state: Mapping[str, torch.Tensor], config: ModelConfig) -> dict[str, torch.Tensor]:
+    """Weights of heads of properties that saw the last layer alone, with fewer hidden units, as those of now: the same numbers.
+
+    Units that are new see what the old ones see and say nothing: with weights of zero throughout they could not learn.  Shapes
+    that are wrong stay so.
+    """
+    layers, units = (config.num_layers - 1) * config.num_features, (WIDTHS - 1) * config.head_width
+    found = dict(state)
+    for name, tensor in state.items():
+        part = _OF_PROPERTY.fullmatch(name)
+        if part and part[1] == "0.weight" and tensor.ndim == 2:
+            found[name] = torch.nn.functional.pad(tensor, (layers, 0)).repeat(WIDTHS, 1)
+        elif part and part[1] == "0.bias" and tensor.ndim == 1:
+            found[name] = tensor.repeat(WIDTHS)
+        elif part and part[1] == "2.weight" and tensor.ndim == 2:
+            found[name] = torch.nn.functional.pad(tensor, (0, units))
+    return found
 
 
 def _entries(uncertainty: ErrorHeads) -> list[dict[str, Any]]:

@@ -22,6 +22,7 @@ from ase.data import chemical_symbols as _SYMBOLS
 from .errors import ConfigError, InputFileError, did_you_mean, one_line
 
 MAX_ATOMIC_NUMBER = 118
+MOST_LANDMARKS = 2000  # of a head
 HEAD_KINDS = ("energy", "scalar", "vector", "class", "atom_scalar", "atom_vector")
 _HEAD_NAME = re.compile(r"[a-z0-9][a-z0-9_.+-]{0,63}")
 T = TypeVar("T")
@@ -104,6 +105,7 @@ class HeadSpec:
         max_excess_spin: largest number of unpaired electrons beyond the lowest possible that was seen.
         periodicity: subset of ("molecule", "bulk"): what kinds of boundary conditions were seen.
         training_data: one mapping a source: name, licence, citation, frames.
+        landmarks: of a property that is no sum: structures of its training data that others are compared with, see `landmarks`.
         test_errors: figures measured on group-held-out data.
         description: a sentence for users.
     """
@@ -125,6 +127,7 @@ class HeadSpec:
     max_excess_spin: int = 0
     periodicity: tuple[str, ...] = ()
     training_data: tuple[Mapping[str, Any], ...] = ()
+    landmarks: int = 0
     test_errors: Mapping[str, Any] = field(default_factory=dict)
     description: str = ""
 
@@ -153,6 +156,11 @@ class HeadSpec:
         missing = [s for s in self.elements if s not in self.reference_energies]
         if self.kind == "energy" and missing:
             raise ConfigError(f"head {self.name}: no reference energy for {', '.join(missing)}")
+        if isinstance(self.landmarks, bool) or not 0 <= self.landmarks <= (MOST_LANDMARKS if self.compares else 0):
+            raise ConfigError(
+                f"head {self.name}: landmarks must lie between 0 and {MOST_LANDMARKS}, and be 0 but for properties of "
+                f"structures that are no sums, not {self.landmarks!r}"
+            )
         if (
             len(self.charges) != 2
             or not all(isinstance(q, int) for q in self.charges)
@@ -169,6 +177,11 @@ class HeadSpec:
     def is_sum(self) -> bool:
         """Whether it is a sum over the atoms of a structure."""
         return self.kind in ("energy", "vector") or (self.kind == "scalar" and self.extensive)
+
+    @property
+    def compares(self) -> bool:
+        """Whether it may have landmarks."""
+        return self.kind in ("scalar", "class") and not self.is_sum
 
     @property
     def level_of_theory(self) -> str:
@@ -193,7 +206,7 @@ _HEAD_TYPES: tuple[tuple[tuple[str, ...], Any, str], ...] = (
     (("reference_energies", "test_errors"), Mapping, "a table"),
     (("quantity", "unit", "code", "functional", "basis", "description"), str, "text"),
     (("extensive",), bool, "true or false"),
-    (("max_excess_spin",), int, "a whole number"),
+    (("max_excess_spin", "landmarks"), int, "a whole number"),
 )
 _HEAD_CHOICES = {
     "kind": HEAD_KINDS,

@@ -11,9 +11,11 @@ import torch
 from ase.data import atomic_numbers as _NUMBER_OF
 from torch import Tensor, nn
 
-from .config import MAX_ATOMIC_NUMBER, HeadSpec
+from .config import MAX_ATOMIC_NUMBER, HeadSpec, ModelConfig
 from .encoders.base import ExactBuffers, init_linear, mlp, scatter_sum
+from .landmarks import Landmarks
 
+WIDTHS = 4  # of a head of energies, has the hidden layer of one of a property: it may begin as several of those
 _GATE_SHARPNESS = 3.0
 
 
@@ -105,8 +107,14 @@ class PropertyHead(ExactBuffers):
     """A property of a structure ("scalar", a sum or a mean over atoms; "vector", a sum; "class", whose mean over atoms is the
     logarithm of the odds of yes) or of its atoms ("atom_scalar", "atom_vector").
 
-    Vectors are sums of the encoder's vector features with weights from its scalars, hence equivariant.  Scalars begin at the
-    references of the elements on the card.
+    It sees the scalars of all layers of the encoder: what energies need of the first ones has gone through the others, but a
+    property may need something else.  Vectors are sums of the encoder's vector features with weights from its scalars, hence
+    equivariant.  Scalars begin at the references of the elements on the card.  What is no sum over atoms may compare structures
+    with landmarks as well.
+
+    Args:
+        spec: its card.
+        config: of the model.
     """
 
     exact = ("scale", "shift", "reference")
@@ -114,11 +122,13 @@ class PropertyHead(ExactBuffers):
     shift: Tensor
     reference: Tensor
 
-    def __init__(self, spec: HeadSpec, num_features: int, width: int):
+    def __init__(self, spec: HeadSpec, config: ModelConfig):
         super().__init__()
         self.kind, self.extensive = spec.kind, spec.extensive
-        self.net = mlp(num_features, width, num_features if spec.kind.endswith("vector") else 1)
+        inputs, outputs = config.num_layers * config.num_features, config.num_features
+        self.net = mlp(inputs, WIDTHS * config.head_width, outputs if spec.kind.endswith("vector") else 1)
         self.net.apply(init_linear)
+        self.landmarks = Landmarks(spec.landmarks, config) if spec.landmarks else None
         self.register_buffer("scale", torch.ones((), dtype=torch.float64))
         self.register_buffer("shift", torch.zeros((), dtype=torch.float64))
         reference = torch.zeros(MAX_ATOMIC_NUMBER + 1, dtype=torch.float64)
@@ -133,19 +143,19 @@ class PropertyHead(ExactBuffers):
         return self.kind == "scalar" and self.extensive
 
     def forward(
-        self, scalars: Tensor, vectors: Tensor, atomic_numbers: Tensor, batch: Tensor, counts: Tensor
+        self, layers: Sequence[Tensor], vectors: Tensor, atomic_numbers: Tensor, batch: Tensor, counts: Tensor
     ) -> Tensor:
         """[B] ("scalar", "class": log-odds), [B, 3] ("vector"), [N] ("atom_scalar") or [N, 3] ("atom_vector"), float64, in
         the head's unit.
 
         Args:
-            scalars: [N, F].
-            vectors: [N, 3, F].
+            layers: scalars [N, F] after each layer of the encoder.
+            vectors: [N, 3, F], after the last.
             atomic_numbers: [N].
             batch: [N], the structure of each atom.
             counts: [B], atoms in each structure.
         """
-        weights = self.net(scalars)
+        weights = self.net(torch.cat(list(layers), dim=1))
         if self.kind.endswith("vector"):
             found = (vectors * weights.unsqueeze(1)).sum(dim=-1).to(torch.float64) * self.scale
             return found if self.kind == "atom_vector" else scatter_sum(found, batch, counts.shape[0])
@@ -154,4 +164,7 @@ class PropertyHead(ExactBuffers):
         if self.kind == "atom_scalar":
             return values
         total = scatter_sum(values, batch, counts.shape[0])
-        return total if self.is_per_atom_of_sum else total / counts
+        if self.is_per_atom_of_sum:
+            return total
+        mean = total / counts
+        return mean if self.landmarks is None else mean + self.landmarks(layers, vectors, batch, counts) * self.scale

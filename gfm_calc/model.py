@@ -40,14 +40,15 @@ class ModelInputs(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """What the shared encoder knows: atomic_numbers [N], scalars [N, F], vectors [N, 3, F], gate [N], repulsion [N] in eV
-    or None."""
+    """What the shared encoder knows: atomic_numbers [N], scalars [N, F] and vectors [N, 3, F] after its last layer, gate [N],
+    repulsion [N] in eV or None, and layers, the scalars after each of its layers, the last among them."""
 
     atomic_numbers: Tensor
     scalars: Tensor
     vectors: Tensor
     gate: Tensor
     repulsion: Tensor | None
+    layers: tuple[Tensor, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +131,7 @@ class GFMModel(nn.Module):
         self.energy_heads = tuple(spec.name for spec in energy)
         self.property_heads = tuple(spec.name for spec in properties)
         self.energy_stack = EnergyHeads(energy, config.num_features, config.head_width)
-        self.properties = nn.ModuleList(PropertyHead(s, config.num_features, config.head_width) for s in properties)
+        self.properties = nn.ModuleList(PropertyHead(spec, config) for spec in properties)
         self.uncertainty: ErrorHeads | None = None
         self._evaluate = self.evaluate
 
@@ -184,10 +185,10 @@ class GFMModel(nn.Module):
         """The shared encoder, once a batch however many heads follow."""
         edges = edge_geometry(inputs.edge_vector, inputs.edge_index, self.config)
         features = self.embedding(inputs.atomic_numbers, inputs.batch, inputs.totals)
-        scalars, vectors = self.encoder(features, edges)
+        layers, vectors = self.encoder(features, edges)
         gate = isolation_gate(scatter_sum(edges.envelope, edges.target, inputs.atomic_numbers.shape[0]))
         repulsion = None if self.repulsion is None else self.repulsion(inputs.atomic_numbers, edges)
-        return Encoded(inputs.atomic_numbers, scalars, vectors, gate, repulsion)
+        return Encoded(inputs.atomic_numbers, layers[-1], vectors, gate, repulsion, layers)
 
     def decode(self, encoded: Encoded, index: Tensor | None = None) -> Tensor:
         """Interaction energies of the heads `index` (positions in `energy_heads`; None: all), [H', N] in eV."""
@@ -301,7 +302,7 @@ class GFMModel(nn.Module):
             known = encoded.scalars, encoded.vectors
             for spec in specs:
                 head = self.properties[self.property_heads.index(spec.name)]
-                value = head(*known, encoded.atomic_numbers, inputs.batch, counts)
+                value = head(encoded.layers, encoded.vectors, encoded.atomic_numbers, inputs.batch, counts)
                 value = torch.sigmoid(value) if spec.kind == "class" else value
                 error = self.uncertainty.expect_value(known, batch, spec) if uncertainty and self.uncertainty else None
                 found[spec.name] = Prediction(
@@ -353,7 +354,7 @@ class GFMModel(nn.Module):
         encoded = self.encode(inputs)
         roots = [tensor for tensor in (encoded.scalars, encoded.gate, encoded.repulsion) if tensor is not None]
         leaves = [root.detach().requires_grad_() for root in roots]
-        cut = Encoded(encoded.atomic_numbers, leaves[0], encoded.vectors, leaves[1], leaves[2] if leaves[2:] else None)
+        cut = encoded._replace(scalars=leaves[0], gate=leaves[1], repulsion=leaves[2] if leaves[2:] else None)
         rows: list[Tensor] = []
         gradients: list[Tensor] = []
         for place, head in enumerate(order):

@@ -44,7 +44,9 @@ def random_model(
     specs = [head_spec(name, seed=index, elements=elements) for index, name in enumerate(heads)]
     if properties:
         specs += [
-            HeadSpec(name="gap", kind="scalar", extensive=False, quantity="gap", unit="eV", elements=elements),
+            HeadSpec(
+                name="gap", kind="scalar", extensive=False, quantity="gap", unit="eV", elements=elements, landmarks=3
+            ),
             HeadSpec(name="volume", kind="scalar", extensive=True, quantity="volume", unit="Å³", elements=elements),
             HeadSpec(name="population", kind="atom_scalar", quantity="population", unit="e", elements=elements),
             HeadSpec(name="dipoles", kind="atom_vector", quantity="dipole", unit="e Å", elements=elements),
@@ -54,7 +56,7 @@ def random_model(
         model = GFMModel(ModelConfig(encoder=encoder, **values), specs)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                if name.endswith(("bias", "share.weight", "energy_stack.shift")):
+                if name.endswith(("bias", "share.weight", "energy_stack.shift")) or ".landmarks." in name:
                     parameter.normal_(std=0.3)
             model.energy_stack.output.mul_(1.5)
         model.energy_stack.scale.uniform_(0.5, 1.5)

@@ -22,6 +22,7 @@ from gfm_calc.train.state import SavedState
 
 _LAYER = re.compile(r"encoder\.\w+\.(\d+)\.")
 _OF_HEADS = ("energy_stack.", "properties.")
+_FIXED = ".landmarks."  # fitted, not trained
 _ROWS = ("hidden", "hidden_bias", "output")  # of a head, beside its shifts
 
 
@@ -78,8 +79,10 @@ def _take_property(model: GFMModel, head: Head, source: GFMModel, wanted: str) -
         raise ConfigError(
             f"head {name}: start: a head of a property begins as itself, of a saved model that has it, alone"
         )
+    if source.specs[name].landmarks != head.spec.landmarks:
+        raise ConfigError(f"head {name}: start: has other landmarks there than its card says here: start a new run")
     new, old = (m.properties[m.property_heads.index(name)] for m in (model, source))
-    for parameter, value in zip(new.parameters(), old.parameters()):
+    for parameter, value in zip(new.parameters(), old.parameters(), strict=True):
         parameter.data.copy_(value)
 
 
@@ -119,6 +122,8 @@ def rates(model: GFMModel, start: StartRecipe) -> dict[str, float]:
         return {}
     found = {}
     for name, _ in model.named_parameters():
+        if _FIXED in name:
+            found[name] = 0.0
         if name.startswith(_OF_HEADS):
             continue
         layer = _LAYER.match(name)

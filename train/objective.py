@@ -148,7 +148,7 @@ class Objective(nn.Module):
                 if model.energy_heads
                 else None
             )
-            features = encoded.scalars, encoded.vectors, encoded.atomic_numbers
+            features = encoded.layers, encoded.vectors, encoded.atomic_numbers
             values = [module(*features, inputs.batch, labels.atoms) for module in model.properties]
         if own is None:
             found = torch.zeros_like(labels.given)

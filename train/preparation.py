@@ -18,6 +18,7 @@ import numpy as np
 import safetensors.numpy
 
 from gfm_calc.artifacts import MANIFEST, canonical_json, commit, open_artifact, sha256
+from gfm_calc.checkpoint import describe
 from gfm_calc.config import HeadSpec, from_mapping, to_mapping
 from gfm_calc.data.block import NO_CHARGE, NO_SPIN
 from gfm_calc.data.compositions import Compositions
@@ -221,11 +222,20 @@ def _property_head(
         dataset.head, elements=tuple(references), reference_energies=references,
         training_data=_origins(dataset, recipe.head(dataset.head.name), statistics["frames"]),
         charges=statistics["charges"], max_excess_spin=statistics["excess"], periodicity=statistics["periodicity"],
+        landmarks=_landmarks(recipe, dataset.head.name),
     )  # fmt: skip
     return Head(
         spec=spec, dataset=dataset, sides=own, scale=scale, shift={}, neighbors=statistics["neighbors"],
         atoms=statistics["atoms"], share=0.0, unseen=unseen,
     )  # fmt: skip
+
+
+def _landmarks(recipe: Recipe, name: str) -> int:
+    """Those that a head has which goes on where it was, in the model that the run begins with."""
+    if not recipe.start.model or recipe.head(name).start != name:
+        return 0
+    cards = describe(recipe.start.model)["heads"]
+    return next((card.get("landmarks", 0) for card in cards if card["name"] == name), 0)
 
 
 def without_unseen(

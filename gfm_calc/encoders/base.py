@@ -92,8 +92,8 @@ class Encoder(nn.Module):
         """Whether it runs its own compiled code here, rather than operations of torch alone."""
         return False
 
-    def forward(self, features: Tensor, edges: EdgeGeometry) -> tuple[Tensor, Tensor]:
-        """Initial features [N, F] and edges -> scalars [N, F] and vectors [N, 3, F]."""
+    def forward(self, features: Tensor, edges: EdgeGeometry) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Initial features [N, F] and edges -> scalars [N, F] after each layer, and vectors [N, 3, F] after the last."""
         raise NotImplementedError
 
 

@@ -24,7 +24,7 @@ _EPSILON = 1e-2
 
 
 class PaiNN(Encoder):
-    """`num_layers` rounds of message and update; scalars [N, F] and vectors [N, 3, F] out."""
+    """`num_layers` rounds of message and update; see `Encoder.forward`."""
 
     def __init__(self, config: ModelConfig):
         super().__init__(config)
@@ -37,8 +37,9 @@ class PaiNN(Encoder):
         """See `Encoder.native`."""
         return fused.available(next(self.parameters()))
 
-    def forward(self, features: Tensor, edges: EdgeGeometry) -> tuple[Tensor, Tensor]:
+    def forward(self, features: Tensor, edges: EdgeGeometry) -> tuple[tuple[Tensor, ...], Tensor]:
         scalars = features
+        layers: list[Tensor] = []
         vectors: Tensor | None = None
         for message, update in zip(self.messages, self.updates):
             layer = partial(_layer, message, update)
@@ -46,8 +47,9 @@ class PaiNN(Encoder):
                 scalars, vectors = checkpoint(layer, scalars, vectors, edges, use_reentrant=False)
             else:
                 scalars, vectors = layer(scalars, vectors, edges)
+            layers.append(scalars)
         assert vectors is not None
-        return scalars, vectors
+        return tuple(layers), vectors
 
 
 def _layer(message: nn.Module, update: nn.Module, scalars: Tensor, vectors: Tensor | None, edges: EdgeGeometry):

@@ -33,6 +33,10 @@ def main() -> None:
     errors = [predict(model, a, "gap", uncertainty=True) for a in probe_structures()[:2]]
     wanted["gap"] = [e.value_uncertainty.item() for e in errors]
     (GOLDEN / "uncertainties.json").write_text(json.dumps(wanted, indent=1) + "\n")
+    values = {
+        h: [predict(model, a, h).value.flatten().tolist() for a in probe_structures()[:2]] for h in model.property_heads
+    }
+    (GOLDEN / "properties.json").write_text(json.dumps(values, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -67,6 +67,36 @@ def test_numbers_that_do_not_come_from_our_own_check():
 
 
 @pytest.mark.promise("R9")
+def test_properties_of_the_golden_model():
+    model = load_model(GOLDEN / f"model-v{FORMAT_VERSION}", dtype=torch.float64)
+    numbers = json.loads((GOLDEN / "properties.json").read_text())
+    assert list(numbers) == list(model.property_heads) and model.specs["gap"].landmarks
+    for head, wanted in numbers.items():
+        for atoms, values in zip(probe_structures()[:2], wanted):
+            np.testing.assert_allclose(predict(model, atoms, head).value.flatten(), values, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.promise("R9")
+@pytest.mark.parametrize("version", range(1, 5))
+def test_properties_of_formats_that_saw_the_last_layer_alone(version):
+    """Whatever the first layers say, the numbers are those of the narrow network that is in the file, and all units can learn."""
+    directory = GOLDEN / f"model-v{version}"
+    model = load_model(directory, dtype=torch.float64)
+    raw = safetensors.torch.load(open_model(directory).read("weights.safetensors"))
+    layers = torch.randn(model.config.num_layers, 5, model.config.num_features, dtype=torch.float64)
+    assert len(model.properties) >= 3
+    for number, head in enumerate(model.properties):
+        first, last = ((raw[f"properties.{number}.net.{k}.weight"].double(), raw[f"properties.{number}.net.{k}.bias"].double())
+                       for k in (0, 2))  # fmt: skip
+        assert first[0].shape[1] == model.config.num_features < head.net[0].weight.shape[1]
+        wanted = torch.nn.functional.linear(
+            torch.nn.functional.silu(torch.nn.functional.linear(layers[-1], *first)), *last
+        )
+        torch.testing.assert_close(head.net(torch.cat(list(layers), dim=1)), wanted, rtol=1e-12, atol=1e-12)
+        assert head.net[0].weight.any(dim=1).all()
+
+
+@pytest.mark.promise("R9")
 def test_expected_errors_of_the_golden_model():
     """From format 2 on a model may know its errors; one of format 1 says that it does not."""
     model = load_model(GOLDEN / f"model-v{FORMAT_VERSION}", dtype=torch.float64)

@@ -77,6 +77,13 @@ def test_rates_fall_with_the_distance_from_the_heads(model):
     found = rates(model, StartRecipe(model="any", encoder_rate=0.5, layer_decay=0.5))
     assert found["embedding.element.weight"] == 0.125 and found["encoder.messages.0.source.0.weight"] == 0.25
     assert found["encoder.messages.1.source.0.weight"] == 0.5 and "energy_stack.hidden" not in found
+    of_properties = {
+        name: rate
+        for name, rate in rates(random_model(properties=True), StartRecipe(model="any", encoder_rate=0.5)).items()
+        if name.startswith("properties.")
+    }
+    where = "properties.0.landmarks."
+    assert of_properties == dict.fromkeys([where + "centres", where + "inverse_lengths", where + "output"], 0.0)
     assert rates(model, StartRecipe()) == {} and rates(model, StartRecipe(model="any")) == {}
 
 
@@ -166,7 +173,10 @@ def test_strategies_follow_the_number_of_labels():
     assert strategy.choose(50, 50, begins=strategy.RANDOM, naive=True).method == "adamw"
     assert strategy.choose(100, 100, begins=strategy.RANDOM).name == "heads"
     assert strategy.choose(100, 100, begins=strategy.FITTED).name == "full"
-    assert strategy.choose(50, 50, begins=strategy.FITTED).name == "heads"
+    few = strategy.choose(50, 50, begins=strategy.FITTED)
+    many = strategy.choose(5000, 5000, begins=strategy.FITTED, wanted="heads")
+    assert few.name == many.name == "heads" and few.learning_rate < many.learning_rate
+    assert few.steps < 1500 < many.steps  # many labels are worth more than the fit
     steps = [strategy.choose(n, 10**6).steps for n in (10, 100, 1000, 10_000, 100_000)]
     assert steps == sorted(steps) and steps[-1] <= 60_000
     with pytest.raises(ConfigError, match="did you mean 'adapters'"):

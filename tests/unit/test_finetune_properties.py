@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from itertools import pairwise
 
 import ase.io
@@ -16,18 +17,22 @@ from training import argv
 
 from gfm_calc import GFMCalculator, Predictor, load_model
 from gfm_calc.cli import main
-from gfm_calc.config import HeadSpec
+from gfm_calc.config import HeadSpec, to_mapping
 from gfm_calc.data.build import build_flat
 from gfm_calc.data.loader import Loader
 from gfm_calc.data.readers import ReadOptions, read
 from gfm_calc.data.store import Selection, open_dataset
 from gfm_calc.data.tasks import FileTask
-from gfm_calc.errors import HeadError
+from gfm_calc.errors import ConfigError, HeadError
+from gfm_calc.finetune import readout
 from gfm_calc.finetune.classes import roc_auc, roc_curve
+from gfm_calc.finetune.plan import START
 from gfm_calc.train.evaluation import ErrorSums
+from gfm_calc.train.models import starting_model
 from gfm_calc.train.objective import Objective
+from gfm_calc.train.preparation import prepare
 from gfm_calc.train.properties import start_of
-from gfm_calc.train.recipe import ObjectiveRecipe
+from gfm_calc.train.recipe import ObjectiveRecipe, recipe_of
 
 # --kind -> (the label's name in the file, kind of the head, whether it is a sum)
 KINDS = {
@@ -215,7 +220,8 @@ def finetune(path, out, kind, start, *more):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_property_is_learnt_and_predicted(kind, path, saved_model, tmp_path, capsys):
+def test_a_property_is_learnt_and_predicted(kind, path, saved_model, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(readout, "shares_of", lambda residuals: [1 / len(residuals)] * len(residuals))
     out = tmp_path / "out"
     steps = "500" if kind in ("intensive", "atom-scalar") else "150"  # the references leave these the least to learn
     assert finetune(path, out, kind, saved_model, "--steps", steps, "--strategy", "full", "--keep-heads", "first") == 0
@@ -233,6 +239,13 @@ def test_a_property_is_learnt_and_predicted(kind, path, saved_model, tmp_path, c
     from gfm_calc.train.preparation import load_preparation
 
     head = next(h for h in load_preparation(out / "run" / "data") if h.spec.name == "mine")
+    if card.compares:  # what structures are compared with is what was fitted
+        begun = load_model(out / START)
+        before, after = ({n: p for n, p in m.named_parameters() if ".landmarks." in n} for m in (begun, model))
+        assert len(before) == len(after) == 3 and all(torch.equal(before[name], after[name]) for name in before)
+        assert card.landmarks == begun.specs["mine"].landmarks == len(head.sides["train"])
+    else:
+        assert card.landmarks == 0
     records = list(dataset.read(head.sides[told["side"]]).records())
     found = [row["mine"].value.numpy() for row in Predictor(model, ["mine"]).predict(r.structure() for r in records)]
     labels = [r.atom_values if "atom" in kind else r.value for r in records]
@@ -247,6 +260,25 @@ def test_a_property_is_learnt_and_predicted(kind, path, saved_model, tmp_path, c
     assert main(["predict", str(path), "-o", str(predicted), "--model", str(out / "model"), "--head", "mine"]) == 0
     row = json.loads(predicted.read_text().splitlines()[head.sides[told["side"]][0]])
     np.testing.assert_allclose(np.ravel(row["value"]), found[0].ravel(), atol=1e-6)
+
+
+def test_a_training_goes_on_with_the_landmarks_of_a_head(path, saved_model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(readout, "shares_of", lambda residuals: [1 / len(residuals)] * len(residuals))
+    out = tmp_path / "out"
+    assert finetune(path, out, "intensive", saved_model, "--steps", "2", "--keep-heads", "none") == 0
+    source = load_model(out / "model")
+    values = {
+        "model": to_mapping(source.config), "heads": [{"name": "mine", "start": "mine"}],
+        "start": {"model": str(out / "model")},
+    }  # fmt: skip
+    recipe = recipe_of(values, [f"data.path={out / 'datasets'}"])
+    heads = prepare(recipe, source.config.cutoff)
+    model = starting_model(recipe, heads)
+    assert heads[0].spec.landmarks == source.specs["mine"].landmarks > 0
+    for name, parameter in model.properties[0].named_parameters():
+        assert torch.equal(parameter, source.properties[0].get_parameter(name)), name
+    with pytest.raises(ConfigError, match="head mine: start: has other landmarks there"):
+        starting_model(recipe, [replace(heads[0], spec=replace(heads[0].spec, landmarks=1))])
 
 
 @pytest.fixture(scope="module")

@@ -6,15 +6,16 @@ import torch
 from ase import Atoms
 from ase.build import molecule
 
-from gfm_calc.checkpoint import load_model
+from gfm_calc.checkpoint import load_model, subset
 from gfm_calc.config import HeadSpec
 from gfm_calc.data.build import build_flat
 from gfm_calc.data.readers import ReadOptions
 from gfm_calc.data.store import open_dataset
 from gfm_calc.data.tasks import file_tasks
 from gfm_calc.errors import CorruptFileError
-from gfm_calc.finetune import readout
-from gfm_calc.finetune.readout import FEWEST, _Fit, begin_head, fit_readout
+from gfm_calc.finetune import fits, readout
+from gfm_calc.finetune.fits import Fit, process_of, shares_of, together
+from gfm_calc.finetune.readout import FEWEST, begin_head, fit_readout
 from gfm_calc.predictor import Predictor
 
 NAMES = ("CH3OH", "CH3CH2OH", "C6H6", "CH3COOH", "CH3CONH2", "H2O", "NH3", "C2H6", "CH3CHO", "HCOOH")
@@ -57,7 +58,7 @@ def test_what_the_model_knows_is_found_at_once(model, extensive, tmp_path):
     """Energies of an old head are linear in its hidden units and the composition."""
     dataset, _ = dataset_of(model, tmp_path, "scalar", extensive)
     said: list[str] = []
-    begun = begin_head(tmp_path / "start", model, dataset, np.arange(len(dataset)), said.append)
+    begun = begin_head(tmp_path / "start", model, dataset, *every(dataset), said.append)
     start = load_model(begun.where)
     assert start.model_id == begun.model_id and start.specs["mine"].reference_energies == begun.references
     fresh = structures(30, seed=1)
@@ -71,44 +72,142 @@ def test_what_the_model_knows_is_found_at_once(model, extensive, tmp_path):
         assert torch.equal(model.energy_stack.hidden[index], start.energy_stack.hidden[index])
 
 
-def test_the_network_says_what_the_fit_says(model, tmp_path, monkeypatch):
-    """Also where what is linear in the features is used: two hidden units make a linear function."""
-    dataset, frames = dataset_of(model, tmp_path, "scalar", False)
-    monkeypatch.setattr(readout, "_widest", lambda units, count: np.arange(count))
-    whole = _Fit.left_out
-    # Fits with fewer columns look worse: the linear ones win.
-    monkeypatch.setattr(_Fit, "left_out", lambda self, ridge: whole(self, ridge) + 1e3 / len(self._spread))
-    found = fit_readout(model, dataset, np.arange(len(dataset)))
-    assert found.linear and found.hidden.shape == (model.config.head_width, model.config.num_features)
-    np.testing.assert_array_equal(found.hidden[-1], -found.hidden[-2])
+def every(dataset) -> tuple[np.ndarray, np.ndarray]:
+    """All rows, each a group of its own."""
+    return np.arange(len(dataset)), np.arange(len(dataset))
+
+
+def said(model, dataset, found, frames) -> np.ndarray:
     start = readout._with_readout(model, dataset.head, found)
-    values = [row["mine"].value.item() for row in Predictor(start, ["mine"], dtype="float64").predict(frames)]
-    row = model.energy_heads.index(found.head)
-    seen = readout._seen(model, dataset, np.arange(len(dataset)), list(found.references))
-    units = seen.hidden[:, row, : model.config.head_width - 2] @ found.output[:-2]
-    linear = (seen.features @ found.hidden[-2]) * found.output[-2]
-    composition = seen.composition @ [found.references[symbol] for symbol in seen.symbols]
-    np.testing.assert_allclose(values, found.scale * (units + linear) + composition, rtol=1e-4, atol=1e-4)
+    return np.array([row["mine"].value.item() for row in Predictor(start, ["mine"], dtype="float64").predict(frames)])
+
+
+def mean_of_fits(model, dataset, seen) -> np.ndarray:
+    """[n], of the four heads that predict best."""
+    fits = [readout._of_head(number, seen, dataset.head) for number in range(len(model.energy_heads))]
+    found = []
+    for one in sorted(fits, key=lambda fit: np.abs(fit.residual).mean())[:4]:
+        columns = np.concatenate([seen.hidden[:, one.head][:, one.kept], seen.layers, seen.composition], axis=1)
+        found.append(columns @ one.weights[:-1] + one.weights[-1])
+    return np.mean(found, axis=0)
+
+
+def said_by(features, seen) -> np.ndarray:
+    """[n], the mean of the process."""
+    process = process_of(features, seen.labels, seen.groups)
+    scaled = features * process.inverse_lengths
+    alike = np.exp(-np.square(scaled[:, None] - scaled).sum(axis=2))
+    return alike @ process.weights + process.constant
+
+
+@pytest.mark.parametrize("extensive", [True, False])
+def test_the_network_says_what_the_fits_say(model, extensive, tmp_path, monkeypatch):
+    dataset, frames = dataset_of(model, tmp_path, "scalar", extensive)
+    monkeypatch.setattr(readout, "shares_of", lambda residuals: [0.25, 0.5, 0.25] if len(residuals) == 3 else [1.0])
+    found = fit_readout(model, dataset, *every(dataset))
+    width, layers = model.config.head_width, model.config.num_layers * model.config.num_features
+    assert found.hidden.shape == (4 * width - 2, layers) and len(set(found.heads)) == 4
+    seen = readout._seen(model, dataset, *every(dataset), list(found.references))
+    wanted = mean_of_fits(model, dataset, seen)
+    sizes = np.array([len(atoms) for atoms in frames])
+    if extensive:
+        assert found.landmarks is None
+        wanted *= sizes
+    else:
+        wanted = 0.25 * wanted + 0.5 * said_by(seen.layers, seen) + 0.25 * said_by(seen.features, seen)
+    np.testing.assert_allclose(said(model, dataset, found, frames) / sizes, wanted / sizes, rtol=1e-4, atol=1e-4)
+
+
+def test_units_without_a_part_in_the_fit_can_learn(tmp_path):
+    """A model with one head of energies has three quarters of the units to spare: their outputs are zero, and nothing else."""
+    one = subset(load_model("gfm-small"), ["gfn2-xtb"])
+    dataset, _ = dataset_of(one, tmp_path, "scalar", True)
+    found = fit_readout(one, dataset, *every(dataset))
+    net = readout._with_readout(one, dataset.head, found).properties[0].net
+    used = len(found.output)
+    assert used == one.config.head_width + 1 and not net[2].weight[0, used:].any()
+    assert net[0].weight.any(dim=1).all()
+
+
+def test_a_process_alone_leaves_the_network_silent_and_able_to_learn(model, tmp_path, monkeypatch):
+    dataset, frames = dataset_of(model, tmp_path, "scalar", False)
+    monkeypatch.setattr(readout, "shares_of", lambda residuals: [0.0, 0.0, 1.0])
+    found = fit_readout(model, dataset, *every(dataset))
+    assert found.heads == () and not found.output.any() and found.hidden.any(axis=1).all()
+    assert "begins at Gaussian processes on what all layers say" in readout._in_words(found, dataset.head)
+    seen = readout._seen(model, dataset, *every(dataset), list(found.references))
+    wanted = said_by(seen.features, seen)
+    np.testing.assert_allclose(said(model, dataset, found, frames), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_one_alone_is_taken_where_it_is_clearly_better():
+    good, bad = np.full(10, 0.1), np.full(10, 0.5)
+    assert shares_of([good, bad, bad]) == [1.0, 0.0, 0.0] and shares_of([bad, bad, good]) == [0.0, 0.0, 1.0]
+    assert shares_of([good, good, good]) == [1 / 3] * 3 and shares_of([good, -bad, bad]) == [1 / 3] * 3
+    assert shares_of([bad]) == [1.0]
+
+
+GROUPS = [np.array([0, 3, 4]), np.array([1]), np.array([2, *range(5, 29)]), np.array([29])]
+
+
+@pytest.mark.parametrize("groups", [np.split(np.arange(30), 30), GROUPS], ids=["alone", "groups"])
+def test_what_a_process_leaves_out_it_has_not_seen(groups, monkeypatch):
+    random = np.random.default_rng(0)
+    features, labels = random.normal(size=(30, 6)), random.normal(size=30)
+    monkeypatch.setattr(fits, "_LENGTHS", (1.0,))
+    monkeypatch.setattr(fits, "_NOISES", (0.01,))
+    process = process_of(features, labels, groups)
+    scaled = features * process.inverse_lengths
+    covariance = 1 + np.exp(-np.square(scaled[:, None] - scaled).sum(axis=2))
+    centred = labels - labels.mean()
+    for group in groups:
+        others = np.setdiff1d(np.arange(30), group)
+        weights = np.linalg.solve(covariance[others][:, others] + 0.01 * np.eye(len(others)), centred[others])
+        wanted = centred[group] - covariance[group][:, others] @ weights
+        np.testing.assert_allclose(process.residual[group], wanted, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("ridge", [1e-4, 0.1])
-def test_left_out_errors_are_those_of_fits_to_all_others(ridge):
+@pytest.mark.parametrize("groups", [np.split(np.arange(30), 30), GROUPS], ids=["alone", "groups"])
+def test_left_out_errors_are_those_of_fits_to_all_others(groups, ridge):
     random = np.random.default_rng(0)
-    columns, labels = random.normal(size=(30, 6)), random.normal(size=30)
+    columns, labels = random.normal(size=(30, 2)), random.normal(size=30)
     columns = (columns - columns.mean(0)) / columns.std(0)
-    errors = []
-    for k in range(30):
-        others = np.arange(30) != k
-        design = np.column_stack([columns, np.ones(30)])
-        held = np.diag([30 * ridge] * 6 + [0.0])
+    found = Fit([columns[:, :1], columns[:, 1:]], labels, [1.0, 2.0]).left_out(ridge, groups)
+    design = np.column_stack([columns, np.ones(30)])
+    held = np.diag([30 * ridge, 30 * ridge / 4, 0.0])
+    for group in groups:
+        others = np.setdiff1d(np.arange(30), group)
         weights = np.linalg.solve(design[others].T @ design[others] + held, design[others].T @ labels[others])
-        errors.append(abs(labels[k] - design[k] @ weights))
-    assert _Fit(columns, labels, np.ones(6)).left_out(ridge) == pytest.approx(np.mean(errors))
+        np.testing.assert_allclose(found[group], labels[group] - design[group] @ weights, rtol=1e-5, atol=1e-6)
+
+
+def test_groups_are_left_out_together():
+    assert [list(group) for group in together(np.array([7, 3, 7, 5, 3]))] == [[1, 4], [3], [0, 2]]
+    assert [list(group) for group in together(np.array([7, 3, 7]))] == [[0], [1], [2]]  # of two, none can be left out
+
+
+def test_frames_of_a_molecule_do_not_tell_each_others_labels(model, tmp_path):
+    """Labels that belong to the molecule and follow from nothing: by frames they look known, by molecules they do not."""
+    dataset, _ = dataset_of(model, tmp_path, "scalar", False, count=60)
+    seen = readout._seen(model, dataset, *every(dataset), ["H", "C", "N", "O"])
+    molecules = np.arange(60) % len(NAMES)
+    labels = np.random.default_rng(1).normal(size=len(NAMES))[molecules]
+    by_frame = process_of(seen.layers, labels, together(np.arange(60)))
+    by_molecule = process_of(seen.layers, labels, together(molecules))
+    spread = np.abs(labels - labels.mean()).mean()
+    assert np.abs(by_frame.residual).mean() < 0.5 * spread < 0.8 * spread < np.abs(by_molecule.residual).mean()
+
+
+def test_many_labels_need_no_landmarks(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(readout, "_MOST_COMPARED", 19)
+    dataset, _ = dataset_of(model, tmp_path, "scalar", False, count=20)
+    assert fit_readout(model, dataset, *every(dataset)).landmarks is None
 
 
 def test_a_class_begins_on_the_right_side(model, tmp_path):
     dataset, frames = dataset_of(model, tmp_path, "class", False)
-    begun = begin_head(tmp_path / "start", model, dataset, np.arange(len(dataset)), lambda line: None)
+    begun = begin_head(tmp_path / "start", model, dataset, *every(dataset), lambda line: None)
     values = [row["mine"].value.item() for row in Predictor(load_model(begun.where), ["mine"]).predict(frames)]
     right = [(value > 0.5) == (len(atoms) > 8) for value, atoms in zip(values, frames)]
     assert np.mean(right) > 0.9
@@ -116,16 +215,16 @@ def test_a_class_begins_on_the_right_side(model, tmp_path):
 
 def test_few_labels_and_other_kinds_begin_with_random_weights(model, tmp_path):
     dataset, _ = dataset_of(model, tmp_path, "scalar", True, count=FEWEST - 1)
-    assert begin_head(tmp_path / "start", model, dataset, np.arange(len(dataset)), lambda line: None) is None
+    assert begin_head(tmp_path / "start", model, dataset, *every(dataset), lambda line: None) is None
     assert not (tmp_path / "start").exists()
 
 
 def test_what_was_fitted_is_kept_and_damage_is_seen(model, tmp_path):
     dataset, _ = dataset_of(model, tmp_path, "scalar", True, count=20)
     where, said = tmp_path / "start", []
-    first = begin_head(where, model, dataset, np.arange(len(dataset)), said.append)
-    assert begin_head(where, model, dataset, np.arange(len(dataset)), said.append) == first and len(said) == 1
+    first = begin_head(where, model, dataset, *every(dataset), said.append)
+    assert begin_head(where, model, dataset, *every(dataset), said.append) == first and len(said) == 1
     weights = next(where.glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-1])
     with pytest.raises(CorruptFileError):
-        begin_head(where, model, dataset, np.arange(len(dataset)), said.append)
+        begin_head(where, model, dataset, *every(dataset), said.append)

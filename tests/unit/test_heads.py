@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from support import batch_of, head_spec, predict, random_model, structures
 
-from gfm_calc.config import HeadSpec
+from gfm_calc.config import HeadSpec, ModelConfig
 from gfm_calc.heads import EnergyHeads, PropertyHead, isolation_gate
 
 
@@ -69,9 +69,9 @@ def test_shapes_of_properties():
 
 def test_scale_and_shift_of_a_property():
     spec = HeadSpec(name="p", kind="atom_scalar", quantity="q", unit="e")
-    head = PropertyHead(spec, 4, 4).requires_grad_(False)
+    head = PropertyHead(spec, ModelConfig(num_features=4, num_layers=2, head_width=4)).requires_grad_(False)
     numbers, batch = torch.tensor([1, 8]), torch.zeros(2, dtype=torch.int64)
-    inputs = (torch.ones(2, 4), torch.ones(2, 3, 4), numbers, batch, torch.tensor([2]))
+    inputs = ([torch.ones(2, 4)] * 2, torch.ones(2, 3, 4), numbers, batch, torch.tensor([2]))
     plain = head(*inputs)
     head.scale.fill_(3.0)
     head.shift.fill_(-1.0)
