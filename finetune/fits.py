@@ -8,26 +8,28 @@ a Gaussian process B is the inverse of its covariance, and r that times the labe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from gfm_calc.train.keys import FEW_GROUPS
-
+_PARTS = 5  # of which one is left out at most
 # Over the number of structures; of columns of spread 1.
 _RIDGES = (1e-5, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0)
-_TINY = 1e-9  # of a structure without which nothing is known of some column
+_TINY = 1e-13  # of a structure without which nothing is known of some column
 _LENGTHS = (0.3, 1.0, 3.0, 10.0)  # squared, in medians of the squared distances
 _NOISES = (1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0)  # variance of what is no function, over that of the function
 _CLEAR = 0.9  # times the error of the mean of several, is what one of them alone must come to
 
 
 def together(groups: np.ndarray) -> list[np.ndarray]:
-    """Indices of the structures of each group; each structure by itself where there are too few groups to leave one out."""
+    """Indices of the structures that are left out together: those of each group, of one with more than a fifth of all in parts of
+    structures that follow each other, so that enough is left to judge by."""
     order = np.argsort(groups, kind="stable")
+    most = math.ceil(len(groups) / _PARTS)
     found = np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)
-    return found if len(found) >= FEW_GROUPS else np.split(np.arange(len(groups)), len(groups))
+    return [part for group in found if len(group) for part in np.array_split(group, math.ceil(len(group) / most))]
 
 
 class Fit:

@@ -118,8 +118,9 @@ def begin_head(
 def _in_words(found: Readout, card: HeadSpec) -> str:
     unit = " of log-odds" if card.kind == "class" else f" {card.unit}{' an atom' if card.extensive else ''}"
     fits = f"fits to all layers and hidden units of {', '.join(found.heads)}"
-    processes = "Gaussian processes on what all layers say"
-    begun = fits if found.landmarks is None else f"{fits}, and {processes}" if found.heads else processes
+    used = 0 if found.landmarks is None else int(found.landmarks.output.any(axis=1).sum())
+    processes = "two Gaussian processes" if used > 1 else "a Gaussian process"
+    begun = " and ".join([*([fits] if found.heads else []), *([f"{processes} on what all layers say"] if used else [])])
     return f"begins at {begun}: {found.error:.3g}{unit} off what is left out, a fit to compositions alone {found.before:.3g}"
 
 
@@ -133,10 +134,11 @@ def fit_readout(model: GFMModel, dataset: Dataset, rows: np.ndarray, groups: np.
     if spec.kind not in ("scalar", "class") or not model.energy_heads:
         return None
     references, scale = start_of(spec, dataset, rows)
-    chosen = spread_indices(len(rows), _MOST)
-    seen = _seen(model, dataset, rows[chosen], groups[chosen], list(references))
-    if len(seen.labels) < FEWEST:
+    labelled = np.flatnonzero(np.isfinite(dataset.read(rows).value[:, 0]))
+    if len(labelled) < FEWEST:
         return None
+    chosen = labelled[spread_indices(len(labelled), _MOST)]
+    seen = _seen(model, dataset, rows[chosen], groups[chosen], list(references))
     composition = Fit([seen.composition], seen.labels, [1.0 if spec.compares else _FREEDOM])
     before = np.abs(best(composition, seen.groups).residual).mean()
     fits = sorted(
@@ -156,7 +158,7 @@ def fit_readout(model: GFMModel, dataset: Dataset, rows: np.ndarray, groups: np.
 
 
 class _Seen(NamedTuple):
-    """Of n structures, hidden [n, H, K], means over atoms of the units of the heads of energies; features [n, W], as
+    """Of n labelled structures, hidden [n, H, K], means over atoms of the units of the heads of energies; features [n, W], as
     `features_of_structures`, layers [n, L F] the first of them; composition [n, Z], fractions of `symbols`; labels [n] (of a sum
     over atoms: for each atom; of a class: log-odds); groups, the indices of the structures that are left out together."""
 
@@ -174,7 +176,6 @@ def _seen(model: GFMModel, dataset: Dataset, rows: np.ndarray, groups: np.ndarra
     place = torch.full((max(NUMBER_OF.values()) + 1,), 0)
     place[[NUMBER_OF[symbol] for symbol in symbols]] = torch.arange(len(symbols))
     parts: list[tuple[torch.Tensor, ...]] = []
-    known: list[torch.Tensor] = []
     for graph, value in _labelled(model, dataset, rows):
         inputs, sizes = model.inputs(graph), graph.ptr.diff()
         with torch.no_grad():
@@ -188,12 +189,10 @@ def _seen(model: GFMModel, dataset: Dataset, rows: np.ndarray, groups: np.ndarra
             value = _LOG_ODDS * (2 * value - 1)
         elif spec.extensive:
             value = value / sizes
-        here = torch.isfinite(value)
-        known.append(here)
-        parts.append(tuple(x[here] for x in (_means(units, graph), described.cpu(), composition, value)))
+        parts.append((_means(units, graph), described.cpu(), composition, value))
     hidden, features, fractions, labels = (torch.cat(part).numpy() for part in zip(*parts))
     layers = features[:, : model.config.num_layers * model.config.num_features]
-    return _Seen(hidden, features, layers, fractions, symbols, labels, together(groups[torch.cat(known).numpy()]))
+    return _Seen(hidden, features, layers, fractions, symbols, labels, together(groups))
 
 
 def _means(of_atoms: torch.Tensor, graph: GraphBatch) -> torch.Tensor:

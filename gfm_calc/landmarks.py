@@ -61,14 +61,10 @@ class Landmarks(nn.Module):
         self.output = nn.Parameter(torch.zeros(PROCESSES, count))
 
     def forward(self, layers: Sequence[Tensor], vectors: Tensor, batch: Tensor, counts: Tensor) -> Tensor:
-        """[B], in the dtype of the weights whatever the precision around it: differences of means are small; arguments: see
-        `features_of_structures`."""
-        with torch.autocast(batch.device.type, enabled=False):
-            found = features_of_structures(layers, vectors, batch, counts, self.output.dtype)
-            # Both around the middle of the landmarks: squares of what they all share would hide how they differ.
-            middle = self.centres.mean(dim=0)
-            x = (found - middle).unsqueeze(0) * self.inverse_lengths.unsqueeze(1)
-            centres = (self.centres - middle).unsqueeze(0) * self.inverse_lengths.unsqueeze(1)
-            squares = x.square().sum(2, keepdim=True) + centres.square().sum(2).unsqueeze(1)
-            squares = squares - 2 * torch.bmm(x, centres.transpose(1, 2))
-            return (torch.exp(-squares.clamp(min=0.0)) * self.output.unsqueeze(1)).sum(dim=(0, 2))
+        """[B] float64; arguments: see `features_of_structures`."""
+        x = features_of_structures(layers, vectors, batch, counts, torch.float64)  # squares of them nearly cancel
+        found = x.unsqueeze(0) * self.inverse_lengths.double().unsqueeze(1)
+        centres = self.centres.double().unsqueeze(0) * self.inverse_lengths.double().unsqueeze(1)
+        squares = found.square().sum(2, keepdim=True) + centres.square().sum(2).unsqueeze(1)
+        squares = squares - 2 * torch.bmm(found, centres.transpose(1, 2))
+        return (torch.exp(-squares.clamp(min=0.0)) * self.output.double().unsqueeze(1)).sum(dim=(0, 2))

@@ -123,7 +123,7 @@ def _floor(scalars: np.ndarray) -> float:
 def features_seen(model: GFMModel) -> Iterator[list[torch.Tensor]]:
     """A list to which every batch that the (uncompiled) model predicts in the block adds the features [N, F] of its atoms."""
     seen: list[torch.Tensor] = []
-    handle = model.encoder.register_forward_hook(lambda module, given, found: seen.append(found[0].detach()))
+    handle = model.encoder.register_forward_hook(lambda module, given, found: seen.append(found[0][-1].detach()))
     try:
         yield seen
     finally:

@@ -73,7 +73,7 @@ def starting_model(recipe: Recipe, heads: Sequence[Head]) -> GFMModel:
 
 
 def _take_property(model: GFMModel, head: Head, source: GFMModel, wanted: str) -> None:
-    """The weights of the head of the same property; scale and references are those of its data."""
+    """The weights of the head of the same property, whose scale and references `preparation.prepare` has taken already."""
     name = head.spec.name
     if wanted != name or name not in source.property_heads or source.specs[name].kind != head.spec.kind:
         raise ConfigError(

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 import safetensors.numpy
+from ase.data import atomic_numbers as NUMBER_OF
 
 from gfm_calc.artifacts import MANIFEST, canonical_json, commit, open_artifact, sha256
-from gfm_calc.checkpoint import describe
 from gfm_calc.config import HeadSpec, from_mapping, to_mapping
 from gfm_calc.data.block import NO_CHARGE, NO_SPIN
 from gfm_calc.data.compositions import Compositions
@@ -32,7 +32,7 @@ from gfm_calc.errors import ConfigError, CorruptFileError, GFMError, InputFileEr
 from gfm_calc.graph import AtomicGraph
 from gfm_calc.train.datasets import find_datasets
 from gfm_calc.train.keys import FEW_GROUPS, keyed
-from gfm_calc.train.properties import start_of
+from gfm_calc.train.properties import gone_on, start_of
 from gfm_calc.train.recipe import DataRecipe, HeadRecipe, Recipe, to_toml
 
 KIND = "training-data"
@@ -216,26 +216,22 @@ def _property_head(
 ) -> Head:
     """`_head` for a property; first: the dataset's first row among all."""
     references, scale = start_of(dataset.head, dataset, own["train"])
+    before, scale, landmarks = gone_on(recipe, dataset.head.name) or ({}, scale, 0)
+    references = {
+        symbol: value for symbol, value in sorted((references | before).items(), key=lambda one: NUMBER_OF[one[0]])
+    }
     own, unseen = without_unseen(own, compositions, first, references)
     statistics = statistics_of(dataset, own["train"], cutoff)
     spec = replace(
         dataset.head, elements=tuple(references), reference_energies=references,
         training_data=_origins(dataset, recipe.head(dataset.head.name), statistics["frames"]),
         charges=statistics["charges"], max_excess_spin=statistics["excess"], periodicity=statistics["periodicity"],
-        landmarks=_landmarks(recipe, dataset.head.name),
+        landmarks=landmarks,
     )  # fmt: skip
     return Head(
         spec=spec, dataset=dataset, sides=own, scale=scale, shift={}, neighbors=statistics["neighbors"],
         atoms=statistics["atoms"], share=0.0, unseen=unseen,
     )  # fmt: skip
-
-
-def _landmarks(recipe: Recipe, name: str) -> int:
-    """Those that a head has which goes on where it was, in the model that the run begins with."""
-    if not recipe.start.model or recipe.head(name).start != name:
-        return 0
-    cards = describe(recipe.start.model)["heads"]
-    return next((card.get("landmarks", 0) for card in cards if card["name"] == name), 0)
 
 
 def without_unseen(

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import cast
 
 import numpy as np
 from ase.data import chemical_symbols as SYMBOLS
 
+from gfm_calc.checkpoint import load_model
 from gfm_calc.config import HeadSpec
 from gfm_calc.data.references import ReferenceFitter
 from gfm_calc.data.schema import Record
 from gfm_calc.data.store import Dataset
 from gfm_calc.errors import ConfigError
+from gfm_calc.heads import PropertyHead
+from gfm_calc.train.recipe import Recipe
 
 _RIDGE = 1e-3  # of fits to means over atoms, which compositions alone explain badly
 _LEAST_SCALE = 1e-6  # of the spread of the labels
@@ -54,6 +58,19 @@ def start_of(spec: HeadSpec, dataset: Dataset, indices: np.ndarray) -> tuple[dic
         fitter.add(record.atomic_numbers, float(record.value[0]) * (1 if spec.extensive else len(record)))
     fit = fitter.fit() if spec.extensive else fitter.fit(ridge=_RIDGE)
     return dict(fit.energies), _positive(fit.residual_rms, labels)
+
+
+def gone_on(recipe: Recipe, name: str) -> tuple[dict[str, float], float, int] | None:
+    """References, scale and number of landmarks of a head that goes on as it was in the model that the run begins with: what its
+    weights belong to.  None for one that begins anew."""
+    if not recipe.start.model or recipe.head(name).start != name:
+        return None
+    source = load_model(recipe.start.model)
+    if name not in source.property_heads:
+        return None  # refused where the weights are taken
+    module = cast(PropertyHead, source.properties[source.property_heads.index(name)])
+    card = source.specs[name]
+    return dict(card.reference_energies), float(module.scale), card.landmarks
 
 
 def label_of(spec: HeadSpec, record: Record) -> np.ndarray:

@@ -119,7 +119,8 @@ def craft(directory, name, change):
     artifact = open_model(directory)
     files = {key: artifact.read(key) for key in artifact.files}
     files[name] = change(files[name])
-    artifacts.commit(directory, {k: v for k, v in files.items() if v is not None}, kind="model", format_version=1)
+    kept = {k: v for k, v in files.items() if v is not None}
+    artifacts.commit(directory, kept, kind="model", format_version=artifact.format_version)
 
 
 def edit_json(change):
