@@ -93,7 +93,7 @@ def best(fit: Fit, groups: Sequence[np.ndarray]) -> Held:
 
 
 class Process(NamedTuple):
-    """A Gaussian process on features [n, L F]: inverse_lengths [L F], weights [n] of its structures, the constant beside them,
+    """A Gaussian process on features [n, p]: inverse_lengths [p], weights [n] of its structures, the constant beside them,
     and what it leaves [n] of structures that are left out."""
 
     inverse_lengths: np.ndarray
@@ -107,7 +107,7 @@ def process_of(features: np.ndarray, labels: np.ndarray, groups: Sequence[np.nda
     least.
 
     Args:
-        features: [n, L F].  labels: [n].  groups: see `together`.
+        features: [n, p].  labels: [n].  groups: see `together`.
     """
     spread = features.std(axis=0)
     inverse = np.divide(1.0, spread, where=spread > 1e-6 * spread.max(), out=np.zeros_like(spread))
