@@ -118,9 +118,10 @@ def begin_head(
 def _in_words(found: Readout, card: HeadSpec) -> str:
     unit = " of log-odds" if card.kind == "class" else f" {card.unit}{' an atom' if card.extensive else ''}"
     fits = f"fits to all layers and hidden units of {', '.join(found.heads)}"
-    used = 0 if found.landmarks is None else int(found.landmarks.output.any(axis=1).sum())
-    processes = "two Gaussian processes" if used > 1 else "a Gaussian process"
-    begun = " and ".join([*([fits] if found.heads else []), *([f"{processes} on what all layers say"] if used else [])])
+    used = np.zeros(PROCESSES, bool) if found.landmarks is None else found.landmarks.output.any(axis=1)
+    process = "" if not used.any() else "two Gaussian processes on" if used.all() else "a Gaussian process on"
+    says = " what all layers say" + (" and how far atoms differ" if used[-1] else "")
+    begun = " and ".join([*([fits] if found.heads else []), *([process + says] if process else [])])
     return f"begins at {begun}: {found.error:.3g}{unit} off what is left out, a fit to compositions alone {found.before:.3g}"
 
 
