@@ -7,6 +7,8 @@ Labels are saved where some of them, after pre-training, do at least as well as 
 
 from __future__ import annotations
 
+import itertools
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -95,3 +97,21 @@ def _row(plan: FinetunePlan, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any
         "strategies": [row["strategy"] for row in tuned], "overlap": first["overlap"],
         "saved": None if first["overlap"] else saved,
     }  # fmt: skip
+
+
+def needed(row: Mapping[str, Any], number: int) -> float:
+    """Labels that random weights need to do as well as the tuned model with those of size `number` of a row of `run_labels`.
+
+    Between the sizes of their curve (means over seeds) both axes are taken as logarithmic.  The fewest labels count where the
+    curve does not fall throughout; 0 where it begins lower, infinity where it does not come as low.
+    """
+    turn = (lambda value: 1 - value) if row["metric"] in _MORE_IS_BETTER else float
+    wanted = turn(statistics.fmean(row["errors"]["tuned"][number]))
+    curve = [(size, turn(statistics.fmean(values))) for size, values in zip(row["sizes"], row["errors"]["scratch"])]
+    if curve[0][1] <= wanted:
+        return 0.0 if curve[0][1] < wanted else float(curve[0][0])
+    for (few, large), (many, small) in itertools.pairwise(curve):
+        if small <= wanted < large:
+            part = math.log(large / wanted) / math.log(large / small) if small > 0 else 1.0
+            return few * (many / few) ** part
+    return math.inf

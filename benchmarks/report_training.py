@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from gfm_calc.benchmarks.labels import needed
 from gfm_calc.benchmarks.tables import Table, figure
 
 _FORGOTTEN = 5  # %: more is too much
@@ -159,7 +161,8 @@ def labels(result: Mapping[str, Any]) -> Iterator[Table]:
             [f"no credit: {row['overlap']}"] if row["saved"] is None else ["yes" if s else "no" for s in row["saved"]]
         )
         counts = [" / ".join(map(str, row[what])) for what in ("sizes", "test_frames")]
-        rows.append([f"{row['task']}, {row['case']}", metric, *counts, *curves, " / ".join(said)])
+        worth = ["-"] if row["saved"] is None else [_worth(row, number) for number in range(len(row["saved"]))]
+        rows.append([f"{row['task']}, {row['case']}", metric, *counts, *curves, " / ".join(said), " / ".join(worth)])
     seeds = f"{result['seeds']} seeds, means and ranges" if result["seeds"] > 1 else "one seed"
     tasks = len({row["task"] for row in counted})
     found = [sum(saved) for saved in zip(*(row["saved"] for row in counted))]
@@ -170,9 +173,26 @@ def labels(result: Mapping[str, Any]) -> Iterator[Table]:
         title += f"; no run took more than {result['max_minutes']:g} minutes of one thread: few steps where structures are large"
     yield Table(
         title,
-        ["task, case", "error", "labelled structures", "test structures", "tuned", "random weights", "as good"],
+        [
+            "task, case",
+            "error",
+            "labelled structures",
+            "test structures",
+            "tuned",
+            "random weights",
+            "as good",
+            "a label is worth",
+        ],
         rows,
     )
+
+
+def _worth(row: Mapping[str, Any], number: int) -> str:
+    """Labels without pre-training to one with it, as far as the curve of random weights tells."""
+    sizes, found = row["sizes"], needed(row, number)
+    if math.isinf(found):
+        return f"> {figure(sizes[-1] / sizes[number])}"
+    return f"{found / sizes[number]:.1f}" if found else f"< {figure(sizes[0] / sizes[number])}"
 
 
 def _with_range(values: Sequence[float]) -> str:

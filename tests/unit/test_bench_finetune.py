@@ -2,6 +2,7 @@
 
 import json
 import lzma
+import math
 import sys
 import zipfile
 from dataclasses import replace
@@ -314,7 +315,7 @@ def test_labels_that_pretraining_saves(task, tmp_path, monkeypatch, capsys):
         assert len(row["strategies"]) == 3
     (shown,) = tables(result)
     assert "in 2 and 2 of 2 cases (1 task)" in shown.title and shown.title.endswith("one seed")
-    assert [line[-1] for line in shown.rows] == ["yes / yes", "yes / yes"] and shown.rows[0][2:4] == [
+    assert [line[-2] for line in shown.rows] == ["yes / yes", "yes / yes"] and shown.rows[0][2:4] == [
         "3 / 6 / 12",
         "6 / 6 / 6",
     ]
@@ -324,7 +325,10 @@ def test_labels_that_pretraining_saves(task, tmp_path, monkeypatch, capsys):
     seen = [dict(row) for row in result["rows"]]
     seen[0] |= {"overlap": "these very frames", "saved": None}
     (shown,) = tables(result | {"rows": seen})
-    assert "in 1 and 1 of 1 cases (1 task)" in shown.title and shown.rows[0][-1] == "no credit: these very frames"
+    assert "in 1 and 1 of 1 cases (1 task)" in shown.title and shown.rows[0][-2:] == [
+        "no credit: these very frames",
+        "-",
+    ]
     (tmp_path / "methanol" / "test.extxyz").unlink()
     assert main([*words, str(tmp_path / "x.json")]) == 1 and "test.extxyz" in capsys.readouterr().err
     assert main([*words, str(tmp_path / "x.json"), "--tasks", "methanoll"]) == 1
@@ -348,6 +352,21 @@ def test_few_labels_are_as_good_by_the_next_size_of_random_weights(task):
     assert saved((2.1, 0.4, 0.1), (0.0, 2.0, 0.5)) == [False, True]
 
 
+def test_what_a_label_is_worth():
+    """Labels that random weights need: between two sizes on straight lines of logarithms; beyond the curve, bounds."""
+
+    def needed(tuned, scratch, metric="value_mae"):
+        errors = {"tuned": [[tuned]], "scratch": [[value] for value in scratch]}
+        return labels.needed({"metric": metric, "sizes": [10, 50, 250], "errors": errors}, 0)
+
+    assert needed(2.0, (8.0, 2.0, 0.5)) == pytest.approx(50)
+    assert needed(1.0, (8.0, 2.0, 0.5)) == pytest.approx(50 * 5**0.5)
+    assert needed(8.0, (8.0, 2.0, 0.5)) == 10 and needed(9.0, (8.0, 2.0, 0.5)) == 0
+    assert needed(0.4, (8.0, 2.0, 0.5)) == math.inf
+    assert needed(4.0, (8.0, 9.0, 2.0)) == pytest.approx(50 * 5 ** (math.log(9 / 4) / math.log(9 / 2)))
+    assert needed(0.9, (0.8, 0.9, 0.95), "roc_auc") == pytest.approx(50)
+
+
 def test_cases_and_tasks_are_counted_and_seeds_shown():
     def row(task, case, saved, *errors):
         return {
@@ -363,7 +382,7 @@ def test_cases_and_tasks_are_counted_and_seeds_shown():
     ]
     (shown,) = tables({"benchmark": "labels", "seeds": 2, "rows": rows})
     assert "in 1 of 2 cases (1 task)" in shown.title and shown.title.endswith("2 seeds, means and ranges")
-    assert shown.rows[0][4:] == [" / ".join(["2.5 (1 to 4)"] * 2)] * 2 + ["yes"]
+    assert shown.rows[0][4:] == [" / ".join(["2.5 (1 to 4)"] * 2)] * 2 + ["yes", "1.0"]
     (shown,) = tables({"benchmark": "labels", "seeds": 2, "rows": [*rows, row("water", "ice", [True], 3.0)]})
     assert "in 2 of 3 cases (2 tasks)" in shown.title and shown.rows[3][4] == "3 / 3"
 

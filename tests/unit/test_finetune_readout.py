@@ -133,7 +133,9 @@ def test_a_process_alone_leaves_the_network_silent_and_able_to_learn(model, tmp_
     monkeypatch.setattr(readout, "shares_of", lambda residuals: [0.0, 0.0, 1.0])
     found = fit_readout(model, dataset, *every(dataset))
     assert found.heads == () and not found.output.any() and found.hidden.any(axis=1).all()
-    assert "begins at a Gaussian process on what all layers say and how far atoms differ: " in readout._in_words(found, dataset.head)
+    assert "begins at a Gaussian process on what all layers say and how far atoms differ: " in readout._in_words(
+        found, dataset.head
+    )
     seen = readout._seen(model, dataset, *every(dataset), list(found.references))
     wanted = said_by(seen.features, seen)
     np.testing.assert_allclose(said(model, dataset, found, frames), wanted, rtol=1e-4, atol=1e-4)
