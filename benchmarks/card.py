@@ -34,19 +34,23 @@ _LABELS = {
 
 _TITLES = {
     "accuracy": "## Errors on held-out data\n\nGroups (one molecule or crystal with all its distortions) lie on one side of "
-    "the split in all files and heads. `mean` predicts the training split's mean energy per atom, `references` the sum of "
-    "the reference energies, both with zero forces and stress. Where `formulas` is 1, the test is a single molecule or "
-    "material. Published models stand beside heads of their level of theory, with energies only where the zero is the same. "
-    "They know crystals of the Materials Project, perhaps some of these; labels of a distilled head are predictions of the "
-    "model that it names.",
+    "the split in all files and heads; where a head has fewer than three, blocks of consecutive frames take their place, and "
+    "its test frames are of molecules or materials that it has learnt from. `mean` predicts the training split's mean energy "
+    "per atom, `references` the sum of the reference energies, both with zero forces and stress. Where `formulas` is 1, the "
+    "test is a single molecule or material. Published models stand beside heads of PBE and PBE(+U), with energies only where "
+    "the zero is the same. CHGNet and the SevenNet models were trained on relaxations of Materials Project crystals (MPtrj); "
+    "compounds of such heads may be among those. Labels of a distilled head are predictions of the model that it names.",
     "alone": "## Beside one network a head",
     "uncertainty": "## Expected errors\n\n`GFMCalculator(..., uncertainty=True)` gives the mean absolute error to expect of "
-    "the energy and of the force on each atom. Spearman: rank correlation of guess and error. AUROC: the chance that of a "
-    "large error (the largest fifth of the held-out ones) and another the guess for the large one is larger; 0.5 is chance. "
+    "the energy and of the force on each atom (the length of its error, not a component). Spearman: rank correlation of guess "
+    "and error. AUROC: the chance that of a large error (the largest fifth of the held-out ones) and another the guess for "
+    "the large one is larger; 0.5 is chance. "
     "The networks' inputs and settings were chosen with figures of some of these structures in view, beside those of "
     "validation: they are a little too good.",
     "physics": "## Physics",
-    "crystals": "## Crystals",
+    "crystals": "## Crystals\n\nThe crystals are of the Materials Project, as is what the published models were trained on; some "
+    "are among the compounds whose strained and rattled cells the distilled heads learnt from, too. It is no test of unseen "
+    "chemistry, but of what a fit to forces makes of volumes, moduli and phonons.",
     "torsions": "## Torsions",
     "conformers": "## Conformers",
     "stability": "## Dynamics",
@@ -150,7 +154,10 @@ def _limits(about: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> s
     untested = [
         f"`{h['name']}`" for h in about["heads"] if h["kind"] == "energy" and not h.get("test_errors", {}).get("frames")
     ]
-    points += [f"{name}: no held-out group; how wrong it is on other structures is not known." for name in untested]
+    points += [
+        f"{name}: no held-out structures of elements that it was trained on; how wrong it is on others is not known."
+        for name in untested
+    ]
     points += [point for result in results for point in _measured_limits(result)]
     return "## Limits\n\n" + "\n".join(f"* {point}" for point in points)
 

@@ -91,7 +91,7 @@ def test_size_and_card(packaged_model):
             "test_errors",
             "description",
         ):
-            untested = key == "test_errors" and f"`{head['name']}`: no held-out group" in text
+            untested = key == "test_errors" and f"`{head['name']}`: no held-out structures" in text
             assert head[key] or untested, f"{head['name']}: {key} is not filled in"
         assert all(data.get("licence") for data in head["training_data"]), head["name"]
 
