@@ -43,6 +43,11 @@ def _crystals_parser(benches: Any) -> None:
     parser.add_argument("--head", metavar="NAME", default="distilled-7net-l3i5", help="default: %(default)s")
     parser.add_argument("--elasticity", type=Path, metavar="FILE",
                         help="relaxed structures with bulk_modulus_vrh_gpa; without it neither volumes nor moduli")  # fmt: skip
+    parser.add_argument(
+        "--elements",
+        action="store_true",
+        help="in its place elements in fcc, bcc, hcp and diamond, volumes beside experiments",
+    )
     parser.add_argument("--heat-capacity", type=Path, metavar="FILE",
                         help="relaxed structures with heat_capacity (300 K, J/mol/K of the cell); else no phonons")  # fmt: skip
     parser.add_argument("--crystals", type=positive_int, default=48, help="for volumes; default: %(default)s")
@@ -116,11 +121,13 @@ def run_crystals(args: argparse.Namespace) -> None:
     """Measure crystals."""
     from gfm_calc.benchmarks.crystals import CrystalPlan, run_crystals
 
-    if args.elasticity is None and args.heat_capacity is None:
-        raise ConfigError("nothing to do: give --elasticity, --heat-capacity or both")
+    if args.elasticity is None and args.heat_capacity is None and not args.elements:
+        raise ConfigError("nothing to do: give --elasticity or --elements, --heat-capacity or both")
+    if args.elements and args.elasticity is not None:
+        raise ConfigError("--elements takes the place of --elasticity: give one of them")
     plan = CrystalPlan(
-        model=args.model, head=args.head, elasticity=args.elasticity, heat_capacity=args.heat_capacity,
-        crystals=args.crystals, phonons=args.phonons, peers=dict(args.peer),
+        model=args.model, head=args.head, elasticity=args.elasticity, elements=args.elements,
+        heat_capacity=args.heat_capacity, crystals=args.crystals, phonons=args.phonons, peers=dict(args.peer),
     )  # fmt: skip
     finish(args, "crystals", extra_versions=optional("phonopy"), **run_crystals(plan))
 

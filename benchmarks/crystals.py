@@ -1,8 +1,9 @@
 """`gfm bench crystals`: volumes, bulk moduli, phonons and heat capacities of crystals, of our head and of published models.
 
 Every model relaxes the same start with the same optimiser and goes through the same fits.  References: volume and bulk modulus
-are those of the file of elasticity (PBE, Voigt-Reuss-Hill); heat capacities those of the file of phonons; phonon frequencies
-those of SevenNet-l3i5, the teacher of the distilled heads, where its environment is given.
+are those of the file of elasticity (PBE, Voigt-Reuss-Hill), or, of elements, volumes those of experiments at room temperature
+(lattice constants of `ase.data`); heat capacities those of the file of phonons; phonon frequencies those of SevenNet-l3i5, the
+teacher of the distilled heads, where its environment is given.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 from ase import Atoms
+from ase.build import bulk
+from ase.data import chemical_symbols, reference_states
 
 from gfm_calc.benchmarks.numbers import rounded
 from gfm_calc.benchmarks.remote import remote_calculators
@@ -34,6 +37,8 @@ _SPAN, _POINTS = 0.05, 7  # of the equation of state
 _CELL_ATOMS = 6  # of a crystal, at most
 _SUPERCELL, _SUPERCELL_ATOMS = 9.0, 130  # Å a side, at least; atoms, at most
 _MESH = (6, 6, 6)
+_NOBLE = {"He", "Ne", "Ar", "Kr", "Xe", "Rn"}
+_STRUCTURES = ("fcc", "bcc", "hcp", "diamond")
 _STIFF, _SOFT = 450.0, 5.0  # GPa; bulk moduli beyond are slips of the reference or layers that slide
 
 
@@ -44,6 +49,7 @@ class CrystalPlan:
     Attributes:
         model: packaged name or directory.  head: of it.
         elasticity: structures with `bulk_modulus_vrh_gpa`; None leaves volumes and bulk moduli out.
+        elements: volumes and bulk moduli of elements in their place.
         heat_capacity: structures with `heat_capacity` at 300 K in J/mol/K; None leaves phonons out.
         crystals, phonons: how many of each, elements and binary compounds in turns.
         peers: {"chgnet" | "sevennet": python of an environment that has it}.
@@ -52,6 +58,7 @@ class CrystalPlan:
     model: str
     head: str
     elasticity: Path | None = None
+    elements: bool = False
     heat_capacity: Path | None = None
     crystals: int = 48
     phonons: int = 16
@@ -66,20 +73,22 @@ def run_crystals(plan: CrystalPlan) -> dict[str, Any]:
     found: dict[str, Any] = {"crystals": [], "phonons": []}
     with remote_calculators(plan.peers or {}, threads=1) as others:
         calculators = {OURS: ours, **others}
-        jobs = (
-            ("crystals", plan.elasticity, "bulk_modulus_vrh_gpa", plan.crystals, volume_row),
-            ("phonons", plan.heat_capacity, "heat_capacity", plan.phonons, phonon_row),
-        )
-        for part, path, label, count, measure in jobs:
-            if path is None:
-                continue
-            chosen = choose(path, label, count, unseen)
+        jobs: list[tuple[str, list[Atoms], Any]] = []
+        if plan.elements:
+            jobs.append(("crystals", elements(unseen), volume_row))
+        elif plan.elasticity is not None:
+            chosen = choose(plan.elasticity, "bulk_modulus_vrh_gpa", plan.crystals, unseen)
+            jobs.append(("crystals", chosen, volume_row))
+        if plan.heat_capacity is not None:
+            jobs.append(("phonons", choose(plan.heat_capacity, "heat_capacity", plan.phonons, unseen), phonon_row))
+        for part, chosen, measure in jobs:
             with Progress(part, "crystals", len(chosen)) as progress:
                 for atoms in chosen:
                     found[part].append(measure(atoms, calculators))
                     progress.advance(note=str(atoms.symbols))
         names = {key: calculator.process.description["name"] for key, calculator in others.items()}
-    return {"models": {OURS: f"gfm-calc, {plan.head}", **names}, **found, "means": means(found)}
+    models = {OURS: f"gfm-calc, {plan.head}", **names}
+    return {"models": models, "elements": plan.elements, **found, "means": means(found)}
 
 
 def choose(path: Path, label: str, count: int, unseen: set[str]) -> list[Atoms]:
@@ -110,10 +119,29 @@ def choose(path: Path, label: str, count: int, unseen: set[str]) -> list[Atoms]:
     return chosen
 
 
+def elements(unseen: set[str]) -> list[Atoms]:
+    """Primitive cells of the elements whose stable crystals are fcc, bcc, hcp or of diamond, at the lattice constants of
+    experiments, by atomic number; without noble gases, which PBE hardly binds."""
+    found = []
+    for symbol, state in zip(chemical_symbols, reference_states):
+        if (
+            symbol not in unseen | _NOBLE
+            and state is not None
+            and state["symmetry"] in _STRUCTURES
+            and "basis" not in state
+        ):
+            found.append(bulk(symbol))
+            found[-1].info["mp_id"] = state["symmetry"]  # stands where others have their number
+    return found
+
+
 def volume_row(atoms: Atoms, calculators: Mapping[str, Any]) -> dict[str, Any]:
-    """{name, id, atoms, reference: {volume, bulk_modulus}, models: key -> the same or {error}}; Å³ an atom, GPa."""
-    reference = {"volume": rounded(atoms.get_volume() / len(atoms)),
-                 "bulk_modulus": rounded(atoms.info["bulk_modulus_vrh_gpa"])}  # fmt: skip
+    """{name, id, atoms, reference: {volume, bulk_modulus}, models: key -> the same or {error}}; Å³ an atom, GPa.
+
+    A bulk modulus that the structure does not come with is not among the references."""
+    reference = {"volume": rounded(atoms.get_volume() / len(atoms))}
+    if "bulk_modulus_vrh_gpa" in atoms.info:
+        reference["bulk_modulus"] = rounded(atoms.info["bulk_modulus_vrh_gpa"])
     found = {key: _tried(_volume, atoms, calculator) for key, calculator in calculators.items()}
     return {**_about(atoms), "reference": reference, "models": found}
 

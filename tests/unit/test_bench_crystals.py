@@ -16,7 +16,7 @@ from support import random_model
 import gfm_calc.benchmarks
 from gfm_calc.benchmarks import stability
 from gfm_calc.benchmarks.contenders import Process
-from gfm_calc.benchmarks.crystals import choose, means, phonon_row, volume_row
+from gfm_calc.benchmarks.crystals import choose, elements, means, phonon_row, volume_row
 from gfm_calc.benchmarks.relative_energies import run_relative_energies
 from gfm_calc.benchmarks.remote import RemoteCalculator, remote_calculators
 from gfm_calc.benchmarks.report import tables
@@ -46,6 +46,29 @@ def crystal(symbol: str = "Cu", a: float = 3.7, **info: object) -> Atoms:
     atoms = bulk(symbol, "fcc", a=a)
     atoms.info |= info
     return atoms
+
+
+def test_elements_begin_as_experiments_find_them():
+    found = {str(atoms.symbols[0]): atoms for atoms in elements({"Fe", "Po"})}
+    assert {"Cu", "Si", "Mg", "W"} <= set(found) and not {"Fe", "Po", "Ga", "O"} & set(found) and len(found) >= 40
+    assert found["Cu"].info["mp_id"] == "fcc" and len(found["Mg"]) == 2 and all(found["Si"].pbc)
+    row = volume_row(found["Cu"], {"gfm": EMT()})
+    assert row["reference"] == {"volume": pytest.approx(3.61**3 / 4, rel=1e-3)} and row["id"] == "fcc"
+    (mean,) = means({"crystals": [row], "phonons": []})
+    assert mean["crystals"]["volume"]["mean"] == pytest.approx(
+        100 * (row["models"]["gfm"]["volume"] / 11.76 - 1), abs=0.1
+    )
+    assert "bulk_modulus" not in mean["crystals"]
+    result = {
+        "benchmark": "crystals",
+        "elements": True,
+        "models": {"gfm": "ours"},
+        "crystals": [row],
+        "phonons": [],
+        "means": [mean],
+    }
+    shown, detail = tables(result)
+    assert "elements" in shown.title and shown.header == ["model", "relaxed", "volume, %"] and len(detail.rows) == 2
 
 
 def test_volume_and_bulk_modulus_of_a_known_potential():
