@@ -26,6 +26,9 @@ def crystals(result: Mapping[str, Any]) -> Iterator[Table]:
     if of_elements:
         title = "of elements in fcc, bcc, hcp and diamond against experiments at room temperature"
     shown = 3 if of_elements and not result["phonons"] else len(header)  # without moduli and phonons
+    compared = [result["means"][0][part]["compared"] for part in ("crystals", "phonons")] if result["means"] else [0, 0]
+    over = " and ".join(f"{count} {what}" for count, what in zip(compared, ("for volumes", "for phonons")) if count)
+    title += f"; over those that all models did ({over})"
     yield Table(f"Crystals: mean absolute errors (mean errors), {title}", header[:shown], [row[:shown] for row in rows])
     for part, labels in (("crystals", ("volume", "bulk_modulus")), ("phonons", ("heat_capacity", "highest"))):
         header = ["crystal", "id", "", *(label.replace("_", " ") for label in labels)]
