@@ -48,9 +48,9 @@ _TITLES = {
     "The networks' inputs and settings were chosen with figures of some of these structures in view, beside those of "
     "validation: they are a little too good.",
     "physics": "## Physics",
-    "crystals": "## Crystals\n\nThe crystals are of the Materials Project, as is what the published models were trained on; some "
-    "are among the compounds whose strained and rattled cells the distilled heads learnt from, too. It is no test of unseen "
-    "chemistry, but of what a fit to forces makes of volumes, moduli and phonons.",
+    "crystals": "## Crystals\n\nCompounds are of the Materials Project, as is what the published models were trained on; some "
+    "are among those whose strained and rattled cells the distilled heads learnt from, too. It is no test of unseen chemistry, "
+    "but of what a fit to forces makes of volumes, moduli and phonons.",
     "torsions": "## Torsions",
     "conformers": "## Conformers",
     "stability": "## Dynamics",

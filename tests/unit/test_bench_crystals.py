@@ -22,6 +22,7 @@ from gfm_calc.benchmarks.remote import RemoteCalculator, remote_calculators
 from gfm_calc.benchmarks.report import tables
 from gfm_calc.benchmarks.stability import System, nearest, run_system, run_systems, systems, water_box
 from gfm_calc.checkpoint import load_model
+from gfm_calc.cli import main
 from gfm_calc.config import HeadSpec
 from gfm_calc.data.build import build
 from gfm_calc.data.tasks import file_tasks
@@ -69,6 +70,13 @@ def test_elements_begin_as_experiments_find_them():
     }
     shown, detail = tables(result)
     assert "elements" in shown.title and shown.header == ["model", "relaxed", "volume, %"] and len(detail.rows) == 2
+
+
+def test_elements_take_the_place_of_a_file(tmp_path, capsys):
+    words = ["bench", "crystals", "-o", str(tmp_path / "found.json")]
+    assert main(words) == 1 and "give --elasticity or --elements" in capsys.readouterr().err
+    assert main([*words, "--elements", "--elasticity", "x.extxyz"]) == 1
+    assert "--elements takes the place of --elasticity" in capsys.readouterr().err
 
 
 def test_volume_and_bulk_modulus_of_a_known_potential():
