@@ -45,6 +45,13 @@ def with_head(model: GFMModel, spec: HeadSpec) -> GFMModel:
     return found.requires_grad_(False).eval()
 
 
+def with_card(model: GFMModel, spec: HeadSpec) -> GFMModel:
+    """The model with another card of one head; what a head has by this card alone is as it is built."""
+    found = _filled(model, [spec if name == spec.name else own for name, own in model.specs.items()], [model])
+    found.uncertainty = model.uncertainty
+    return found.requires_grad_(False).eval()
+
+
 def _filled(encoder: GFMModel, specs: Sequence[HeadSpec], sources: Sequence[GFMModel]) -> GFMModel:
     """A model of one's encoder, and of heads of the first of `sources` that has them; others, of properties, are zero."""
     with torch.random.fork_rng(devices=[]):
@@ -66,6 +73,7 @@ def _filled(encoder: GFMModel, specs: Sequence[HeadSpec], sources: Sequence[GFMM
             state |= {k: torch.zeros_like(v) for k, v in model.state_dict().items() if k.startswith(here)}
             continue
         before = f"properties.{owner.property_heads.index(head)}."
+        state |= {k: v for k, v in model.state_dict().items() if k.startswith(here)}
         state |= {k.replace(before, here, 1): v for k, v in owner.state_dict().items() if k.startswith(before)}
     model.load_state_dict(state)
     return model

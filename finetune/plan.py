@@ -21,6 +21,7 @@ from gfm_calc.predictor import parse_device
 from gfm_calc.train.run_folder import locked
 
 PREFLIGHT = "preflight.html"
+GUESS = "guess"  # folder of what is taken off the labels of a property, see `stiff`
 START = "start"  # folder of the model with the head of a property as it begins
 # What the inspection may say of labels whose source is known: published data, or snapshots of short walks, which are alike.
 HARMLESS = ("duplicates", "contradictions", "energy-unit", "force-scale", "stress-scale", "stress-unit", "energy-kind")
@@ -204,7 +205,7 @@ def take(job: Job) -> None:
     """
     path, identity = job.output / _FILE, job.identity()
     if path.exists() and read_json(path) != identity:
-        for name in ("datasets", "replay", START):
+        for name in ("datasets", "replay", GUESS, START):
             shutil.rmtree(job.output / name, ignore_errors=True)
         decisions_file(job.output).unlink(missing_ok=True)
     write(path, canonical_json(identity))

@@ -36,8 +36,9 @@ from gfm_calc.train.properties import start_of
 
 FEWEST = 10  # labels; fewer say nothing of what predicts
 _MOST = 2000  # structures of the fit
-_FREEDOM = 1e3  # of what elements add to a sum: nothing holds it back
-_LESS = 0.3  # of what they add to a mean: layers know elements as well, and with few labels many elements are rare
+# Of what elements add to a sum: nothing holds back the last one, but with few labels many elements are rare, and layers know
+# elements as well.  Of what they add to a mean, the first.
+FREEDOMS = (0.3, 1.0, 3.0, 30.0, 1e3)
 _LOG_ODDS = 2.0  # that a class is fitted to: yes with 88 %
 _PAIR = 2  # hidden units that make a linear function: silu(u) - silu(-u) = u
 _SPARED = 1  # hidden units of each head that make room for them
@@ -140,10 +141,10 @@ def fit_readout(model: GFMModel, dataset: Dataset, rows: np.ndarray, groups: np.
         return None
     chosen = labelled[spread_indices(len(labelled), _MOST)]
     seen = _seen(model, dataset, rows[chosen], groups[chosen], list(references))
-    composition = Fit([seen.composition], seen.labels, [1.0 if spec.compares else _FREEDOM])
-    before = np.abs(best(composition, seen.groups).residual).mean()
+    before = np.abs(best(Fit([seen.composition], seen.labels, [1.0]), seen.groups).residual).mean()
+    freedom = FREEDOMS[0] if spec.compares else _freedom(seen)
     fits = sorted(
-        (_of_head(number, seen, spec) for number in range(len(model.energy_heads))), key=lambda one: one.error
+        (_of_head(number, seen, freedom) for number in range(len(model.energy_heads))), key=lambda one: one.error
     )
     fits = fits[:WIDTHS]
     processes: list[Process] = []
@@ -156,6 +157,12 @@ def fit_readout(model: GFMModel, dataset: Dataset, rows: np.ndarray, groups: np.
         error=float(np.abs(sum(share * residual for share, residual in zip(shares, residuals))).mean()),
         **_as_network(model, fits, processes, shares, seen, scale),
     )  # fmt: skip
+
+
+def layers_and_composition(model: GFMModel, dataset: Dataset, rows: np.ndarray) -> list[np.ndarray]:
+    """[n, L F] and [n, Z] of labelled structures, see `_Seen`."""
+    seen = _seen(model, dataset, rows, rows, list(start_of(dataset.head, dataset, rows)[0]))
+    return [seen.layers, seen.composition]
 
 
 class _Seen(NamedTuple):
@@ -222,11 +229,22 @@ class _OfHead(NamedTuple):
         return float(np.abs(self.residual).mean())
 
 
-def _of_head(number: int, seen: _Seen, spec: HeadSpec) -> _OfHead:
+def _freedom(seen: _Seen) -> float:
+    """Of what elements add, beside the layers: the one that leaves least."""
+    errors = {
+        freedom: np.abs(
+            best(Fit([seen.layers, seen.composition], seen.labels, [1.0, freedom]), seen.groups).residual
+        ).mean()
+        for freedom in FREEDOMS
+    }
+    return min(errors, key=errors.__getitem__)
+
+
+def _of_head(number: int, seen: _Seen, freedom: float) -> _OfHead:
     units = seen.hidden[:, number]
     kept = _widest(units, units.shape[1] - _SPARED)
     parts = [units[:, kept], seen.layers, seen.composition]
-    fit = Fit(parts, seen.labels, [1.0, 1.0, _LESS if spec.compares else _FREEDOM])
+    fit = Fit(parts, seen.labels, [1.0, 1.0, freedom])
     return _OfHead(number, kept, *best(fit, seen.groups))
 
 

@@ -19,6 +19,7 @@ from gfm_calc.finetune import property_report as of_property
 from gfm_calc.finetune import sureness
 from gfm_calc.finetune.nearest import predictions
 from gfm_calc.finetune.property_report import draw_parity
+from gfm_calc.finetune.stiff import with_guess
 from gfm_calc.model import GFMModel
 from gfm_calc.train.evaluation import SHOWN, mae, spread_indices
 from gfm_calc.train.models import starting_model
@@ -57,6 +58,8 @@ def write_report(job: Job, outcome: Outcome) -> None:
     records = list(outcome.head.dataset.read(some, names=True).records())
     name, setup = job.card.name, outcome.setup
     begun = starting_model(setup.recipe, [outcome.head])
+    if setup.guess is not None:
+        begun = with_guess(begun, setup.start, name, setup.guess)
     if job.card.kind == "energy":
         before, after = (list(compare(model, name, records)) for model in (begun, outcome.model))
         summary, pictures, worst = _summary(outcome), _parities(before, after), _elements(after) + _worst(after)

@@ -20,6 +20,7 @@ from gfm_calc.finetune.combine import combine
 from gfm_calc.finetune.plan import Cheap, Job, advice_on_full_disk, alone, begin, check, is_begun, old_heads, write
 from gfm_calc.finetune.settling import settle
 from gfm_calc.finetune.setup import Beginning, Material, Say, Setup, look, set_up
+from gfm_calc.finetune.stiff import with_guess
 from gfm_calc.model import GFMModel
 from gfm_calc.train.evaluation import in_words, rounded, score
 from gfm_calc.train.models import starting_model
@@ -205,7 +206,8 @@ def _train(job: Job, setup: Setup, place: Place, say: Say, *, final: bool) -> Ou
     finally:
         ranks.close()
     return Outcome(
-        setup=setup, head=head, reason=reason, steps=trainer.step, side=side, before=before, after=after, model=model,
+        setup=setup, head=replace(head, dataset=setup.dataset) if setup.guess else head,
+        reason=reason, steps=trainer.step, side=side, before=before, after=after, model=model,
         sure=sure, drifts=drifts, warning=warning,
     )  # fmt: skip
 
@@ -250,6 +252,8 @@ def _save(
     if moved:
         settle(model, setup.replay)
     sure = sureness.learn(model, next(head for head in own if head.spec.name == name), side) if final else None
+    if setup.guess is not None:
+        model = with_guess(model, setup.start, name, setup.guess)
     about = provenance(trainer) | {
         "step": step,
         "started_from": {"model": Path(job.model).name, "model_id": setup.origin.model_id},

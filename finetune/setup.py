@@ -18,7 +18,7 @@ from gfm_calc.errors import ConfigError
 from gfm_calc.finetune import strategy
 from gfm_calc.finetune.forgetting import card_error
 from gfm_calc.finetune.nearest import Nearness, rank_heads
-from gfm_calc.finetune.plan import PREFLIGHT, START, Job, read_decisions, take, write, write_decisions
+from gfm_calc.finetune.plan import GUESS, PREFLIGHT, START, Job, read_decisions, take, write, write_decisions
 from gfm_calc.finetune.preflight import Preflight, preflight
 from gfm_calc.finetune.preparation import (
     References,
@@ -32,6 +32,7 @@ from gfm_calc.finetune.preparation import (
 )
 from gfm_calc.finetune.readout import Begun, begin_head
 from gfm_calc.finetune.replay import build_replay
+from gfm_calc.finetune.stiff import Guess, begin_guess
 from gfm_calc.finetune.strategy import REPLAY_COUNT, Strategy, recipe_of, shortened
 from gfm_calc.model import GFMModel
 from gfm_calc.train.keys import BLOCKS
@@ -83,6 +84,7 @@ class Setup:
         start: the model it begins with.  origin: the user's (see `Beginning`).  kept: heads that the new model keeps.
         checks, sides, ranking, references, strategy: what was found and chosen, see there; no ranking and no references for a
             property.  begun: the head of a property that was fitted, see `readout`.
+        guess: what is taken off the labels of a property, see `stiff`.
         dataset: the user's structures.  replay: those of the old heads that learn on.
         recipe: of the run.
     """
@@ -95,6 +97,7 @@ class Setup:
     sides: Sides
     ranking: Sequence[Nearness]
     references: References | None
+    guess: Guess | None
     begun: Begun | None
     strategy: Strategy
     replay: Mapping[str, Dataset]
@@ -103,7 +106,8 @@ class Setup:
     def heads(self, recipe: Recipe, cutoff: float) -> list[Head]:
         """The heads of the run, as `preparation.prepare` gives them."""
         if self.references is None:
-            new = property_head(self.dataset, self.sides, self.start, self.begun)
+            labels = self.dataset if self.guess is None else self.guess.dataset
+            new = property_head(labels, self.sides, self.start, self.begun)
         else:
             nearest = self.ranking[0].head
             new = new_head(self.dataset.head, self.dataset, self.sides, self.references, self.start, nearest)
@@ -141,9 +145,9 @@ def set_up(job: Job, found: Material, begins: Beginning, kept: Sequence[str], sa
     references = None if is_property else find_references(start, ranking[0].head, dataset, sides)
     if references is not None:
         _say_start(ranking, references, say)
-    begun = _begin(job, start, dataset, sides, say) if is_property else None
-    old = [head for head in kept if head in start.energy_heads]
     known = read_decisions(job.output)
+    guess, begun = _begin(job, start, dataset, sides, say, goes_on=known is not None) if is_property else (None, None)
+    old = [head for head in kept if head in start.energy_heads]
     if known is None:
         how = strategy.AS_ANOTHER if not is_property else strategy.RANDOM if begun is None else strategy.FITTED
         plan = _strategy(job, begins, dataset, sides, old, how)
@@ -168,7 +172,7 @@ def set_up(job: Job, found: Material, begins: Beginning, kept: Sequence[str], sa
     run = replace(recipe.run, max_minutes=job.max_minutes, seed=job.seed, stop_after=patience, keep_best=telling)
     setup = Setup(
         start=start, origin=begins.origin, kept=kept, checks=found.checks, dataset=dataset, sides=sides, ranking=ranking,
-        references=references, begun=begun, strategy=plan, replay=replay, recipe=replace(recipe, run=run),
+        references=references, guess=guess, begun=begun, strategy=plan, replay=replay, recipe=replace(recipe, run=run),
     )  # fmt: skip
     if known is None:  # decided once: what a step takes differs from time to time
         setup = setup if job.max_minutes is None else _in_time(setup, job)
@@ -178,8 +182,14 @@ def set_up(job: Job, found: Material, begins: Beginning, kept: Sequence[str], sa
     return setup
 
 
-def _begin(job: Job, start: GFMModel, dataset: Dataset, sides: Sides, say: Say) -> Begun | None:
-    return begin_head(job.output / START, start, dataset, sides.train, sides.train_groups, say)
+def _begin(
+    job: Job, start: GFMModel, dataset: Dataset, sides: Sides, say: Say, *, goes_on: bool
+) -> tuple[Guess | None, Begun | None]:  # fmt: skip
+    """A first guess at a property, and the head that begins at a fit to what that leaves."""
+    groups = sides.train_groups
+    guess = begin_guess(job.output / GUESS, start, dataset, sides.as_mapping(), groups, say, goes_on=goes_on)
+    labels = dataset if guess is None else guess.dataset
+    return guess, begin_head(job.output / START, start, labels, sides.train, groups, say)
 
 
 def _in_time(setup: Setup, job: Job) -> Setup:

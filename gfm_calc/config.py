@@ -106,6 +106,7 @@ class HeadSpec:
         periodicity: subset of ("molecule", "bulk"): what kinds of boundary conditions were seen.
         training_data: one mapping a source: name, licence, citation, frames.
         landmarks: of a property that is no sum: structures of its training data that others are compared with, see `landmarks`.
+        stiffness: of a scalar property: the head of energies that said how stiff its crystals are, see `stiffness`; "": none.
         test_errors: figures measured on group-held-out data.
         description: a sentence for users.
     """
@@ -128,6 +129,7 @@ class HeadSpec:
     periodicity: tuple[str, ...] = ()
     training_data: tuple[Mapping[str, Any], ...] = ()
     landmarks: int = 0
+    stiffness: str = ""
     test_errors: Mapping[str, Any] = field(default_factory=dict)
     description: str = ""
 
@@ -161,6 +163,8 @@ class HeadSpec:
                 f"head {self.name}: landmarks must lie between 0 and {MOST_LANDMARKS}, and be 0 but for properties of "
                 f"structures that are no sums, not {self.landmarks!r}"
             )
+        if self.stiffness and (self.kind != "scalar" or not _HEAD_NAME.fullmatch(self.stiffness)):
+            raise ConfigError(f"head {self.name}: stiffness must be a head's name, of a scalar, not {self.stiffness!r}")
         if (
             len(self.charges) != 2
             or not all(isinstance(q, int) for q in self.charges)
@@ -204,7 +208,7 @@ class HeadSpec:
 _HEAD_TYPES: tuple[tuple[tuple[str, ...], Any, str], ...] = (
     (("elements", "charges", "periodicity", "training_data"), (list, tuple), "a list"),
     (("reference_energies", "test_errors"), Mapping, "a table"),
-    (("quantity", "unit", "code", "functional", "basis", "description"), str, "text"),
+    (("quantity", "unit", "code", "functional", "basis", "stiffness", "description"), str, "text"),
     (("extensive",), bool, "true or false"),
     (("max_excess_spin", "landmarks"), int, "a whole number"),
 )

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .config import MAX_ATOMIC_NUMBER, HeadSpec, ModelConfig
 from .encoders.base import ExactBuffers, init_linear, mlp, scatter_sum
 from .landmarks import Landmarks
+from .stiffness import Stiffness
 
 WIDTHS = 4  # of a head of energies, has the hidden layer of one of a property: it may begin as several of those
 _GATE_SHARPNESS = 3.0
@@ -110,7 +111,7 @@ class PropertyHead(ExactBuffers):
     It sees the scalars of all layers of the encoder: what energies need of the first ones has gone through the others, but a
     property may need something else.  Vectors are sums of the encoder's vector features with weights from its scalars, hence
     equivariant.  Scalars begin at the references of the elements on the card.  What is no sum over atoms may compare structures
-    with landmarks as well.
+    with landmarks as well.  `stiffness` is what the model adds where its card names one (of a sum over atoms: for each atom).
 
     Args:
         spec: its card.
@@ -129,6 +130,7 @@ class PropertyHead(ExactBuffers):
         self.net = mlp(inputs, WIDTHS * config.head_width, outputs if spec.kind.endswith("vector") else 1)
         self.net.apply(init_linear)
         self.landmarks = Landmarks(spec.landmarks, config) if spec.landmarks else None
+        self.stiffness: Stiffness | None = None
         self.register_buffer("scale", torch.ones((), dtype=torch.float64))
         self.register_buffer("shift", torch.zeros((), dtype=torch.float64))
         reference = torch.zeros(MAX_ATOMIC_NUMBER + 1, dtype=torch.float64)

@@ -21,6 +21,7 @@ from .graph import GraphBatch
 from .heads import EnergyHeads, PropertyHead, isolation_gate
 from .mechanics import mechanics
 from .repulsion import ZBLRepulsion
+from .stiffness import Stiffness
 from .uncertainty import ErrorHeads, no_uncertainty
 
 # One backward pass for the gradients of many heads saves overhead in small batches; in large ones its temporaries no longer
@@ -132,6 +133,9 @@ class GFMModel(nn.Module):
         self.property_heads = tuple(spec.name for spec in properties)
         self.energy_stack = EnergyHeads(energy, config.num_features, config.head_width)
         self.properties = nn.ModuleList(PropertyHead(spec, config) for spec in properties)
+        for module, spec in zip(self.properties, properties):
+            if spec.stiffness:
+                module.stiffness = Stiffness(GFMModel(config, [HeadSpec(name=spec.stiffness)]))
         self.uncertainty: ErrorHeads | None = None
         self._evaluate = self.evaluate
 
@@ -303,6 +307,8 @@ class GFMModel(nn.Module):
             for spec in specs:
                 head = self.properties[self.property_heads.index(spec.name)]
                 value = head(encoded.layers, encoded.vectors, encoded.atomic_numbers, inputs.batch, counts)
+                if head.stiffness is not None:
+                    value = value + head.stiffness(inputs, batch) * (counts if head.is_per_atom_of_sum else 1)
                 value = torch.sigmoid(value) if spec.kind == "class" else value
                 error = self.uncertainty.expect_value(known, batch, spec) if uncertainty and self.uncertainty else None
                 found[spec.name] = Prediction(

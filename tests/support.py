@@ -47,7 +47,15 @@ def random_model(
             HeadSpec(
                 name="gap", kind="scalar", extensive=False, quantity="gap", unit="eV", elements=elements, landmarks=3
             ),
-            HeadSpec(name="volume", kind="scalar", extensive=True, quantity="volume", unit="Å³", elements=elements),
+            HeadSpec(
+                name="volume",
+                kind="scalar",
+                extensive=True,
+                quantity="volume",
+                unit="Å³",
+                elements=elements,
+                stiffness=heads[0],
+            ),
             HeadSpec(name="population", kind="atom_scalar", quantity="population", unit="e", elements=elements),
             HeadSpec(name="dipoles", kind="atom_vector", quantity="dipole", unit="e Å", elements=elements),
         ]
@@ -59,6 +67,9 @@ def random_model(
                 if name.endswith(("bias", "share.weight", "energy_stack.shift")) or ".landmarks." in name:
                     parameter.normal_(std=0.3)
             model.energy_stack.output.mul_(1.5)
+            for module in model.properties:
+                if module.stiffness is not None:
+                    module.stiffness.weights.normal_()
         model.energy_stack.scale.uniform_(0.5, 1.5)
         model.uncertainty = random_errors(uncertainty, model.config.num_features) if uncertainty else None
     for head in set(uncertainty) & set(model.property_heads):

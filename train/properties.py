@@ -70,6 +70,11 @@ def gone_on(recipe: Recipe, name: str) -> tuple[dict[str, float], float, int] | 
         return None  # refused where the weights are taken
     module = cast(PropertyHead, source.properties[source.property_heads.index(name)])
     card = source.specs[name]
+    if card.stiffness:
+        raise ConfigError(
+            f"head {name}: start: it learnt what a first guess leaves of the labels, and cannot go on with whole ones; "
+            "begin anew with gfm finetune"
+        )
     return dict(card.reference_energies), float(module.scale), card.landmarks
 
 

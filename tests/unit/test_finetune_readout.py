@@ -83,7 +83,8 @@ def said(model, dataset, found, frames) -> np.ndarray:
 
 def mean_of_fits(model, dataset, seen) -> np.ndarray:
     """[n], of the four heads that predict best."""
-    fits = [readout._of_head(number, seen, dataset.head) for number in range(len(model.energy_heads))]
+    freedom = readout._freedom(seen) if dataset.head.is_sum else readout.FREEDOMS[0]
+    fits = [readout._of_head(number, seen, freedom) for number in range(len(model.energy_heads))]
     found = []
     for one in sorted(fits, key=lambda fit: np.abs(fit.residual).mean())[:4]:
         columns = np.concatenate([seen.hidden[:, one.head][:, one.kept], seen.layers, seen.composition], axis=1)
@@ -115,6 +116,18 @@ def test_the_network_says_what_the_fits_say(model, extensive, tmp_path, monkeypa
     else:
         wanted = 0.25 * wanted + 0.5 * said_by(seen.layers, seen) + 0.25 * said_by(seen.features, seen)
     np.testing.assert_allclose(said(model, dataset, found, frames) / sizes, wanted / sizes, rtol=1e-4, atol=1e-4)
+
+
+def test_elements_of_a_sum_are_held_back_where_they_do_not_explain_it(model, tmp_path):
+    """What no element adds is left to the layers; what elements alone add is theirs."""
+    dataset, _ = dataset_of(model, tmp_path, "scalar", True, count=40)
+    seen = readout._seen(model, dataset, *every(dataset), ["H", "C", "N", "O"])
+    random = np.random.default_rng(0)
+    of_layers = seen.layers @ random.normal(size=seen.layers.shape[1])
+    rare = np.eye(25)[random.integers(25, size=40)]
+    assert readout._freedom(seen._replace(labels=of_layers, composition=rare)) == readout.FREEDOMS[0]
+    of_elements = seen.composition @ np.array([-13.0, -1000.0, -1400.0, -2000.0])
+    assert readout._freedom(seen._replace(labels=of_elements)) == readout.FREEDOMS[-1]
 
 
 def test_units_without_a_part_in_the_fit_can_learn(tmp_path):

@@ -1,0 +1,193 @@
+"""A first guess at a property of crystals: how stiff an old head says they are.
+
+Few labels do not show what a head that was trained on stresses knows: how the energy bends under strain.  A linear function of
+that (see `gfm_calc.stiffness`) is fitted to the labels, a part of it taken off them, and the head learns what is left; the saved
+head adds it again.  Training structures lose what the function says of them when their group is left out of its fit (see
+`fits`), which is what held-out ones lose.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from ase.data import chemical_symbols as SYMBOLS
+
+from gfm_calc.artifacts import MANIFEST, canonical_json, read_json, sha256, write_file
+from gfm_calc.checkpoint import subset
+from gfm_calc.data.build import build_flat
+from gfm_calc.data.loader import Loader
+from gfm_calc.data.schema import Record
+from gfm_calc.data.splits import SIDES
+from gfm_calc.data.store import Dataset, Selection, open_dataset
+from gfm_calc.errors import CorruptFileError
+from gfm_calc.finetune.combine import with_card
+from gfm_calc.finetune.fits import Fit, best, together
+from gfm_calc.finetune.readout import FEWEST, FREEDOMS, layers_and_composition
+from gfm_calc.heads import PropertyHead
+from gfm_calc.model import GFMModel
+from gfm_calc.stiffness import COLUMNS, Stiffness
+
+_MOST = 1000  # labelled structures that it is of use for
+_MOST_ROWS = 10_000  # structures in all, each of which is strained
+_SHARES = (0.5, 0.75, 1.0)  # of the guess that are taken off the labels
+# What it must gain: a part of the error without it, and so many standard errors of the gain, lest chance choose.
+_WORTH, _CLEAR = 0.03, 1.5
+_FILE, _LABELS = "guess.json", "labels"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guess:
+    """The guess, and what it leaves.
+
+    Attributes:
+        head: the old one.  weights: [8], as `Stiffness.weights`.
+        dataset: the structures, row by row, with what is left of their labels.
+        error: what a fit to it leaves of structures that are left out, in the unit of the property (of a sum over atoms, for each
+            atom); before: without the guess.
+    """
+
+    head: str
+    weights: tuple[float, ...]
+    dataset: Dataset
+    error: float
+    before: float
+
+
+def begin_guess(
+    folder: Path, model: GFMModel, dataset: Dataset, sides: Mapping[str, np.ndarray], groups: np.ndarray,
+    say: Callable[[str], None], *, goes_on: bool = False,
+) -> Guess | None:  # fmt: skip
+    """The guess in `folder`; one that an earlier run of the job has made is there already.
+
+    Args:
+        dataset: with the head's card.  sides: side -> rows.  groups: of the training structures, see `fits.together`.
+        goes_on: the job has begun, with a guess or without.
+
+    Returns:
+        None where no head knows the elements and stresses, the structures are no crystals, or it is of no use.
+
+    Raises:
+        CorruptFileError: what an earlier run has left is damaged.
+    """
+    place = folder / _FILE
+    if dataset.head.kind != "scalar" or (goes_on and not place.exists()):
+        return None
+    if not place.exists():
+        found = _fitted(model, dataset, sides, groups)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_file(place, canonical_json(found))
+    found = read_json(place)
+    if found is None:
+        return None
+    if not isinstance(found, dict) or not {"head", "weights", "taken", "error", "before"} <= set(found):
+        raise CorruptFileError(f"{place}: is not what this version writes: damaged, remove {folder}")
+    if not (folder / _LABELS / MANIFEST).exists():
+        build_flat(folder / _LABELS, [_Left(dataset, found["taken"])], dataset.head)
+    unit = f"{dataset.head.unit}{' an atom' if dataset.head.extensive else ''}"
+    say(
+        f"first guess: how stiff {found['head']} says the crystals are; a fit to what is left is {found['error']:.3g} {unit} off "
+        f"structures that are left out, without the guess {found['before']:.3g}"
+    )
+    return Guess(
+        head=found["head"], weights=tuple(found["weights"]), dataset=open_dataset(folder / _LABELS), error=found["error"],
+        before=found["before"],
+    )  # fmt: skip
+
+
+def with_guess(model: GFMModel, start: GFMModel, head: str, guess: Guess) -> GFMModel:
+    """The model whose head of that name adds the guess; start: what the guess was made with."""
+    spec = replace(model.specs[head], stiffness=guess.head)
+    found = with_card(model, spec)
+    module = cast(PropertyHead, found.properties[found.property_heads.index(head)])
+    assert module.stiffness is not None
+    module.stiffness.network.load_state_dict(subset(start, [guess.head]).to(found.dtype).state_dict())
+    module.stiffness.weights.copy_(torch.tensor(guess.weights, dtype=torch.float64))
+    return found
+
+
+def _fitted(
+    model: GFMModel, dataset: Dataset, sides: Mapping[str, np.ndarray], groups: np.ndarray
+) -> dict[str, Any] | None:  # fmt: skip
+    """What `_FILE` holds: fields of `Guess`, and `taken` off the label of each row of the dataset (null of rows of no side)."""
+    train, rows = sides["train"], np.concatenate([sides[side] for side in SIDES])
+    if len(rows) > _MOST_ROWS:
+        return None
+    block = dataset.read(rows)
+    assert block.value is not None
+    known = np.flatnonzero(np.isfinite(block.value[: len(train), 0]))
+    head = _knows(model, block.atomic_numbers)
+    if head is None or not FEWEST <= len(known) <= _MOST or not block.pbc.all():
+        return None
+    sizes = block.num_atoms if dataset.head.extensive else np.ones(len(rows))
+    labels = block.value[known, 0] / sizes[known]
+    left_out = together(groups[known])
+    held = best(Fit([_columns(model, head, dataset, train[known])], labels, [1.0]), left_out)
+    beside = layers_and_composition(model, dataset, train[known])
+
+    def errors(share: float) -> np.ndarray:
+        fits = (Fit(beside, labels - share * (labels - held.residual), [1.0, freedom]) for freedom in FREEDOMS)
+        return min((np.abs(best(fit, left_out).residual) for fit in fits), key=np.mean)
+
+    before, share = errors(0.0), min(_SHARES, key=lambda share: errors(share).mean())
+    error = errors(share)
+    gain = before - error
+    if gain.mean() < max(_WORTH * before.mean(), _CLEAR * gain.std() / math.sqrt(len(gain))):
+        return None
+    said = np.zeros(len(rows))
+    others = np.setdiff1d(np.arange(len(rows)), known)
+    if others.size:
+        said[others] = _columns(model, head, dataset, rows[others]) @ held.weights[:-1] + held.weights[-1]
+    said[known] = labels - held.residual
+    taken: list[float | None] = [None] * len(dataset)
+    for row, value in zip(rows.tolist(), (share * said * sizes).tolist()):
+        taken[row] = value
+    return {
+        "head": head, "weights": (share * held.weights).tolist(), "taken": taken, "error": float(error.mean()),
+        "before": float(before.mean()),
+    }  # fmt: skip
+
+
+def _knows(model: GFMModel, numbers: np.ndarray) -> str | None:
+    """The head of energies that has seen these elements, in crystals with stresses, and most frames."""
+    symbols = {SYMBOLS[z] for z in np.unique(numbers).tolist()}
+    able = {
+        name: sum(int(entry.get("frames", 0)) for entry in spec.training_data)
+        for name, spec in ((name, model.specs[name]) for name in model.energy_heads)
+        if symbols <= set(spec.elements) and any(key.startswith("stress_") for key in spec.test_errors)
+    }
+    return max(able, key=able.__getitem__) if able else None
+
+
+def _columns(model: GFMModel, head: str, dataset: Dataset, rows: np.ndarray) -> np.ndarray:
+    """[n, 7] of the rows, see `Stiffness.columns`."""
+    module = Stiffness(subset(model, [head]))
+    loader = Loader([Selection(dataset, rows)], model.config.cutoff).once()
+    found = [module.columns(model.inputs(batch.graph), batch.graph).cpu().numpy() for batch in loader]
+    return np.concatenate(found).reshape(-1, len(COLUMNS))
+
+
+class _Left:
+    """A task of `data.build`: the records of a dataset, with what is left of their labels."""
+
+    def __init__(self, dataset: Dataset, taken: list[float | None]):
+        self._dataset, self._taken = dataset, taken
+
+    def identity(self) -> list[Any]:
+        """Everything that decides the records."""
+        return [self._dataset.digest, sha256(canonical_json(self._taken))]
+
+    def records(self) -> Iterator[Record]:
+        """As they are but for the label."""
+        for record, taken in zip(self._dataset.records(), self._taken):
+            value = record.value
+            yield record if taken is None or value is None else replace(record, value=value - taken)
+
+    def inputs(self) -> list[dict[str, Any]]:
+        """One entry that stands for the labels."""
+        return [{"name": "labels less a first guess", "size": 0, "sha256": sha256(repr(self.identity()).encode())}]

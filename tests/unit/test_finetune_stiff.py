@@ -1,0 +1,213 @@
+"""A first guess at properties of crystals: made where it is of use, taken off the labels, added again by the saved head."""
+
+import json
+import shutil
+
+import ase.io
+import numpy as np
+import pytest
+from ase.build import bulk, molecule
+from finetuning import words
+from support import batch_of
+
+from gfm_calc import Predictor, load_model
+from gfm_calc.checkpoint import subset
+from gfm_calc.cli import main
+from gfm_calc.config import HeadSpec, to_mapping
+from gfm_calc.data.build import build_flat
+from gfm_calc.data.readers import ReadOptions
+from gfm_calc.data.tasks import FileTask
+from gfm_calc.errors import ConfigError, CorruptFileError
+from gfm_calc.finetune import stiff
+from gfm_calc.finetune.combine import combine
+from gfm_calc.finetune.plan import GUESS
+from gfm_calc.finetune.stiff import begin_guess
+from gfm_calc.stiffness import Stiffness
+from gfm_calc.train.preparation import prepare
+from gfm_calc.train.recipe import recipe_of
+
+OLD = "distilled-7net-l3i5"
+METALS, OTHERS = ("Li", "Na", "K", "Mg", "Ca", "Ti", "V"), ("O", "S", "N", "C", "F", "Cl")
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_model("gfm-small")
+
+
+@pytest.fixture(scope="module")
+def frames(model):
+    """Strained crystals of two elements; `modulus` is what the head says and a little more, `luck` follows from nothing."""
+    random = np.random.default_rng(0)
+    found = []
+    for metal in METALS:
+        for other in OTHERS:
+            atoms = bulk(metal + other, random.choice(["rocksalt", "zincblende"]), a=random.uniform(4.4, 5.6))
+            found.append(atoms.repeat((1, 1, 2)) if random.uniform() < 0.5 else atoms)
+    batch = batch_of(model, *found)
+    bulk_moduli = Stiffness(subset(model, [OLD])).columns(model.inputs(batch), batch)[:, 0].numpy()
+    for k, (atoms, modulus) in enumerate(zip(found, bulk_moduli)):
+        told = float(0.8 * modulus + 5 + random.normal(scale=1.0))
+        atoms.info = {"modulus": told, "whole": told * len(atoms), "luck": float(random.normal()), "group": f"g{k}"}
+    return found
+
+
+@pytest.fixture(scope="module")
+def path(frames, tmp_path_factory):
+    path = tmp_path_factory.mktemp("stiff") / "crystals.extxyz"
+    ase.io.write(path, frames)
+    return path
+
+
+def dataset_of(path, folder, key="modulus", **values):
+    card = HeadSpec(
+        **{"name": "mine", "kind": "scalar", "extensive": key == "whole", "quantity": key, "unit": "GPa", **values}
+    )
+    return build_flat(folder, [FileTask(paths=(path,), options=ReadOptions(property_key=key))], card)
+
+
+def halves(dataset):
+    count = len(dataset)
+    rows = np.arange(count)
+    return {"train": rows[: count - 12], "validation": rows[:0], "test": rows[count - 12 :]}, rows[: count - 12]
+
+
+@pytest.mark.parametrize("key", ["modulus", "whole"])
+def test_it_takes_off_what_the_old_head_knows(key, model, path, frames, tmp_path):
+    dataset = dataset_of(path, tmp_path / "data", key)
+    sides, groups = halves(dataset)
+    said = []
+    guess = begin_guess(tmp_path / "guess", model, dataset, sides, groups, said.append)
+    assert guess.head == OLD and guess.error < 0.5 * guess.before
+    assert said[0].startswith(f"first guess: how stiff {OLD} says the crystals are; a fit to what is left is ")
+    left, whole = (d.read(np.arange(len(d)), names=True) for d in (guess.dataset, dataset))
+    assert left.group == whole.group and np.array_equal(left.positions, whole.positions)
+    # Held-out structures lose what the linear function says of them, to the last digit.
+    chosen = sides["test"]
+    module = Stiffness(subset(model, [OLD]))
+    module.weights.copy_(module.weights.new_tensor(guess.weights))
+    batch = batch_of(model, *[frames[k] for k in chosen])
+    sizes = np.array([len(frames[k]) if key == "whole" else 1 for k in chosen])
+    taken = whole.value[chosen, 0] - left.value[chosen, 0]
+    np.testing.assert_allclose(taken, module(model.inputs(batch), batch).numpy() * sizes, rtol=1e-4, atol=1e-3)
+    again = begin_guess(tmp_path / "guess", model, dataset, sides, groups, said.append, goes_on=True)
+    assert again.weights == guess.weights and again.dataset.digest == guess.dataset.digest
+
+
+def test_a_training_structure_does_not_tell_its_own_label(model, path, tmp_path):
+    """What is taken off one label does not follow that label: here it alone is 1,000 GPa off."""
+    dataset = dataset_of(path, tmp_path / "data")
+    sides, groups = halves(dataset)
+    before = stiff._fitted(model, dataset, sides, groups)
+    frames = ase.io.read(path, ":")
+    frames[3].info["modulus"] += 1000.0
+    ase.io.write(tmp_path / "wrong.extxyz", frames)
+    wrong = dataset_of(tmp_path / "wrong.extxyz", tmp_path / "wrong")
+    after = stiff._fitted(model, wrong, sides, groups) or {"taken": before["taken"]}
+    assert abs(after["taken"][3] - before["taken"][3]) < 300
+
+
+@pytest.mark.parametrize("reason", ["luck", "elements", "molecules", "few", "kind", "one slab"])
+def test_there_is_none_where_it_is_of_no_use(reason, model, path, frames, tmp_path, monkeypatch):
+    some = [atoms.copy() for atoms in frames]
+    start, values = model, {}
+    if reason == "elements":
+        start = subset(model, ["pypolymlp-mgo", "gfn2-xtb"])
+    elif reason == "molecules":
+        some = [molecule("CH4") for _ in some]
+        for atoms, crystal in zip(some, frames):
+            atoms.rattle(0.05, seed=len(crystal))
+            atoms.info = dict(crystal.info)
+    elif reason == "few":
+        some = some[:20]
+    elif reason == "kind":
+        values = {"kind": "class"}
+        for atoms in some:
+            atoms.info["modulus"] = float(atoms.info["modulus"] > 50)
+    elif reason == "one slab":
+        some[-1].pbc = (True, True, False)
+    ase.io.write(tmp_path / "some.extxyz", some)
+    key = "luck" if reason == "luck" else "modulus"
+    dataset = dataset_of(tmp_path / "some.extxyz", tmp_path / "data", key, **values)
+    sides, groups = halves(dataset)
+    for _ in range(2):  # decided once
+        assert begin_guess(tmp_path / "guess", start, dataset, sides, groups, print) is None
+        monkeypatch.setattr(stiff, "_fitted", None)
+
+
+def test_a_job_of_before_goes_on_without(model, path, tmp_path):
+    dataset = dataset_of(path, tmp_path / "data")
+    assert begin_guess(tmp_path / "guess", model, dataset, *halves(dataset), print, goes_on=True) is None
+    assert not (tmp_path / "guess").exists()
+
+
+def test_a_damaged_guess_is_named(model, path, tmp_path):
+    dataset = dataset_of(path, tmp_path / "data")
+    (tmp_path / "guess").mkdir()
+    (tmp_path / "guess" / "guess.json").write_text('{"head": "first"}')
+    with pytest.raises(CorruptFileError, match=r"guess.json: is not what this version writes: damaged, remove "):
+        begin_guess(tmp_path / "guess", model, dataset, *halves(dataset), print)
+
+
+@pytest.fixture(scope="module")
+def tuned(path, tmp_path_factory):
+    out = tmp_path_factory.mktemp("tuned") / "out"
+    assert main(job(path, out)) == 0
+    return out
+
+
+def job(path, out, *more):
+    about = ("--property", "modulus", "--kind", "intensive", "--unit", "GPa", "--validation", "0", "--test", "0.3")
+    return words(path, out, *about, "--keep-heads", "none", "--steps", "3", "--threads", "1", *more)
+
+
+def test_the_saved_head_says_the_whole(tuned, frames, model):
+    """Errors that the job tells of what is left are those of the saved head on the labels."""
+    told = json.loads((tuned / "errors.json").read_text())
+    saved = load_model(tuned / "model")
+    assert list(saved.specs) == ["mine"] and saved.specs["mine"].stiffness == OLD
+    stream = Predictor(saved, ["mine"], strict=False).predict(frames)
+    errors = np.array([abs(row["mine"].value.item() - atoms.info["modulus"]) for atoms, row in zip(frames, stream)])
+    from gfm_calc.train.preparation import load_preparation
+
+    (head,) = load_preparation(tuned / "run" / "data")
+    assert told["side"] == "test" and told["after"]["value_mae"] == pytest.approx(
+        errors[head.sides["test"]].mean(), rel=1e-3
+    )
+    assert told["after"]["value_mae"] < 8  # labels spread by 40
+    joined = combine(saved, model, ["gfn2-xtb"], cards=model.specs, note="")  # other heads beside it
+    assert joined.specs["mine"].stiffness == OLD
+
+
+def test_the_report_is_about_the_whole_labels(path, tmp_path):
+    out = tmp_path / "out"
+    assert main([word for word in job(path, out) if word != "--no-report"]) == 0
+    page = (out / "report.html").read_text()
+    worst = page.partition("mean error")[2]
+    assert "mean error" in page and "crystals.extxyz frame" in worst
+
+
+def test_a_killed_job_comes_to_the_same_bits(path, tuned, tmp_path, monkeypatch):
+    """Between the guess and the training; and after the labels were written, without the record that they are whole."""
+    from gfm_calc.finetune import setup
+
+    out = tmp_path / "out"
+    real = setup.begin_head
+    monkeypatch.setattr(setup, "begin_head", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert main(job(path, out)) == 130
+    assert (out / GUESS / "guess.json").exists()
+    monkeypatch.setattr(setup, "begin_head", real)
+    shutil.rmtree(out / GUESS / "labels")
+    assert main(job(path, out, "--resume")) == 0
+    assert load_model(out / "model").model_id == load_model(tuned / "model").model_id
+
+
+def test_it_is_not_trained_on_with_whole_labels(tuned):
+    source = load_model(tuned / "model")
+    values = {
+        "model": to_mapping(source.config), "heads": [{"name": "mine", "start": "mine"}],
+        "start": {"model": str(tuned / "model")},
+    }  # fmt: skip
+    recipe = recipe_of(values, [f"data.path={tuned / 'datasets'}"])
+    with pytest.raises(ConfigError, match=r"head mine: start: it learnt what a first guess leaves .*gfm finetune"):
+        prepare(recipe, source.config.cutoff)
