@@ -85,7 +85,7 @@ def begin_guess(
     found = read_json(place)
     if found is None:
         return None
-    if not isinstance(found, dict) or not {"head", "weights", "taken", "error", "before"} <= set(found):
+    if not isinstance(found, dict) or not {"head", "weights", "taken", "before", "error"} <= set(found):
         raise CorruptFileError(f"{place}: is not what this version writes: damaged, remove {folder}")
     if not (folder / _LABELS / MANIFEST).exists():
         build_flat(folder / _LABELS, [_Left(dataset, found["taken"])], dataset.head)
