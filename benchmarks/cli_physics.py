@@ -1,4 +1,4 @@
-"""`gfm bench physics | crystals | torsions | conformers | stability`: their options, and what they hand on."""
+"""`gfm bench physics | crystals | phonons | torsions | conformers | stability`: their options, and what they hand on."""
 
 from __future__ import annotations
 
@@ -12,8 +12,15 @@ from gfm_calc.errors import ConfigError
 
 
 def add_physics(benches: Any) -> None:
-    """Register the four."""
-    for add in (_physics_parser, _crystals_parser, _torsions_parser, _conformers_parser, _stability_parser):
+    """Register them."""
+    for add in (
+        _physics_parser,
+        _crystals_parser,
+        _phonons_parser,
+        _torsions_parser,
+        _conformers_parser,
+        _stability_parser,
+    ):
         add(benches)
 
 
@@ -52,6 +59,20 @@ def _crystals_parser(benches: Any) -> None:
                         help="relaxed structures with heat_capacity (300 K, J/mol/K of the cell); else no phonons")  # fmt: skip
     parser.add_argument("--crystals", type=positive_int, default=48, help="for volumes; default: %(default)s")
     parser.add_argument("--phonons", type=positive_int, default=16, help="crystals for phonons; default: %(default)s")
+    parser.add_argument("--peer", type=peer, action="append", default=[], metavar="NAME=PYTHON",
+                        help="chgnet or sevennet (SevenNet-0 and its l3i5), and the python of its environment")  # fmt: skip
+    add_output(parser)
+
+
+def _phonons_parser(benches: Any) -> None:
+    parser = new_parser(
+        benches, "phonons", run_phonons, summary="phonon frequencies beside those of calculated force sets",
+        example="gfm bench phonons --force-sets FOLDER --peer chgnet=PYTHON --peer sevennet=PYTHON -o phonons.json",
+    )  # fmt: skip
+    parser.add_argument("--model", default=DEFAULT_MODEL, help="packaged name or directory (default: %(default)s)")
+    parser.add_argument("--head", metavar="NAME", default="distilled-7net-l3i5", help="default: %(default)s")
+    parser.add_argument("--force-sets", type=Path, metavar="FOLDER", required=True,
+                        help="with a YAML file of phonopy a crystal, which holds displacements and forces")  # fmt: skip
     parser.add_argument("--peer", type=peer, action="append", default=[], metavar="NAME=PYTHON",
                         help="chgnet or sevennet (SevenNet-0 and its l3i5), and the python of its environment")  # fmt: skip
     add_output(parser)
@@ -130,6 +151,14 @@ def run_crystals(args: argparse.Namespace) -> None:
         heat_capacity=args.heat_capacity, crystals=args.crystals, phonons=args.phonons, peers=dict(args.peer),
     )  # fmt: skip
     finish(args, "crystals", extra_versions=optional("phonopy"), **run_crystals(plan))
+
+
+def run_phonons(args: argparse.Namespace) -> None:
+    """Measure frequencies."""
+    from gfm_calc.benchmarks.force_sets import ForceSetPlan, run_force_sets
+
+    plan = ForceSetPlan(model=args.model, head=args.head, folder=args.force_sets, peers=dict(args.peer))
+    finish(args, "phonons", extra_versions=optional("phonopy"), **run_force_sets(plan))
 
 
 def run_relative(args: argparse.Namespace) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from gfm_calc.benchmarks.report_accuracy import accuracy
-from gfm_calc.benchmarks.report_physics import conformers, crystals, stability, torsions
+from gfm_calc.benchmarks.report_physics import conformers, crystals, phonons, stability, torsions
 from gfm_calc.benchmarks.report_screening import screening
 from gfm_calc.benchmarks.report_training import ablation, alone, finetune, labels, multitask, scaling, training
 from gfm_calc.benchmarks.report_uncertainty import uncertainty, uncertainty_settings
@@ -315,6 +315,7 @@ _TABLES: dict[str, Callable[[Mapping[str, Any]], Iterator[Table]]] = {
     "reliability": _reliability, "scaling": scaling, "multitask": multitask, "alone": alone,
     "ablation": ablation, "training": training,
     "screening": screening, "finetune": finetune, "labels": labels, "uncertainty": uncertainty, "crystals": crystals,
+    "phonons": phonons,
     "torsions": torsions, "conformers": conformers, "stability": stability,
     "uncertainty_settings": uncertainty_settings,
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""The tables of `gfm bench crystals | torsions | conformers | stability`."""
+"""The tables of `gfm bench crystals | phonons | torsions | conformers | stability`."""
 
 from __future__ import annotations
 
@@ -44,6 +44,38 @@ def crystals(result: Mapping[str, Any]) -> Iterator[Table]:
             "phonons": "Heat capacities and highest frequencies",
         }
         yield Table(titles[part], header, rows, detail=True)
+
+
+def phonons(result: Mapping[str, Any]) -> Iterator[Table]:
+    """Means of every model; then crystal by crystal."""
+    names, means = result["models"], result["means"]
+    header = ["model", "crystals", "frequencies, THz", "median crystal", "highest frequency, %", "with imaginary modes"]
+    rows = []
+    for one in means:
+        error = f"{figure(one['mean_absolute'])} ({one['mean']:+.3g})"
+        done = f"{one['done']} of {len(result['rows'])}"
+        ends = figure(one["median_absolute"]), figure(one["highest"]), str(one["imaginary"])
+        rows.append([names[one["model"]], done, error, *ends])
+    over = (
+        f"; over {means[0]['compared']} crystals, {means[0]['reference_imaginary']} with imaginary modes by DFT"
+        if means
+        else ""
+    )
+    title = f"Phonons at the geometry of calculated force sets (DFT): mean absolute errors (mean errors){over}"
+    yield Table(title, header, rows)
+    header = ["crystal", "file", "displacements", "atoms", "model", "mean error, THz", "highest, THz", "imaginary"]
+    rows = []
+    for row in result["rows"]:
+        about = [row["formula"], row["name"], str(row["displacements"]), str(row["atoms"])]
+        for key, found in {"DFT": row["reference"], **row["models"]}.items():
+            if "error" in found:
+                rows.append([*about, names[key], found["error"], "-", "-"])
+                continue
+            apart = figure(found["mean_absolute"]) if "mean_absolute" in found else "-"
+            rows.append(
+                [*about, names.get(key, key), apart, figure(found["highest"]), "yes" if found["imaginary"] else "no"]
+            )
+    yield Table("Phonons beside force sets, crystal by crystal", header, rows, detail=True)
 
 
 def torsions(result: Mapping[str, Any]) -> Iterator[Table]:

@@ -1,5 +1,6 @@
 """Crystals, torsions and dynamics as benchmarks, on potentials whose answers are known."""
 
+import json
 import sys
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from labelled import need_adios
 from support import random_model
 
 import gfm_calc.benchmarks
-from gfm_calc.benchmarks import stability
+from gfm_calc.benchmarks import force_sets, stability
 from gfm_calc.benchmarks.contenders import Process
 from gfm_calc.benchmarks.crystals import choose, elements, means, phonon_row, volume_row
 from gfm_calc.benchmarks.relative_energies import run_relative_energies
@@ -70,6 +71,88 @@ def test_elements_begin_as_experiments_find_them():
     }
     shown, detail = tables(result)
     assert "elements" in shown.title and shown.header == ["model", "relaxed", "volume, %"] and len(detail.rows) == 2
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory):
+    """Files of phonopy with forces by EMT."""
+    from phonopy import Phonopy
+    from phonopy.structure.atoms import PhonopyAtoms
+
+    folder = tmp_path_factory.mktemp("sets")
+    for symbol in ("Cu", "Au"):
+        atoms = bulk(symbol, "fcc", a=3.65, cubic=True)
+        cell = PhonopyAtoms(
+            symbols=list(atoms.symbols), cell=atoms.cell.array, scaled_positions=atoms.get_scaled_positions()
+        )
+        phonon = Phonopy(cell, supercell_matrix=[2, 2, 2], primitive_matrix="F")
+        phonon.generate_displacements(distance=0.01)
+        phonon.forces = [force_sets._forces(one, EMT()) for one in phonon.supercells_with_displacements]
+        phonon.save(folder / f"{symbol}.yaml", settings={"force_sets": True, "displacements": True})
+    return folder
+
+
+class Changed(EMT):
+    """Forces of EMT times a factor, and a constant one, which the supercell at rest shows as well."""
+
+    factor = 1.0
+
+    def calculate(self, *args, **kwargs):
+        super().calculate(*args, **kwargs)
+        self.results["forces"] = self.factor * self.results["forces"] + 0.3
+
+
+class Half(Changed):
+    factor = 0.5
+
+
+class Refusing(EMT):
+    def calculate(self, *args, **kwargs):
+        raise GFMError("no")
+
+
+def test_frequencies_are_compared_at_the_geometry_of_the_file(sets):
+    phonon = force_sets._read(sets / "Cu.yaml")
+    one = force_sets.row("Cu", phonon, {"same": Changed(), "none": Refusing(), "soft": Half()})
+    assert one["formula"] == "Cu" and one["displacements"] == 1 and one["atoms"] == 32
+    same, soft = one["models"]["same"], one["models"]["soft"]
+    assert same["mean_absolute"] < 1e-3 and not one["reference"]["imaginary"]
+    assert same["highest"] == pytest.approx(one["reference"]["highest"], rel=1e-3)
+    assert soft["highest"] == pytest.approx(one["reference"]["highest"] / 2**0.5, rel=1e-3)
+    assert soft["mean"] == -soft["mean_absolute"] < -0.5
+    assert one["models"]["none"] == {"error": "no"}
+    (mean,) = force_sets.means([{**one, "models": {"same": same}}])
+    assert mean["done"] == mean["compared"] == 1 and mean["highest"] < 0.1 and mean["reference_imaginary"] == 0
+    assert force_sets.means([one]) == []  # nothing that all did
+
+
+def test_phonons_as_a_command(sets, tmp_path, capsys):
+    out = tmp_path / "phonons.json"
+    words = ["bench", "phonons", "--head", "pypolymlp-agau", "-o", str(out)]
+    assert main([*words, "--force-sets", str(sets)]) == 0
+    said = capsys.readouterr().out
+    assert "over 1 crystals" in said and "gfm-calc, pypolymlp-agau" in said
+    found = json.loads(out.read_text())
+    assert found["unseen"] == ["Cu"] and [one["name"] for one in found["rows"]] == ["Au"]
+    assert set(found["rows"][0]["models"]["gfm"]) == {"mean_absolute", "mean", "highest", "imaginary"}
+    shown, detail = tables(found)
+    assert len(shown.rows) == 1 and len(detail.rows) == 2
+
+
+@pytest.mark.parametrize("what", ["nothing", "no forces", "no phonopy"])
+def test_files_that_tell_no_phonons(what, sets, tmp_path, capsys):
+    import phonopy
+
+    if what == "no forces":
+        phonon = phonopy.load(sets / "Cu.yaml", produce_fc=False, log_level=0)
+        phonon.save(tmp_path / "a.yaml", settings={"force_sets": False, "displacements": True})
+    elif what == "no phonopy":
+        (tmp_path / "a.yaml").write_text("phonopy: [1, 2")
+    words = ["bench", "phonons", "-o", str(tmp_path / "found.json"), "--force-sets", str(tmp_path)]
+    assert main(words) == 1
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    assert ("holds no *.yaml of phonopy" if what == "nothing" else "a.yaml: ") in line and "displacements" in line
 
 
 def test_elements_take_the_place_of_a_file(tmp_path, capsys):
