@@ -52,7 +52,7 @@ _TITLES = {
     "are among those whose strained and rattled cells the distilled heads learnt from, too. It is no test of unseen chemistry, "
     "but of what a fit to forces makes of volumes, moduli and phonons.",
     "phonons": "## Phonons\n\nForce sets are examples and tests of phonopy (VASP; which functional is said of few): models give "
-    " forces on the same displaced supercells, at the geometry of DFT.",
+    "forces on the same displaced supercells, at the geometry of DFT.",
     "torsions": "## Torsions",
     "conformers": "## Conformers",
     "stability": "## Dynamics",
