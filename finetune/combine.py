@@ -45,9 +45,13 @@ def with_head(model: GFMModel, spec: HeadSpec) -> GFMModel:
     return found.requires_grad_(False).eval()
 
 
-def with_card(model: GFMModel, spec: HeadSpec) -> GFMModel:
-    """The model with another card of one head; what a head has by this card alone is as it is built."""
-    found = _filled(model, [spec if name == spec.name else own for name, own in model.specs.items()], [model])
+def with_stiffness(model: GFMModel, head: str, name: str) -> GFMModel:
+    """The model whose head of a property names one of energies as its `stiffness`, with the weights that it is built with."""
+    spec = replace(model.specs[head], stiffness=name)
+    with torch.random.fork_rng(devices=[]):
+        found = GFMModel(model.config, [spec if own.name == head else own for own in model.specs.values()])
+    found.to(model.dtype)
+    found.load_state_dict({**found.state_dict(), **model.state_dict()})
     found.uncertainty = model.uncertainty
     return found.requires_grad_(False).eval()
 
@@ -73,7 +77,6 @@ def _filled(encoder: GFMModel, specs: Sequence[HeadSpec], sources: Sequence[GFMM
             state |= {k: torch.zeros_like(v) for k, v in model.state_dict().items() if k.startswith(here)}
             continue
         before = f"properties.{owner.property_heads.index(head)}."
-        state |= {k: v for k, v in model.state_dict().items() if k.startswith(here)}
         state |= {k.replace(before, here, 1): v for k, v in owner.state_dict().items() if k.startswith(before)}
     model.load_state_dict(state)
     return model

@@ -20,11 +20,12 @@ import torch
 from ase.data import atomic_numbers as NUMBER_OF
 
 from gfm_calc.artifacts import MANIFEST
-from gfm_calc.checkpoint import load_model, save_model
+from gfm_calc.checkpoint import load_model, open_model, save_model
 from gfm_calc.config import HeadSpec
 from gfm_calc.data.loader import Loader
 from gfm_calc.data.store import Dataset, Selection
 from gfm_calc.encoders.base import scatter_sum
+from gfm_calc.errors import CorruptFileError
 from gfm_calc.finetune.combine import with_head
 from gfm_calc.finetune.fits import Fit, Process, best, process_of, shares_of, together
 from gfm_calc.graph import GraphBatch
@@ -79,8 +80,8 @@ class Compared(NamedTuple):
 
 
 class Begun(NamedTuple):
-    """A saved model with the head in it: `where` it is, its id, the head's references (symbol -> value), scale and number of
-    landmarks."""
+    """A saved model with the head in it, of labels less a first guess where there is one: `where` it is, its id, the head's
+    references (symbol -> value), scale and number of landmarks."""
 
     where: Path
     model_id: str
@@ -101,7 +102,7 @@ def begin_head(
         None for properties that begin with random weights: vectors, those of atoms, and those with fewer than `FEWEST` labels.
 
     Raises:
-        CorruptFileError: what an earlier run has written is damaged.
+        CorruptFileError: what an earlier run has written is damaged, or was fitted to other labels.
     """
     name = dataset.head.name
     if not (folder / MANIFEST).exists():
@@ -109,7 +110,11 @@ def begin_head(
         if found is None:
             return None
         say(_in_words(found, dataset.head))
-        save_model(_with_readout(model, dataset.head, found), folder)
+        save_model(_with_readout(model, dataset.head, found), folder, provenance={"labels": dataset.digest})
+    elif open_model(folder).read_json("provenance.json").get("labels", dataset.digest) != dataset.digest:
+        raise CorruptFileError(
+            f"{folder}: was fitted to other labels, with a guess that is gone: begin anew in another folder"
+        )
     start = load_model(folder)
     module = cast(PropertyHead, start.properties[start.property_heads.index(name)])
     card = start.specs[name]

@@ -58,8 +58,8 @@ def write_report(job: Job, outcome: Outcome) -> None:
     records = list(outcome.head.dataset.read(some, names=True).records())
     name, setup = job.card.name, outcome.setup
     begun = starting_model(setup.recipe, [outcome.head])
-    if setup.guess is not None:
-        begun = with_guess(begun, setup.start, name, setup.guess)
+    if setup.guess is not None and setup.begun is not None:
+        begun = with_guess(begun, setup.begun.where, name, setup.guess)
     if job.card.kind == "energy":
         before, after = (list(compare(model, name, records)) for model in (begun, outcome.model))
         summary, pictures, worst = _summary(outcome), _parities(before, after), _elements(after) + _worst(after)

@@ -252,8 +252,8 @@ def _save(
     if moved:
         settle(model, setup.replay)
     sure = sureness.learn(model, next(head for head in own if head.spec.name == name), side) if final else None
-    if setup.guess is not None:
-        model = with_guess(model, setup.start, name, setup.guess)
+    if setup.guess is not None and setup.begun is not None:
+        model = with_guess(model, setup.begun.where, name, setup.guess)
     about = provenance(trainer) | {
         "step": step,
         "started_from": {"model": Path(job.model).name, "model_id": setup.origin.model_id},
@@ -295,6 +295,7 @@ def _summary(outcome: Outcome) -> dict[str, Any]:
         "forgetting": [asdict(one) for one in outcome.drifts], "strategy": asdict(setup.strategy),
         "structures": {side: len(rows) for side, rows in setup.sides.as_mapping().items()},
         "unseen": {side: {"structures": n, "elements": list(s)} for side, (n, s) in setup.sides.unseen.items()},
+        "first_guess": setup.guess and {"head": setup.guess.head, "error": setup.guess.error, "before": setup.guess.before},
         "warning": outcome.warning, "model_id": outcome.model.model_id, "started_from": setup.origin.model_id,
     }  # fmt: skip
 

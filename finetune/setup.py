@@ -187,6 +187,7 @@ def _begin(
 ) -> tuple[Guess | None, Begun | None]:  # fmt: skip
     """A first guess at a property, and the head that begins at a fit to what that leaves."""
     groups = sides.train_groups
+    goes_on = goes_on or (job.output / START / MANIFEST).exists()
     guess = begin_guess(job.output / GUESS, start, dataset, sides.as_mapping(), groups, say, goes_on=goes_on)
     labels = dataset if guess is None else guess.dataset
     return guess, begin_head(job.output / START, start, labels, sides.train, groups, say)

@@ -19,14 +19,14 @@ import torch
 from ase.data import chemical_symbols as SYMBOLS
 
 from gfm_calc.artifacts import MANIFEST, canonical_json, read_json, sha256, write_file
-from gfm_calc.checkpoint import subset
+from gfm_calc.checkpoint import load_model, subset
 from gfm_calc.data.build import build_flat
 from gfm_calc.data.loader import Loader
 from gfm_calc.data.schema import Record
 from gfm_calc.data.splits import SIDES
 from gfm_calc.data.store import Dataset, Selection, open_dataset
 from gfm_calc.errors import CorruptFileError
-from gfm_calc.finetune.combine import with_card
+from gfm_calc.finetune.combine import with_stiffness
 from gfm_calc.finetune.fits import Fit, best, together
 from gfm_calc.finetune.readout import FEWEST, FREEDOMS, layers_and_composition
 from gfm_calc.heads import PropertyHead
@@ -34,7 +34,6 @@ from gfm_calc.model import GFMModel
 from gfm_calc.stiffness import COLUMNS, Stiffness
 
 _MOST = 1000  # labelled structures that it is of use for
-_MOST_ROWS = 10_000  # structures in all, each of which is strained
 _SHARES = (0.5, 0.75, 1.0)  # of the guess that are taken off the labels
 # What it must gain: a part of the error without it, and so many standard errors of the gain, lest chance choose.
 _WORTH, _CLEAR = 0.03, 1.5
@@ -70,7 +69,8 @@ def begin_guess(
         goes_on: the job has begun, with a guess or without.
 
     Returns:
-        None where no head knows the elements and stresses, the structures are no crystals, or it is of no use.
+        None where no head knows the elements and, by its card, stresses; where there are more than 1,000 training structures, or
+        some are no crystals; or where it is of no use.
 
     Raises:
         CorruptFileError: what an earlier run has left is damaged.
@@ -86,7 +86,7 @@ def begin_guess(
     if found is None:
         return None
     if not isinstance(found, dict) or not {"head", "weights", "taken", "before", "error"} <= set(found):
-        raise CorruptFileError(f"{place}: is not what this version writes: damaged, remove {folder}")
+        raise CorruptFileError(f"{place}: is not what this version writes: damaged, begin anew in another folder")
     if not (folder / _LABELS / MANIFEST).exists():
         build_flat(folder / _LABELS, [_Left(dataset, found["taken"])], dataset.head)
     unit = f"{dataset.head.unit}{' an atom' if dataset.head.extensive else ''}"
@@ -100,13 +100,13 @@ def begin_guess(
     )  # fmt: skip
 
 
-def with_guess(model: GFMModel, start: GFMModel, head: str, guess: Guess) -> GFMModel:
-    """The model whose head of that name adds the guess; start: what the guess was made with."""
-    spec = replace(model.specs[head], stiffness=guess.head)
-    found = with_card(model, spec)
+def with_guess(model: GFMModel, begun: Path, head: str, guess: Guess) -> GFMModel:
+    """The model whose head of that name adds the guess; begun: where the model is that the run began with, and the guess was
+    made with."""
+    found = with_stiffness(model, head, guess.head)
     module = cast(PropertyHead, found.properties[found.property_heads.index(head)])
     assert module.stiffness is not None
-    module.stiffness.network.load_state_dict(subset(start, [guess.head]).to(found.dtype).state_dict())
+    module.stiffness.network.load_state_dict(subset(load_model(begun), [guess.head]).to(found.dtype).state_dict())
     module.stiffness.weights.copy_(torch.tensor(guess.weights, dtype=torch.float64))
     return found
 
@@ -116,18 +116,18 @@ def _fitted(
 ) -> dict[str, Any] | None:  # fmt: skip
     """What `_FILE` holds: fields of `Guess`, and `taken` off the label of each row of the dataset (null of rows of no side)."""
     train, rows = sides["train"], np.concatenate([sides[side] for side in SIDES])
-    if len(rows) > _MOST_ROWS:
-        return None
-    block = dataset.read(rows)
+    block = dataset.read(train)
     assert block.value is not None
-    known = np.flatnonzero(np.isfinite(block.value[: len(train), 0]))
+    known = np.flatnonzero(np.isfinite(block.value[:, 0]))
     head = _knows(model, block.atomic_numbers)
     if head is None or not FEWEST <= len(known) <= _MOST or not block.pbc.all():
         return None
-    sizes = block.num_atoms if dataset.head.extensive else np.ones(len(rows))
-    labels = block.value[known, 0] / sizes[known]
+    sizes = dataset.atom_counts(rows) if dataset.head.extensive else np.ones(len(rows))
+    labels, columns = block.value[known, 0] / sizes[known], _columns(model, head, dataset, train[known])
+    if not np.isfinite(columns).all():
+        return None
     left_out = together(groups[known])
-    held = best(Fit([_columns(model, head, dataset, train[known])], labels, [1.0]), left_out)
+    held = best(Fit([columns], labels, [1.0]), left_out)
     beside = layers_and_composition(model, dataset, train[known])
 
     def errors(share: float) -> np.ndarray:

@@ -68,14 +68,14 @@ class Stiffness(ExactBuffers):
         volume = torch.linalg.det(batch.cell).abs().to(device)
         crystal = batch.pbc.all(dim=1).to(device) & (volume > 0)
         volume = torch.where(crystal, volume, torch.inf)
-        moduli = torch.cat([self._moduli(piece, count) for piece, count in _pieces(inputs, batch)])
-        moduli = moduli * _GPA / volume.unsqueeze(1)
-        bulk, shear, stress = moduli.nan_to_num().unbind(1)
+        with torch.autocast(device.type, enabled=False):  # moduli are small sums of large terms
+            moduli = torch.cat([self._moduli(piece, count) for piece, count in _pieces(inputs, batch)])
+        moduli = torch.where(crystal.unsqueeze(1), moduli * _GPA / volume.unsqueeze(1), 0.0)
+        bulk, shear = moduli[:, :2].clamp(-_STIFFEST, _STIFFEST).unbind(1)  # NaN stays: it is found in the prediction
         atoms = scatter_sum(torch.ones_like(self.masses[inputs.atomic_numbers]), inputs.batch, len(volume))
         mass = scatter_sum(self.masses.index_select(0, inputs.atomic_numbers), inputs.batch, len(volume))
-        bounded = [modulus.clamp(-_STIFFEST, _STIFFEST) for modulus in (bulk, shear)]
-        bent = [torch.asinh(bulk / _BEND), torch.asinh(shear / _BEND), torch.asinh(stress / _BEND_OF_STRESS)]
-        return torch.stack([*bounded, *bent, atoms / volume, mass / volume], dim=1)
+        bent = [torch.asinh(bulk / _BEND), torch.asinh(shear / _BEND), torch.asinh(moduli[:, 2] / _BEND_OF_STRESS)]
+        return torch.stack([bulk, shear, *bent, atoms / volume, mass / volume], dim=1)
 
     def _moduli(self, inputs: ModelInputs, count: int) -> Tensor:
         """V K, V G and V times the mean stress [count, 3] in eV, float64."""

@@ -46,6 +46,12 @@ def run(args: argparse.Namespace) -> None:
     model = load_model(args.model)
     if args.folder is not None:
         heads = load_preparation(args.folder / "data")
+        lessened = [h.spec.name for h in heads if h.spec.name in model.specs and model.specs[h.spec.name].stiffness]
+        if lessened:
+            raise ConfigError(
+                f"{args.folder}: holds what a first guess leaves of the labels of {', '.join(lessened)}, not the labels; gfm "
+                "finetune teaches such a head its errors from 100 training structures on"
+            )
     else:
         recipe = recipe_on(args.data, args.recipe)
         heads = load_heads(recipe, args.cache)

@@ -35,6 +35,9 @@ def mean_of(models: Sequence[GFMModel]) -> GFMModel:
             raise ConfigError("the models have different encoders or heads: there is no mean of their weights")
         if {name: tensor.shape for name, tensor in model.state_dict().items()} != shape:
             raise ConfigError("the weights of the models have different shapes: there is no mean of them")
+    fixed = {name: tensor for name, tensor in last.state_dict().items() if ".stiffness." in name}
+    if any(not torch.equal(model.state_dict()[name], tensor) for model in others for name, tensor in fixed.items()):
+        raise ConfigError("the models have properties that begin at different first guesses: there is no mean of them")
     states = [_in_terms_of(last, model) for model in models]
     last.load_state_dict({
         name: torch.stack([state[name] for state in states]).mean(dim=0).to(tensor.dtype)

@@ -15,7 +15,7 @@ sys.path[:0] = [str(GOLDEN.parent.parent), str(GOLDEN.parent), str(GOLDEN.parent
 
 def main() -> None:
     from support import predict
-    from test_golden_files import golden_model
+    from test_golden_files import golden_model, golden_structures
 
     from gfm_calc.checkpoint import FORMAT_VERSION, load_model, save_model
     from gfm_calc.selfcheck import probe_structures
@@ -34,7 +34,7 @@ def main() -> None:
     wanted["gap"] = [e.value_uncertainty.item() for e in errors]
     (GOLDEN / "uncertainties.json").write_text(json.dumps(wanted, indent=1) + "\n")
     values = {
-        h: [predict(model, a, h).value.flatten().tolist() for a in probe_structures()[:2]] for h in model.property_heads
+        h: [predict(model, a, h).value.flatten().tolist() for a in golden_structures()] for h in model.property_heads
     }
     (GOLDEN / "properties.json").write_text(json.dumps(values, indent=1) + "\n")
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from ase.build import bulk
 from support import predict, random_model
 
 from gfm_calc.artifacts import MANIFEST
@@ -31,6 +32,13 @@ def golden_model():
         uncertainty=("second", "gap"),
         **config,
     )
+
+
+def golden_structures():
+    """Ethanol, benzene, and a crystal, which is stiff."""
+    diamond = bulk("C")
+    diamond.rattle(0.05, seed=1)
+    return [*probe_structures()[:2], diamond]
 
 
 @pytest.mark.promise("R9")
@@ -71,8 +79,9 @@ def test_properties_of_the_golden_model():
     model = load_model(GOLDEN / f"model-v{FORMAT_VERSION}", dtype=torch.float64)
     numbers = json.loads((GOLDEN / "properties.json").read_text())
     assert list(numbers) == list(model.property_heads) and model.specs["gap"].landmarks
+    assert model.specs["volume"].stiffness
     for head, wanted in numbers.items():
-        for atoms, values in zip(probe_structures()[:2], wanted):
+        for atoms, values in zip(golden_structures(), wanted, strict=True):
             np.testing.assert_allclose(predict(model, atoms, head).value.flatten(), values, rtol=1e-8, atol=1e-10)
 
 

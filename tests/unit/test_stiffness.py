@@ -10,7 +10,9 @@ from gfm_calc import stiffness
 from gfm_calc.checkpoint import load_model, save_model, subset
 from gfm_calc.config import HeadSpec
 from gfm_calc.errors import ConfigError
+from gfm_calc.finetune.combine import combine
 from gfm_calc.stiffness import COLUMNS, Stiffness
+from gfm_calc.train.mean import mean_of
 
 GPA = 160.21766208
 
@@ -90,7 +92,6 @@ def test_a_head_adds_it_and_keeps_it(dtype, tmp_path):
     batch = batch_of(model, atoms)
     whole = predict(model, atoms, "volume").value.item()
     added = module(model.inputs(batch), batch).item() * len(atoms)
-    network = [parameter.clone() for parameter in module.network.parameters()]
     save_model(model, tmp_path / "model")
     for one in (load_model(tmp_path / "model", dtype=dtype), subset(model, ["volume"]).to(dtype)):
         assert predict(one, atoms, "volume").value.item() == pytest.approx(
@@ -102,7 +103,34 @@ def test_a_head_adds_it_and_keeps_it(dtype, tmp_path):
     silent = load_model(tmp_path / "model")
     silent.properties[1].stiffness.weights.zero_()
     assert predict(silent, atoms, "volume").value.item() == pytest.approx(whole - added, rel=1e-9)
-    assert all(torch.equal(a, b) for a, b in zip(network, module.network.parameters()))
+
+
+def test_half_precision_leaves_second_derivatives_alone():
+    model, frames = random_model().float(), [crystal(), crystal(1)]
+    wanted = columns(model, frames)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(columns(model, frames), wanted)
+
+
+def test_what_overflows_is_seen():
+    model = subset(random_model(), ["first"])
+    model.energy_stack.output.fill_(torch.inf)
+    assert not columns(model, [crystal()]).isfinite().all() and columns(model, [molecule("H2O")]).isfinite().all()
+
+
+def test_an_old_head_keeps_it_beside_another_encoder():
+    start, trained = random_model(properties=True), random_model(seed=5, heads=("other",))
+    found = combine(trained, start, ["volume", "first"], cards=start.specs, note="moved")
+    new, old = (one.properties[one.property_heads.index("volume")].stiffness for one in (found, start))
+    state = new.state_dict()
+    assert state.keys() == old.state_dict().keys() and len(state) > 10
+    assert all(torch.equal(state[name], tensor) for name, tensor in old.state_dict().items())
+
+
+def test_models_of_different_guesses_have_no_mean():
+    first, second = random_model(properties=True), random_model(properties=True, seed=1)
+    with pytest.raises(ConfigError, match="different first guesses: there is no mean of them"):
+        mean_of([subset(first, list(first.specs)), subset(second, list(second.specs))])
 
 
 def test_it_is_predicted_where_no_gradient_is_recorded():
