@@ -20,7 +20,7 @@ _OF_TESTS = {
     "P-6": (1, 1, 3), "P6_222": (2, 2, 2), "P-6m2": (2, 2, 3), "P-62m": (1, 1, 2), "P2_13": (2, 2, 2), "Pa-3": (2, 2, 2),
     "P4_332": (1, 1, 1), "P-43m": (2, 2, 2),
 }  # fmt: skip
-_MOST = 20  # displacements of a crystal
+_MOST, _LARGEST = 20, 100  # displacements of a crystal; atoms of its supercell
 
 
 def main() -> None:
@@ -47,7 +47,7 @@ def main() -> None:
         )  # fmt: skip
     for name, phonon in found.items():
         count, size = len(phonon.displacements), len(phonon.supercell)
-        kept = count <= _MOST
+        kept = count <= _MOST and size <= _LARGEST
         print(f"{name}: {phonon.unitcell.formula}, {count} displacements of {size} atoms{'' if kept else ': left out'}")
         if kept:
             phonon.save(args.out / f"{name}.yaml", settings={"force_sets": True, "displacements": True})
