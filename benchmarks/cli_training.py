@@ -286,4 +286,5 @@ def run_labels(args: argparse.Namespace) -> None:
         data=args.data, model=args.model, tasks=args.tasks, seeds=args.seeds, steps=args.steps, max_minutes=args.max_minutes,
         work=args.work,
     )  # fmt: skip
-    finish(args, "labels", model=plan.model, seeds=plan.seeds, max_minutes=plan.max_minutes, rows=run_labels(plan))
+    how = {"seeds": plan.seeds, "steps": plan.steps, "max_minutes": plan.max_minutes}
+    finish(args, "labels", model=plan.model, **how, rows=run_labels(plan))

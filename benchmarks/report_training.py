@@ -169,6 +169,8 @@ def labels(result: Mapping[str, Any]) -> Iterator[Table]:
     good = " and ".join(map(str, found)) or "0"
     title = f"Labels that pre-training saves: as good as random weights with the next more labels in {good} "
     title += f"of {len(counted)} cases ({tasks} task{'s' * (tasks != 1)}): {seeds}"
+    if result.get("steps"):
+        title += f"; {result['steps']} steps each"
     if result.get("max_minutes"):
         title += f"; no run took more than {result['max_minutes']:g} minutes of one thread: few steps where structures are large"
     yield Table(
