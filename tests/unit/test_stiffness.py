@@ -85,7 +85,7 @@ def test_what_is_no_crystal_has_none():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_head_adds_it_and_keeps_it(dtype, tmp_path):
     """To a sum over atoms for each atom; through casts, files and other heads."""
-    model = random_model(properties=True).to(torch.float64)
+    model = random_model(properties=True)
     module = model.properties[1].stiffness
     assert model.specs["volume"].stiffness == "first" and isinstance(module, Stiffness)
     atoms = crystal()
@@ -106,7 +106,7 @@ def test_a_head_adds_it_and_keeps_it(dtype, tmp_path):
 
 
 def test_half_precision_leaves_second_derivatives_alone():
-    model, frames = random_model().float(), [crystal(), crystal(1)]
+    model, frames = random_model(dtype=torch.float32), [crystal(), crystal(1)]
     wanted = columns(model, frames)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(columns(model, frames), wanted)
