@@ -12,6 +12,7 @@ from ase.build import bulk, fcc111, molecule
 from ase.data import chemical_symbols
 
 from gfm_calc.config import MAX_ATOMIC_NUMBER, HeadSpec, ModelConfig
+from gfm_calc.finetune.combine import with_stiffness
 from gfm_calc.graph import AtomicGraph, GraphBatch
 from gfm_calc.model import GFMModel, Prediction
 from gfm_calc.uncertainty import ErrorHeads
@@ -54,7 +55,6 @@ def random_model(
                 quantity="volume",
                 unit="Å³",
                 elements=elements,
-                stiffness=heads[0],
             ),
             HeadSpec(name="population", kind="atom_scalar", quantity="population", unit="e", elements=elements),
             HeadSpec(name="dipoles", kind="atom_vector", quantity="dipole", unit="e Å", elements=elements),
@@ -67,13 +67,15 @@ def random_model(
                 if name.endswith(("bias", "share.weight", "energy_stack.shift")) or ".landmarks." in name:
                     parameter.normal_(std=0.3)
             model.energy_stack.output.mul_(1.5)
-            for module in model.properties:
-                if module.stiffness is not None:
-                    module.stiffness.weights.normal_()
         model.energy_stack.scale.uniform_(0.5, 1.5)
         model.uncertainty = random_errors(uncertainty, model.config.num_features) if uncertainty else None
     for head in set(uncertainty) & set(model.property_heads):
         model.uncertainty.figures[head]["unit"] = 0.5
+    if properties:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = with_stiffness(model, "volume", heads[0])
+            model.properties[1].stiffness.weights.normal_()
     return model.requires_grad_(False).eval().to(dtype=dtype)
 
 
