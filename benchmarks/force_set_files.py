@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 
-# (name of the example)
 _EXAMPLES = ("Al2O3", "CaTiO3", "MgB2", "MgO", "NaCl", "SiO2-HP", "SnO2", "TiO2-anatase", "ZnO")
 # Space group in the name of a file -> supercell, as in phonopy's test/phonon/test_irreps.py.
 _OF_TESTS = {

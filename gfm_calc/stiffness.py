@@ -72,7 +72,7 @@ class Stiffness(ExactBuffers):
             moduli = torch.cat([self._moduli(piece, count) for piece, count in _pieces(inputs, batch)])
         moduli = torch.where(crystal.unsqueeze(1), moduli * _GPA / volume.unsqueeze(1), 0.0)
         bulk, shear = moduli[:, :2].clamp(-_STIFFEST, _STIFFEST).unbind(1)  # NaN stays: it is found in the prediction
-        atoms = scatter_sum(torch.ones_like(self.masses[inputs.atomic_numbers]), inputs.batch, len(volume))
+        atoms = batch.ptr.diff().to(device, torch.float64)
         mass = scatter_sum(self.masses.index_select(0, inputs.atomic_numbers), inputs.batch, len(volume))
         bent = [torch.asinh(bulk / _BEND), torch.asinh(shear / _BEND), torch.asinh(moduli[:, 2] / _BEND_OF_STRESS)]
         return torch.stack([bulk, shear, *bent, atoms / volume, mass / volume], dim=1)
