@@ -314,7 +314,7 @@ def test_labels_that_pretraining_saves(task, tmp_path, monkeypatch, capsys):
         assert row["errors"]["tuned"][0] < row["errors"]["scratch"][1] and row["test_frames"] == [6] * 3
         assert len(row["strategies"]) == 3
     (shown,) = tables(result)
-    assert "in 2 and 2 of 2 cases (1 task)" in shown.title and shown.title.endswith("one seed")
+    assert "in 2 and 2 of 2 cases (1 task)" in shown.title and shown.title.endswith("one seed; 2 steps each")
     assert [line[-2] for line in shown.rows] == ["yes / yes", "yes / yes"] and shown.rows[0][2:4] == [
         "3 / 6 / 12",
         "6 / 6 / 6",
