@@ -1,11 +1,12 @@
 """Where the head of a property begins: at what the model knows already, by regularised least squares.
 
 A network that begins with random weights learns from a few hundred labels worse than a linear fit does.  So the hidden units of
-old heads, the encoder's own features after each layer and the composition are fitted to the labels first.  Each old head gives a
-fit; the four that predict best what they have not seen are averaged (see `fits`), for the best one of many fits to few labels
-owes its place to chance.  A property that is no sum over atoms is the mean of that and of two Gaussian processes, on the layers
-alone and on how far atoms differ as well (see `landmarks`), which err elsewhere; or one of the three alone, where that is clearly
-better.  The outcome is written as weights of the head, from which training goes on.
+old heads, the encoder's own features after each layer and the composition are fitted to the labels first, and the energy of the
+head beside its units, for few labels do not tell which sum of them it is.  Each old head gives a fit; the four that predict best
+what they have not seen are averaged (see `fits`), for the best one of many fits to few labels owes its place to chance.  A
+property that is no sum over atoms is the mean of that and of two Gaussian processes, on the layers alone and on how far atoms
+differ as well (see `landmarks`), which err elsewhere; or one of the three alone, where that is clearly better.  The outcome is
+written as weights of the head, from which training goes on.
 """
 
 from __future__ import annotations
@@ -40,6 +41,10 @@ _MOST = 2000  # structures of the fit
 # Of what elements add to a sum: nothing holds back the last one, but with few labels many elements are rare, and layers know
 # elements as well.  Of what they add to a mean, the first.
 FREEDOMS = (0.3, 1.0, 3.0, 30.0, 1e3)
+# Of the energy, one column.  Errors of training labels that are left out, without it and with 3, 30 and 300 of it: 40 labels of
+# U0 of QM9 9.4, 8.7, 7.4 and 7.3 meV an atom (200: 6.44, 6.41, 6.34, 6.34), of its gap 778, 776, 758 and 758 meV; of formation
+# energies 0.326, 0.319, 0.305 and 0.305 eV an atom (200: 0.119, 0.114, 0.110, 0.110).
+_FREEDOM_OF_ENERGY = 30.0
 _LOG_ODDS = 2.0  # that a class is fitted to: yes with 88 %
 _PAIR = 2  # hidden units that make a linear function: silu(u) - silu(-u) = u
 _SPARED = 1  # hidden units of each head that make room for them
@@ -171,11 +176,13 @@ def layers_and_composition(model: GFMModel, dataset: Dataset, rows: np.ndarray) 
 
 
 class _Seen(NamedTuple):
-    """Of n labelled structures, hidden [n, H, K], means over atoms of the units of the heads of energies; features [n, W], as
-    `features_of_structures`, layers [n, L F] the first of them; composition [n, Z], fractions of `symbols`; labels [n] (of a sum
-    over atoms: for each atom; of a class: log-odds); groups, the indices of the structures that are left out together."""
+    """Of n labelled structures, hidden [n, H, K], means over atoms of the units of the heads of energies, and output [H, K], with
+    which units add up to energies; features [n, W], as `features_of_structures`, layers [n, L F] the first of them; composition
+    [n, Z], fractions of `symbols`; labels [n] (of a sum over atoms: for each atom; of a class: log-odds); groups, the indices of
+    the structures that are left out together."""
 
     hidden: np.ndarray
+    output: np.ndarray
     features: np.ndarray
     layers: np.ndarray
     composition: np.ndarray
@@ -205,7 +212,8 @@ def _seen(model: GFMModel, dataset: Dataset, rows: np.ndarray, groups: np.ndarra
         parts.append((_means(units, graph), described.cpu(), composition, value))
     hidden, features, fractions, labels = (torch.cat(part).numpy() for part in zip(*parts))
     layers = features[:, : model.config.num_layers * model.config.num_features]
-    return _Seen(hidden, features, layers, fractions, symbols, labels, together(groups))
+    output = model.energy_stack.output.detach().double().cpu().numpy()
+    return _Seen(hidden, output, features, layers, fractions, symbols, labels, together(groups))
 
 
 def _means(of_atoms: torch.Tensor, graph: GraphBatch) -> torch.Tensor:
@@ -248,9 +256,12 @@ def _freedom(seen: _Seen) -> float:
 def _of_head(number: int, seen: _Seen, freedom: float) -> _OfHead:
     units = seen.hidden[:, number]
     kept = _widest(units, units.shape[1] - _SPARED)
-    parts = [units[:, kept], seen.layers, seen.composition]
-    fit = Fit(parts, seen.labels, [1.0, 1.0, freedom])
-    return _OfHead(number, kept, *best(fit, seen.groups))
+    output = seen.output[number, kept]
+    parts = [units[:, kept], seen.layers, seen.composition, units[:, kept] @ output[:, None]]
+    fit = Fit(parts, seen.labels, [1.0, 1.0, freedom, _FREEDOM_OF_ENERGY])
+    residual, weights = best(fit, seen.groups)
+    weights[: len(kept)] += weights[-2] * output  # the energy is a sum of the units
+    return _OfHead(number, kept, residual, np.delete(weights, -2))
 
 
 def _widest(units: np.ndarray, count: int) -> np.ndarray:

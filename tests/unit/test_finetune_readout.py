@@ -252,3 +252,19 @@ def test_what_was_fitted_is_kept_and_damage_is_seen(model, tmp_path):
     weights.write_bytes(weights.read_bytes()[:-1])
     with pytest.raises(CorruptFileError):
         begin_head(where, model, dataset, *every(dataset), said.append)
+
+
+def test_an_energy_is_found_from_few_labels(model, tmp_path, monkeypatch):
+    """Which sum of a head's units it is, few labels do not tell: the head does."""
+    dataset, _ = dataset_of(model, tmp_path, "scalar", True, count=30)
+    seen = readout._seen(model, dataset, *every(dataset), ["H", "C", "N", "O"])
+    number = model.energy_heads.index("gfn2-xtb")
+    energies = seen.hidden[:, number] @ seen.output[number]
+    seen = seen._replace(labels=2 * energies + seen.composition @ np.array([-13.0, -1000.0, -1400.0, -2000.0]))
+    found = readout._of_head(number, seen, readout.FREEDOMS[-1])
+    columns = np.concatenate([seen.hidden[:, number][:, found.kept], seen.layers, seen.composition], axis=1)
+    np.testing.assert_allclose(
+        columns @ found.weights[:-1] + found.weights[-1], seen.labels, atol=0.01 * energies.std()
+    )
+    monkeypatch.setattr(readout, "_FREEDOM_OF_ENERGY", 1e-6)
+    assert found.error < 0.1 * readout._of_head(number, seen, readout.FREEDOMS[-1]).error
