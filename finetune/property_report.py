@@ -65,7 +65,7 @@ def summary(outcome: Outcome) -> str:
     if outcome.setup.begun is not None:
         begun = "fits to what the model knows"
         guess = outcome.setup.guess
-        begun += "" if guess is None else f", beside a first guess at how stiff {guess.head} says the crystals are"
+        begun += "" if guess is None else f", beside a first guess: {guess.says}"
     else:
         begun = "what each element adds on average" if spec.kind in ("scalar", "atom_scalar") else "nothing"
         begun += ", and random weights"

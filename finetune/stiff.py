@@ -1,9 +1,9 @@
 """A first guess at a property of crystals: how stiff an old head says they are.
 
-Few labels do not show what a head that was trained on stresses knows: how the energy bends under strain.  A linear function of
-that (see `gfm_calc.stiffness`) is fitted to the labels, a part of it taken off them, and the head learns what is left; the saved
-head adds it again.  Training structures lose what the function says of them when their group is left out of its fit (see
-`fits`), which is what held-out ones lose.
+Few labels do not show what a head that was trained on stresses knows: how the energy bends under strain, and how the atoms
+vibrate.  A linear function of one of these, or of both (see `gfm_calc.stiffness`), is fitted to the labels, a part of it taken
+off them, and the head learns what is left; the saved head adds it again.  Training structures lose what the function says of them
+when their group is left out of its fit (see `fits`), which is what held-out ones lose.
 """
 
 from __future__ import annotations
@@ -31,9 +31,12 @@ from gfm_calc.finetune.fits import Fit, best, together
 from gfm_calc.finetune.readout import FEWEST, FREEDOMS, layers_and_composition
 from gfm_calc.heads import PropertyHead
 from gfm_calc.model import GFMModel
-from gfm_calc.stiffness import COLUMNS, Stiffness
+from gfm_calc.stiffness import COLUMNS, STRAINS, Stiffness
+from gfm_calc.vibrations import repeats_of
 
 _MOST = 1000  # labelled structures that it is of use for
+_MOST_PAIRS = 1_000_000  # see `_pairs`: vibrations of so many take some ten minutes of one core
+_STRAINS, _MODES, _BOTH = slice(len(STRAINS)), slice(len(STRAINS), len(COLUMNS)), slice(len(COLUMNS))  # of the columns
 _SHARES = (0.5, 0.75, 1.0)  # of the guess that are taken off the labels
 # What it must gain: a part of the error without it, and so many standard errors of the gain, lest chance choose.
 _WORTH, _CLEAR = 0.03, 1.5
@@ -45,13 +48,14 @@ class Guess:
     """The guess, and what it leaves.
 
     Attributes:
-        head: the old one.  weights: [8], as `Stiffness.weights`.
+        head: the old one.  says: what of it the guess is made of, in words.  weights: [13], as `Stiffness.weights`.
         dataset: the structures, row by row, with what is left of their labels.
         error: what a fit to it leaves of structures that are left out, in the unit of the property (of a sum over atoms, for each
             atom); before: without the guess.
     """
 
     head: str
+    says: str
     weights: tuple[float, ...]
     dataset: Dataset
     error: float
@@ -85,18 +89,18 @@ def begin_guess(
     found = read_json(place)
     if found is None:
         return None
-    if not isinstance(found, dict) or not {"head", "weights", "taken", "before", "error"} <= set(found):
+    if not isinstance(found, dict) or not {"head", "says", "weights", "taken", "before", "error"} <= set(found):
         raise CorruptFileError(f"{place}: is not what this version writes: damaged, begin anew in another folder")
     if not (folder / _LABELS / MANIFEST).exists():
         build_flat(folder / _LABELS, [_Left(dataset, found["taken"])], dataset.head)
     unit = f"{dataset.head.unit}{' an atom' if dataset.head.extensive else ''}"
     say(
-        f"first guess: how stiff {found['head']} says the crystals are; a fit to what is left is {found['error']:.3g} {unit} off "
-        f"structures that are left out, without the guess {found['before']:.3g}"
+        f"first guess: {found['says']}; a fit to what is left is {found['error']:.3g} {unit} off structures that are left out, "
+        f"without the guess {found['before']:.3g}"
     )
     return Guess(
-        head=found["head"], weights=tuple(found["weights"]), dataset=open_dataset(folder / _LABELS), error=found["error"],
-        before=found["before"],
+        head=found["head"], says=found["says"], weights=tuple(found["weights"]), dataset=open_dataset(folder / _LABELS),
+        error=found["error"], before=found["before"],
     )  # fmt: skip
 
 
@@ -123,33 +127,42 @@ def _fitted(
     if head is None or not FEWEST <= len(known) <= _MOST or not block.pbc.all():
         return None
     sizes = dataset.atom_counts(rows) if dataset.head.extensive else np.ones(len(rows))
-    labels, columns = block.value[known, 0] / sizes[known], _columns(model, head, dataset, train[known])
+    modes = _pairs(dataset, rows) <= _MOST_PAIRS
+    labels, columns = block.value[known, 0] / sizes[known], _columns(model, head, dataset, train[known], modes=modes)
     if not np.isfinite(columns).all():
         return None
     left_out = together(groups[known])
-    held = best(Fit([columns], labels, [1.0]), left_out)
     beside = layers_and_composition(model, dataset, train[known])
 
-    def errors(share: float) -> np.ndarray:
-        fits = (Fit(beside, labels - share * (labels - held.residual), [1.0, freedom]) for freedom in FREEDOMS)
+    def errors(taken: np.ndarray) -> np.ndarray:
+        fits = (Fit(beside, labels - taken, [1.0, freedom]) for freedom in FREEDOMS)
         return min((np.abs(best(fit, left_out).residual) for fit in fits), key=np.mean)
 
-    before, share = errors(0.0), min(_SHARES, key=lambda share: errors(share).mean())
-    error = errors(share)
+    parts = [_STRAINS, _MODES, _BOTH] if modes else [_STRAINS]
+    tried = []
+    for part in parts:
+        held = best(Fit([columns[:, part]], labels, [1.0]), left_out)
+        tried += [(errors(share * (labels - held.residual)), share, part, held) for share in _SHARES]
+    error, share, part, held = min(tried, key=lambda one: one[0].mean())
+    before = errors(np.zeros(len(labels)))
     gain = before - error
     if gain.mean() < max(_WORTH * before.mean(), _CLEAR * gain.std() / math.sqrt(len(gain))):
         return None
+    weights = np.zeros(len(COLUMNS) + 1)
+    weights[:-1][part], weights[-1] = held.weights[:-1], held.weights[-1]
     said = np.zeros(len(rows))
     others = np.setdiff1d(np.arange(len(rows)), known)
     if others.size:
-        said[others] = _columns(model, head, dataset, rows[others]) @ held.weights[:-1] + held.weights[-1]
+        wanted = {"strains": part is not _MODES, "modes": part is not _STRAINS}
+        said[others] = _columns(model, head, dataset, rows[others], **wanted) @ weights[:-1] + weights[-1]
     said[known] = labels - held.residual
     taken: list[float | None] = [None] * len(dataset)
     for row, value in zip(rows.tolist(), (share * said * sizes).tolist()):
         taken[row] = value
+    says = f"how {head} says the crystals vibrate" if part is _MODES else f"how stiff {head} says the crystals are"
     return {
-        "head": head, "weights": (share * held.weights).tolist(), "taken": taken, "error": float(error.mean()),
-        "before": float(before.mean()),
+        "head": head, "says": says + (" and how they vibrate" if part is _BOTH else ""), "weights": (share * weights).tolist(),
+        "taken": taken, "error": float(error.mean()), "before": float(before.mean()),
     }  # fmt: skip
 
 
@@ -164,11 +177,17 @@ def _knows(model: GFMModel, numbers: np.ndarray) -> str | None:
     return max(able, key=able.__getitem__) if able else None
 
 
-def _columns(model: GFMModel, head: str, dataset: Dataset, rows: np.ndarray) -> np.ndarray:
-    """[n, 7] of the rows, see `Stiffness.columns`."""
+def _pairs(dataset: Dataset, rows: np.ndarray) -> int:
+    """Of an atom of a cell and one of its supercell, over all rows: the work of their vibrations."""
+    cells = map(torch.from_numpy, dataset.read(rows).cell)
+    return sum(int(count) ** 2 * math.prod(repeats_of(cell)) for count, cell in zip(dataset.atom_counts(rows), cells))
+
+
+def _columns(model: GFMModel, head: str, dataset: Dataset, rows: np.ndarray, **wanted: bool) -> np.ndarray:
+    """[n, 12] of the rows, see `Stiffness.columns`."""
     module = Stiffness(subset(model, [head]))
     loader = Loader([Selection(dataset, rows)], model.config.cutoff).once()
-    found = [module.columns(model.inputs(batch.graph), batch.graph).cpu().numpy() for batch in loader]
+    found = [module.columns(model.inputs(batch.graph), batch.graph, **wanted).cpu().numpy() for batch in loader]
     return np.concatenate(found).reshape(-1, len(COLUMNS))
 
 

@@ -106,7 +106,8 @@ class HeadSpec:
         periodicity: subset of ("molecule", "bulk"): what kinds of boundary conditions were seen.
         training_data: one mapping a source: name, licence, citation, frames.
         landmarks: of a property that is no sum: structures of its training data that others are compared with, see `landmarks`.
-        stiffness: of a scalar property: the head of energies that said how stiff its crystals are, see `stiffness`; "": none.
+        stiffness: of a scalar property: the head of energies that said how stiff its crystals are and how
+            they vibrate, see `stiffness`; "": none.
         test_errors: figures measured on group-held-out data.
         description: a sentence for users.
     """

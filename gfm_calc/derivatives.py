@@ -2,45 +2,55 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
-from .graph import GraphBatch
-from .model import GFMModel
+if TYPE_CHECKING:
+    from .graph import GraphBatch
+    from .model import GFMModel, ModelInputs
 
 _ROWS_AT_ONCE = 16  # bounds the memory of the batched backward pass
 
 
-@torch.inference_mode(False)
-@torch.enable_grad()
 def hessian(model: GFMModel, batch: GraphBatch, head: str) -> Tensor:
     """d²E/dr² of one structure, [3n, 3n] in eV/Å², float64 on the CPU, symmetrised.
-
-    With positions r and edge vectors v = A r, the energy's Hessian is A^T (d²E/dv²) A; each row is one backward pass
-    through the gradient, several rows at a time.
 
     Args:
         batch: a single structure.
         head: an energy head.
     """
-    inputs = model.inputs(batch)
+    with torch.inference_mode(False):
+        index = torch.tensor([model.energy_heads.index(head)], device=model.device)
+        full = hessian_rows(lambda inputs: model.atom_energies(inputs, index), model.inputs(batch), batch.num_nodes)
+    return 0.5 * (full + full.t())
+
+
+@torch.inference_mode(False)
+@torch.enable_grad()
+def hessian_rows(energies: Callable[[ModelInputs], Tensor], inputs: ModelInputs, atoms: int) -> Tensor:
+    """As `hessian`, of the sum of the energies of the atoms of one structure: the rows of its first `atoms`, [3 atoms, 3n], not
+    symmetrised.
+
+    With positions r and edge vectors v = A r, it is A^T (d²E/dv²) A; each row is one backward pass through the gradient, several
+    rows at a time.
+    """
     source, target = inputs.edge_index[0], inputs.edge_index[1]
-    atoms = batch.num_nodes
-    size = 3 * atoms
-    if inputs.edge_vector.shape[0] == 0:
-        return torch.zeros(size, size, dtype=torch.float64)
-    index = torch.tensor([model.energy_heads.index(head)], device=model.device)
+    count, vectors = len(inputs.atomic_numbers), inputs.edge_vector.detach()
+    if vectors.shape[0] == 0:
+        return torch.zeros(3 * atoms, 3 * count, dtype=torch.float64)
     # Displacements from the structure: the leaf whose second derivatives are wanted.
-    moved = torch.zeros(atoms, 3, dtype=model.dtype, device=model.device, requires_grad=True)
-    vectors = inputs.edge_vector + moved.index_select(0, source) - moved.index_select(0, target)
-    energy = model.atom_energies(inputs._replace(edge_vector=vectors), index).sum()
+    moved = torch.zeros(count, 3, dtype=vectors.dtype, device=vectors.device, requires_grad=True)
+    displaced = vectors + moved.index_select(0, source) - moved.index_select(0, target)
+    energy = energies(inputs._replace(edge_vector=displaced)).sum()
     (gradient,) = torch.autograd.grad(energy, moved, create_graph=True)
     flat = gradient.reshape(-1)
     rows = []
-    for start in range(0, size, _ROWS_AT_ONCE):
-        stop = min(start + _ROWS_AT_ONCE, size)
-        seeds = torch.eye(size, dtype=flat.dtype, device=flat.device)[start:stop]
+    for start in range(0, 3 * atoms, _ROWS_AT_ONCE):
+        stop = min(start + _ROWS_AT_ONCE, 3 * atoms)
+        seeds = torch.eye(3 * atoms, 3 * count, dtype=flat.dtype, device=flat.device)[start:stop]
         (block,) = torch.autograd.grad(flat, moved, grad_outputs=seeds, is_grads_batched=True, retain_graph=True)
-        rows.append(block.reshape(stop - start, size).cpu().to(torch.float64))
-    full = torch.cat(rows)
-    return 0.5 * (full + full.t())
+        rows.append(block.reshape(stop - start, -1).cpu().to(torch.float64))
+    return torch.cat(rows)

@@ -1,4 +1,5 @@
-"""What a head of energies says of how stiff a crystal is, for properties that have to do with it.
+"""What a head of energies says of how stiff a crystal is, for properties that have to do with it: against strain, and against
+displacements of its atoms (see `vibrations`).
 
 With a strain eps that takes the atoms along (clamped ions), V the volume and E the energy,
 
@@ -20,12 +21,14 @@ from torch import Tensor
 
 from .config import MAX_ATOMIC_NUMBER
 from .encoders.base import ExactBuffers, scatter_sum
+from .vibrations import VIBRATIONS, repeats_of, vibrations
 
 if TYPE_CHECKING:
     from .graph import GraphBatch
     from .model import GFMModel, ModelInputs
 
-COLUMNS = ("bulk", "shear", "bulk, bent", "shear, bent", "stress, bent", "number density", "mass density")
+STRAINS = ("bulk", "shear", "bulk, bent", "shear, bent", "stress, bent", "number density", "mass density")
+COLUMNS = STRAINS + VIBRATIONS
 _GPA = 160.21766208  # of 1 eV/Å³
 _STIFFEST = 600.0  # GPa, no crystal is stiffer: beyond, the head is wrong
 _BEND, _BEND_OF_STRESS = 10.0, 2.0  # GPa, above which asinh is a logarithm
@@ -39,7 +42,7 @@ class Stiffness(ExactBuffers):
     Args:
         network: a model with one head of energies.
 
-    Attributes: weights [8] float64, of the columns, and a constant, in the unit of the head that this is a part of.
+    Attributes: weights [13] float64, of the columns, and a constant, in the unit of the head that this is a part of.
     """
 
     exact = ("weights", "masses")
@@ -55,27 +58,49 @@ class Stiffness(ExactBuffers):
 
     def forward(self, inputs: ModelInputs, batch: GraphBatch) -> Tensor:
         """[B] float64; arguments: see `columns`."""
-        return self.columns(inputs, batch) @ self.weights[:-1] + self.weights[-1]
+        strains, modes = (bool(part.any()) for part in self.weights[:-1].split([len(STRAINS), len(VIBRATIONS)]))
+        found = self.columns(inputs, batch, strains=strains, modes=modes)
+        return found @ self.weights[:-1] + self.weights[-1]
 
-    def columns(self, inputs: ModelInputs, batch: GraphBatch) -> Tensor:
-        """`COLUMNS` [B, 7] float64, detached, on the model's device: K and G in GPa, at most 600; asinh of them over 10 GPa, and
-        of the mean stress over 2 GPa; atoms and u an Å³.  Zeros where there are not three periodic axes.
+    def columns(self, inputs: ModelInputs, batch: GraphBatch, *, strains: bool = True, modes: bool = True) -> Tensor:
+        """`COLUMNS` [B, 12] float64, detached, on the model's device: K and G in GPa, at most 600; asinh of them over 10 GPa, and
+        of the mean stress over 2 GPa; atoms and u an Å³; those of `vibrations`.  Zeros where there are not three periodic axes.
 
         Args:
             inputs: of the batch, in the network's dtype.
+            strains, modes: what is wanted; zeros instead of the rest.  The modes take three backward passes an atom.
         """
         device = inputs.edge_vector.device
         volume = torch.linalg.det(batch.cell).abs().to(device)
         crystal = batch.pbc.all(dim=1).to(device) & (volume > 0)
-        volume = torch.where(crystal, volume, torch.inf)
-        with torch.autocast(device.type, enabled=False):  # moduli are small sums of large terms
-            moduli = torch.cat([self._moduli(piece, count) for piece, count in _pieces(inputs, batch)])
-        moduli = torch.where(crystal.unsqueeze(1), moduli * _GPA / volume.unsqueeze(1), 0.0)
+        found = torch.zeros(len(volume), len(COLUMNS), dtype=torch.float64, device=device)
+        with torch.autocast(device.type, enabled=False):  # second derivatives are small sums of large terms
+            if strains:
+                found[:, : len(STRAINS)] = self._strained(inputs, batch, torch.where(crystal, volume, torch.inf))
+            if modes:
+                found[:, len(STRAINS) :] = self._modes(inputs, batch, crystal)
+        return torch.where(crystal.unsqueeze(1), found, 0.0)
+
+    def _strained(self, inputs: ModelInputs, batch: GraphBatch, volume: Tensor) -> Tensor:
+        """`STRAINS` [B, 7]; volume: [B] in Å³."""
+        moduli = torch.cat([self._moduli(piece, count) for piece, count in _pieces(inputs, batch)])
+        moduli = moduli * _GPA / volume.unsqueeze(1)
         bulk, shear = moduli[:, :2].clamp(-_STIFFEST, _STIFFEST).unbind(1)  # NaN stays: it is found in the prediction
-        atoms = batch.ptr.diff().to(device, torch.float64)
+        atoms = batch.ptr.diff().to(volume.device, torch.float64)
         mass = scatter_sum(self.masses.index_select(0, inputs.atomic_numbers), inputs.batch, len(volume))
         bent = [torch.asinh(bulk / _BEND), torch.asinh(shear / _BEND), torch.asinh(moduli[:, 2] / _BEND_OF_STRESS)]
         return torch.stack([bulk, shear, *bent, atoms / volume, mass / volume], dim=1)
+
+    def _modes(self, inputs: ModelInputs, batch: GraphBatch, crystal: Tensor) -> Tensor:
+        """`VIBRATIONS` [B, 5]; crystal: [B], whether it is one."""
+        found = torch.zeros(len(crystal), len(VIBRATIONS), dtype=torch.float64)
+        masses = self.masses.index_select(0, inputs.atomic_numbers).cpu()
+        ptr, ends = _ends(inputs, batch)
+        for row in torch.nonzero(crystal).flatten().tolist():
+            piece, own = _cut(inputs, ptr, ends, row, row + 1), masses[ptr[row] : ptr[row + 1]]
+            shifts = batch.edge_cell_shift[ends[row] : ends[row + 1]].to(inputs.edge_index)
+            found[row] = vibrations(self.network.atom_energies, piece, shifts, repeats_of(batch.cell[row]), own)
+        return found.to(crystal.device)
 
     def _moduli(self, inputs: ModelInputs, count: int) -> Tensor:
         """V K, V G and V times the mean stress [count, 3] in eV, float64."""
@@ -100,20 +125,29 @@ class Stiffness(ExactBuffers):
 
 
 def _pieces(inputs: ModelInputs, batch: GraphBatch) -> Iterator[tuple[ModelInputs, int]]:
-    """The batch as batches of fewer edges, and the number of structures in each; edges stand structure by structure."""
-    ptr = batch.ptr.tolist()
-    of_edges = inputs.batch.index_select(0, inputs.edge_index[1])
-    ends = torch.searchsorted(of_edges, torch.arange(len(ptr), device=of_edges.device)).tolist()
+    """The batch as batches of fewer edges, and the number of structures in each."""
+    ptr, ends = _ends(inputs, batch)
     first = 0
     while first < len(ptr) - 1:
         last = first + 1
         while last < len(ptr) - 1 and ends[last + 1] - ends[first] <= _MOST_EDGES:
             last += 1
-        atoms, edges = slice(ptr[first], ptr[last]), slice(ends[first], ends[last])
-        totals = None if inputs.totals is None else inputs.totals[first:last]
-        piece = inputs._replace(
-            edge_vector=inputs.edge_vector[edges], atomic_numbers=inputs.atomic_numbers[atoms],
-            edge_index=inputs.edge_index[:, edges] - ptr[first], batch=inputs.batch[atoms] - first, totals=totals,
-        )  # fmt: skip
-        yield piece, last - first
+        yield _cut(inputs, ptr, ends, first, last), last - first
         first = last
+
+
+def _ends(inputs: ModelInputs, batch: GraphBatch) -> tuple[list[int], list[int]]:
+    """Where the atoms and the edges of each structure begin, and their numbers; edges stand structure by structure."""
+    ptr = batch.ptr.tolist()
+    of_edges = inputs.batch.index_select(0, inputs.edge_index[1])
+    return ptr, torch.searchsorted(of_edges, torch.arange(len(ptr), device=of_edges.device)).tolist()
+
+
+def _cut(inputs: ModelInputs, ptr: list[int], ends: list[int], first: int, last: int) -> ModelInputs:
+    """Structures `first` to `last`, without that."""
+    atoms, edges = slice(ptr[first], ptr[last]), slice(ends[first], ends[last])
+    totals = None if inputs.totals is None else inputs.totals[first:last]
+    return inputs._replace(
+        edge_vector=inputs.edge_vector[edges], atomic_numbers=inputs.atomic_numbers[atoms],
+        edge_index=inputs.edge_index[:, edges] - ptr[first], batch=inputs.batch[atoms] - first, totals=totals,
+    )  # fmt: skip

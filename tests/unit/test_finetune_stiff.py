@@ -23,7 +23,7 @@ from gfm_calc.errors import ConfigError, CorruptFileError
 from gfm_calc.finetune import fits, stiff
 from gfm_calc.finetune.plan import GUESS
 from gfm_calc.finetune.stiff import begin_guess
-from gfm_calc.stiffness import Stiffness
+from gfm_calc.stiffness import COLUMNS, Stiffness
 from gfm_calc.train.preparation import prepare
 from gfm_calc.train.recipe import recipe_of
 
@@ -38,7 +38,8 @@ def model():
 
 @pytest.fixture(scope="module")
 def frames(model):
-    """Strained crystals of two elements; `modulus` is what the head says and a little more, `luck` follows from nothing."""
+    """Strained crystals of two elements; `modulus` and `tone`, the highest frequency, are what the head says and a little more,
+    `luck` follows from nothing."""
     random = np.random.default_rng(0)
     found = []
     for metal in METALS:
@@ -46,10 +47,16 @@ def frames(model):
             atoms = bulk(metal + other, random.choice(["rocksalt", "zincblende"]), a=random.uniform(4.4, 5.6))
             found.append(atoms.repeat((1, 1, 2)) if random.uniform() < 0.5 else atoms)
     batch = batch_of(model, *found)
-    bulk_moduli = Stiffness(subset(model, [OLD])).columns(model.inputs(batch), batch)[:, 0].numpy()
-    for k, (atoms, modulus) in enumerate(zip(found, bulk_moduli)):
+    columns = Stiffness(subset(model, [OLD])).columns(model.inputs(batch), batch).numpy()
+    for k, (atoms, (modulus, tone)) in enumerate(zip(found, columns[:, [0, COLUMNS.index("highest")]])):
         told = float(0.8 * modulus + 5 + random.normal(scale=1.0))
-        atoms.info = {"modulus": told, "whole": told * len(atoms), "luck": float(random.normal()), "group": f"g{k}"}
+        atoms.info = {
+            "tone": float(3 * tone + random.normal(scale=0.1)),
+            "modulus": told,
+            "whole": told * len(atoms),
+            "luck": float(random.normal()),
+            "group": f"g{k}",
+        }
     return found
 
 
@@ -73,14 +80,15 @@ def halves(dataset):
     return {"train": rows[: count - 12], "validation": rows[:0], "test": rows[count - 12 :]}, rows[: count - 12]
 
 
-@pytest.mark.parametrize("key", ["modulus", "whole"])
+@pytest.mark.parametrize("key", ["modulus", "whole", "tone"])
 def test_it_takes_off_what_the_old_head_knows(key, model, path, frames, tmp_path):
     dataset = dataset_of(path, tmp_path / "data", key)
     sides, groups = halves(dataset)
     said = []
     guess = begin_guess(tmp_path / "guess", model, dataset, sides, groups, said.append)
     assert guess.head == OLD and guess.error < 0.5 * guess.before
-    assert said[0].startswith(f"first guess: how stiff {OLD} says the crystals are; a fit to what is left is ")
+    says = f"how {OLD} says the crystals vibrate" if key == "tone" else f"how stiff {OLD} says the crystals are"
+    assert guess.says.startswith(says) and said[0].startswith(f"first guess: {guess.says}; a fit to what is left is ")
     left, whole = (d.read(np.arange(len(d)), names=True) for d in (guess.dataset, dataset))
     assert left.group == whole.group and np.array_equal(left.positions, whole.positions)
     # Held-out structures lose what the linear function says of them, to the last digit.
@@ -98,7 +106,7 @@ def test_it_takes_off_what_the_old_head_knows(key, model, path, frames, tmp_path
 def test_a_training_structure_does_not_tell_its_own_label(model, path, tmp_path, monkeypatch):
     """What is taken off one label does not follow that label: here it alone is 1,000 GPa off."""
     monkeypatch.setattr(fits, "_RIDGES", (0.01,))
-    for name, value in (("_SHARES", (1.0,)), ("_WORTH", -1e9), ("_CLEAR", -1e9)):
+    for name, value in (("_SHARES", (1.0,)), ("_WORTH", -1e9), ("_CLEAR", -1e9), ("_MOST_PAIRS", 0)):
         monkeypatch.setattr(stiff, name, value)
     frames = ase.io.read(path, ":")
     frames[3].info["modulus"] += 1000.0
@@ -204,7 +212,7 @@ def test_the_report_is_about_the_whole_labels(path, tmp_path):
     found = re.findall(r"crystals.extxyz frame (\d+)</th><td[^>]*>([^<]+)</td>", page)
     frames = ase.io.read(path, ":")
     assert found and all(label == f"{frames[int(number)].info['modulus']:.4g}" for number, label in found)
-    assert f"beside a first guess at how stiff {OLD} says the crystals are" in page
+    assert f"beside a first guess: how stiff {OLD} says the crystals are" in page
 
 
 def test_a_killed_job_comes_to_the_same_bits(path, tuned, tmp_path, monkeypatch):
