@@ -20,9 +20,9 @@ from gfm_calc.benchmarks.numbers import rounded
 from gfm_calc.benchmarks.remote import remote_calculators
 from gfm_calc.calculator import GFMCalculator
 from gfm_calc.checkpoint import load_model
-from gfm_calc.commands.phonons import IMAGINARY
+from gfm_calc.commands.phonons import IMAGINARY, require_phonopy
 from gfm_calc.commands.progress import Progress
-from gfm_calc.errors import GFMError, InputFileError, MissingDependencyError, one_line
+from gfm_calc.errors import GFMError, InputFileError, one_line
 
 OURS = "gfm"
 _MESH = (6, 6, 6)
@@ -72,10 +72,9 @@ def run_force_sets(plan: ForceSetPlan) -> dict[str, Any]:
 
 
 def _read(path: Path) -> Any:
-    try:
-        import phonopy
-    except ImportError as error:
-        raise MissingDependencyError("phonons need phonopy: pip install 'gfm-calc[phonons]'") from error
+    require_phonopy()
+    import phonopy
+
     try:
         phonon = phonopy.load(path, produce_fc=False, is_nac=False, log_level=0)
         complete = len(phonon.forces) == len(phonon.displacements) > 0

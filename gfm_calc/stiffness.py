@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
+from ase import units
 from ase.data import atomic_masses
 from torch import Tensor
 
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 STRAINS = ("bulk", "shear", "bulk, bent", "shear, bent", "stress, bent", "number density", "mass density")
 COLUMNS = STRAINS + VIBRATIONS
-_GPA = 160.21766208  # of 1 eV/Å³
 _STIFFEST = 600.0  # GPa, no crystal is stiffer: beyond, the head is wrong
 _BEND, _BEND_OF_STRESS = 10.0, 2.0  # GPa, above which asinh is a logarithm
 _MOST_EDGES = 16384  # at a time: second derivatives hold every layer twice
@@ -84,7 +84,7 @@ class Stiffness(ExactBuffers):
     def _strained(self, inputs: ModelInputs, batch: GraphBatch, volume: Tensor) -> Tensor:
         """`STRAINS` [B, 7]; volume: [B] in Å³."""
         moduli = torch.cat([self._moduli(piece, count) for piece, count in _pieces(inputs, batch)])
-        moduli = moduli * _GPA / volume.unsqueeze(1)
+        moduli = moduli / units.GPa / volume.unsqueeze(1)
         bulk, shear = moduli[:, :2].clamp(-_STIFFEST, _STIFFEST).unbind(1)  # NaN stays: it is found in the prediction
         atoms = batch.ptr.diff().to(volume.device, torch.float64)
         mass = scatter_sum(self.masses.index_select(0, inputs.atomic_numbers), inputs.batch, len(volume))

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from ase import Atoms
 
 FILES = ("eos.json", "eos.csv", "eos.png")
-_GPA = 160.21766208  # eV/Å³
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +34,10 @@ class BirchMurnaghan:
     def __call__(self, volumes: Any) -> Any:
         """Energies (eV) at `volumes` (Å³)."""
         import numpy as np
+        from ase.units import GPa
 
         x = (self.volume / np.asarray(volumes)) ** (2 / 3) - 1
-        return self.energy + 9 * self.volume * self.bulk_modulus / _GPA / 16 * (
+        return self.energy + 9 * self.volume * self.bulk_modulus * GPa / 16 * (
             x**3 * self.derivative + x**2 * (2 - 4 * x)
         )
 
@@ -126,6 +126,7 @@ def fit_birch_murnaghan(volumes: Any, energies: Any) -> BirchMurnaghan:
         ConvergenceError: no minimum between the smallest and the largest volume.
     """
     import numpy as np
+    from ase.units import GPa
 
     # x is scaled to about 1 and the energies to about 0: the normal equations stay well conditioned.
     scale, offset = float(np.mean(volumes)), float(np.mean(energies))
@@ -146,7 +147,7 @@ def fit_birch_murnaghan(volumes: Any, energies: Any) -> BirchMurnaghan:
     second = 4 * x0**2 / (9 * volume**2) * curvature(x0)
     derivative = -(60 * x0**2 * curvature(x0) + 8 * x0**3 * third(x0)) / (27 * volume**3)
     return BirchMurnaghan(
-        volume=volume, energy=float(cubic(x0)) + offset, bulk_modulus=float(volume * second) * _GPA,
+        volume=volume, energy=float(cubic(x0)) + offset, bulk_modulus=float(volume * second) / GPa,
         derivative=float(-1 - volume * derivative / second),
         residual=float(np.sqrt(np.mean(np.square(cubic(x) + offset - np.asarray(energies))))),
     )  # fmt: skip

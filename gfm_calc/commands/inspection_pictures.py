@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 def pictures(file: FileInspection) -> Iterator[tuple[str, str, str]]:
     """(title, caption, base64) of each picture that the file has numbers for."""
     import numpy as np
+    from ase.units import GPa
 
     columns = file.statistics
     yield "Elements", "Atoms of each element; white: none.", drawn(_elements, columns, width=6.4, height=3.5)
@@ -28,7 +29,7 @@ def pictures(file: FileInspection) -> Iterator[tuple[str, str, str]]:
         yield "Distances", caption, drawn(_histogram, columns["closest"], "shortest distance (of a bond)", "Distances")
     if np.isfinite(columns["pressure"]).any():
         caption = "Pressure from the trace of the stress."
-        pressure = columns["pressure"] * 160.21766
+        pressure = columns["pressure"] / GPa
         yield "Pressure", caption, drawn(_histogram, pressure, "pressure (GPa)", "Pressure")
     if columns["num_atoms"].min() < columns["num_atoms"].max():
         yield "Sizes", "Atoms in a frame.", drawn(_histogram, columns["num_atoms"], "atoms", "Sizes")

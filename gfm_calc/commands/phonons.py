@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
     from ..structures import located
     from .relax import Relaxation, relax
 
-    _require_phonopy()
+    require_phonopy()
     with files_aside(args.output, FILES, args.overwrite) as folder:
         atoms, frame = read_input(args)
         _refuse_non_crystal(atoms)
@@ -178,7 +178,8 @@ def _refuse_non_crystal(atoms: Atoms) -> None:
         )
 
 
-def _require_phonopy() -> None:
+def require_phonopy() -> None:
+    """MissingDependencyError where phonopy is not installed."""
     try:
         import phonopy  # noqa: F401
         import seekpath  # noqa: F401
