@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .graph import GraphBatch
     from .model import GFMModel, ModelInputs
 
-_ROWS_AT_ONCE = 16  # bounds the memory of the batched backward pass
+_ROWS_AT_ONCE, _EDGES_AT_ONCE = 16, 65536  # at most: the memory of the batched backward pass goes with rows times edges
 
 
 def hessian(model: GFMModel, batch: GraphBatch, head: str) -> Tensor:
@@ -47,9 +47,10 @@ def hessian_rows(energies: Callable[[ModelInputs], Tensor], inputs: ModelInputs,
     energy = energies(inputs._replace(edge_vector=displaced)).sum()
     (gradient,) = torch.autograd.grad(energy, moved, create_graph=True)
     flat = gradient.reshape(-1)
+    at_once = max(1, min(_ROWS_AT_ONCE, _EDGES_AT_ONCE // len(vectors)))
     rows = []
-    for start in range(0, 3 * atoms, _ROWS_AT_ONCE):
-        stop = min(start + _ROWS_AT_ONCE, 3 * atoms)
+    for start in range(0, 3 * atoms, at_once):
+        stop = min(start + at_once, 3 * atoms)
         seeds = torch.eye(3 * atoms, 3 * count, dtype=flat.dtype, device=flat.device)[start:stop]
         (block,) = torch.autograd.grad(flat, moved, grad_outputs=seeds, is_grads_batched=True, retain_graph=True)
         rows.append(block.reshape(stop - start, -1).cpu().to(torch.float64))
