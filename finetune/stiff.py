@@ -31,15 +31,15 @@ from gfm_calc.finetune.fits import Fit, best, together
 from gfm_calc.finetune.readout import FEWEST, FREEDOMS, layers_and_composition
 from gfm_calc.heads import PropertyHead
 from gfm_calc.model import GFMModel
-from gfm_calc.stiffness import COLUMNS, STRAINS, Stiffness
+from gfm_calc.stiffness import COLUMNS, MODES, STRAINS, Stiffness
 from gfm_calc.vibrations import repeats_of
 
 _MOST = 1000  # labelled structures that it is of use for
-_MOST_PAIRS = 1_000_000  # see `_pairs`: vibrations of so many take some ten minutes of one core
-_STRAINS, _MODES, _BOTH = slice(len(STRAINS)), slice(len(STRAINS), len(COLUMNS)), slice(len(COLUMNS))  # of the columns
+_MOST_PAIRS = 300_000  # see `_pairs`: vibrations of so many take some three minutes of one core
+_BOTH = slice(0, len(COLUMNS))
 _SHARES = (0.5, 0.75, 1.0)  # of the guess that are taken off the labels
 # What it must gain: a part of the error without it, and so many standard errors of the gain, lest chance choose.
-_WORTH, _CLEAR = 0.03, 1.5
+_WORTH, _CLEAR = 0.03, 2.0
 _FILE, _LABELS = "guess.json", "labels"
 
 
@@ -83,7 +83,7 @@ def begin_guess(
     if dataset.head.kind != "scalar" or (goes_on and not place.exists()):
         return None
     if not place.exists():
-        found = _fitted(model, dataset, sides, groups)
+        found = _fitted(model, dataset, sides, groups, say)
         folder.mkdir(parents=True, exist_ok=True)
         write_file(place, canonical_json(found))
     found = read_json(place)
@@ -116,7 +116,7 @@ def with_guess(model: GFMModel, begun: Path, head: str, guess: Guess) -> GFMMode
 
 
 def _fitted(
-    model: GFMModel, dataset: Dataset, sides: Mapping[str, np.ndarray], groups: np.ndarray
+    model: GFMModel, dataset: Dataset, sides: Mapping[str, np.ndarray], groups: np.ndarray, say: Callable[[str], None]
 ) -> dict[str, Any] | None:  # fmt: skip
     """What `_FILE` holds: fields of `Guess`, and `taken` off the label of each row of the dataset (null of rows of no side)."""
     train, rows = sides["train"], np.concatenate([sides[side] for side in SIDES])
@@ -127,9 +127,11 @@ def _fitted(
     if head is None or not FEWEST <= len(known) <= _MOST or not block.pbc.all():
         return None
     sizes = dataset.atom_counts(rows) if dataset.head.extensive else np.ones(len(rows))
-    modes = _pairs(dataset, rows) <= _MOST_PAIRS
+    modes = _pairs(dataset, train[known]) <= _MOST_PAIRS
+    say(f"first guess: asking {head} how stiff {len(known)} crystals are" + (" and how they vibrate" if modes else ""))
     labels, columns = block.value[known, 0] / sizes[known], _columns(model, head, dataset, train[known], modes=modes)
-    if not np.isfinite(columns).all():
+    parts = [part for part in ((STRAINS, MODES, _BOTH) if modes else (STRAINS,)) if np.isfinite(columns[:, part]).all()]
+    if not parts:
         return None
     left_out = together(groups[known])
     beside = layers_and_composition(model, dataset, train[known])
@@ -138,7 +140,6 @@ def _fitted(
         fits = (Fit(beside, labels - taken, [1.0, freedom]) for freedom in FREEDOMS)
         return min((np.abs(best(fit, left_out).residual) for fit in fits), key=np.mean)
 
-    parts = [_STRAINS, _MODES, _BOTH] if modes else [_STRAINS]
     tried = []
     for part in parts:
         held = best(Fit([columns[:, part]], labels, [1.0]), left_out)
@@ -153,13 +154,14 @@ def _fitted(
     said = np.zeros(len(rows))
     others = np.setdiff1d(np.arange(len(rows)), known)
     if others.size:
-        wanted = {"strains": part is not _MODES, "modes": part is not _STRAINS}
-        said[others] = _columns(model, head, dataset, rows[others], **wanted) @ weights[:-1] + weights[-1]
+        wanted = {"strains": part is not MODES, "modes": part is not STRAINS}
+        told = _columns(model, head, dataset, rows[others], **wanted) @ weights[:-1] + weights[-1]
+        said[others] = np.where(np.isfinite(told), told, weights[-1])
     said[known] = labels - held.residual
     taken: list[float | None] = [None] * len(dataset)
     for row, value in zip(rows.tolist(), (share * said * sizes).tolist()):
         taken[row] = value
-    says = f"how {head} says the crystals vibrate" if part is _MODES else f"how stiff {head} says the crystals are"
+    says = f"how {head} says the crystals vibrate" if part is MODES else f"how stiff {head} says the crystals are"
     return {
         "head": head, "says": says + (" and how they vibrate" if part is _BOTH else ""), "weights": (share * weights).tolist(),
         "taken": taken, "error": float(error.mean()), "before": float(before.mean()),
@@ -179,8 +181,8 @@ def _knows(model: GFMModel, numbers: np.ndarray) -> str | None:
 
 def _pairs(dataset: Dataset, rows: np.ndarray) -> int:
     """Of an atom of a cell and one of its supercell, over all rows: the work of their vibrations."""
-    cells = map(torch.from_numpy, dataset.read(rows).cell)
-    return sum(int(count) ** 2 * math.prod(repeats_of(cell)) for count, cell in zip(dataset.atom_counts(rows), cells))
+    cells, counts = dataset.read(rows).cell, dataset.atom_counts(rows)
+    return sum(int(count) ** 2 * math.prod(repeats_of(cell)[0]) for count, cell in zip(counts, cells))
 
 
 def _columns(model: GFMModel, head: str, dataset: Dataset, rows: np.ndarray, **wanted: bool) -> np.ndarray:

@@ -31,11 +31,14 @@ def hessian(model: GFMModel, batch: GraphBatch, head: str) -> Tensor:
 @torch.inference_mode(False)
 @torch.enable_grad()
 def hessian_rows(energies: Callable[[ModelInputs], Tensor], inputs: ModelInputs, atoms: int) -> Tensor:
-    """As `hessian`, of the sum of the energies of the atoms of one structure: the rows of its first `atoms`, [3 atoms, 3n], not
-    symmetrised.
+    """Rows of d²E/dr² of one structure, those of its first atoms: [3 atoms, 3n] in eV/Å², float64 on the CPU, not symmetrised.
 
     With positions r and edge vectors v = A r, it is A^T (d²E/dv²) A; each row is one backward pass through the gradient, several
     rows at a time.
+
+    Args:
+        energies: of the atoms, [n] in eV.
+        atoms: how many.
     """
     source, target = inputs.edge_index[0], inputs.edge_index[1]
     count, vectors = len(inputs.atomic_numbers), inputs.edge_vector.detach()
@@ -51,7 +54,8 @@ def hessian_rows(energies: Callable[[ModelInputs], Tensor], inputs: ModelInputs,
     rows = []
     for start in range(0, 3 * atoms, at_once):
         stop = min(start + at_once, 3 * atoms)
-        seeds = torch.eye(3 * atoms, 3 * count, dtype=flat.dtype, device=flat.device)[start:stop]
+        seeds = torch.zeros(stop - start, 3 * count, dtype=flat.dtype, device=flat.device)
+        seeds.diagonal(start).fill_(1.0)
         (block,) = torch.autograd.grad(flat, moved, grad_outputs=seeds, is_grads_batched=True, retain_graph=True)
         rows.append(block.reshape(stop - start, -1).cpu().to(torch.float64))
     return torch.cat(rows)

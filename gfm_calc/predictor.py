@@ -71,6 +71,8 @@ def check_domain(
     excess = spin - 1 - (int(graph.atomic_numbers.sum()) - charge) % 2
     if excess > spec.max_excess_spin:
         reasons.append(f"was not trained on multiplicity {spin} here ({excess} unpaired electrons beyond the fewest)")
+    if spec.stiffness and not bool(graph.pbc.all()):
+        reasons.append("is one of crystals, periodic along three axes")
     if reasons:
         reason = f"head {spec.name} {' and '.join(reasons)}; strict=False predicts all the same"
         raise OutsideDomainError(reason, source=source, frame=frame)
@@ -131,6 +133,7 @@ def not_finite(dtype: torch.dtype) -> InvalidStructureError:
     """The error that stands for a prediction that is not finite."""
     return InvalidStructureError(
         f"the prediction overflows {str(dtype).split('.')[1]}: atoms far too close or too many at a place"
+        "; or it is of no crystal, by a head of crystals"
     )
 
 

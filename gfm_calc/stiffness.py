@@ -22,14 +22,15 @@ from torch import Tensor
 
 from .config import MAX_ATOMIC_NUMBER
 from .encoders.base import ExactBuffers, scatter_sum
-from .vibrations import VIBRATIONS, repeats_of, vibrations
+from .vibrations import VIBRATIONS, vibrations
 
 if TYPE_CHECKING:
     from .graph import GraphBatch
     from .model import GFMModel, ModelInputs
 
-STRAINS = ("bulk", "shear", "bulk, bent", "shear, bent", "stress, bent", "number density", "mass density")
-COLUMNS = STRAINS + VIBRATIONS
+_OF_STRAINS = ("bulk", "shear", "bulk, bent", "shear, bent", "stress, bent", "number density", "mass density")
+COLUMNS = _OF_STRAINS + VIBRATIONS
+STRAINS, MODES = slice(0, len(_OF_STRAINS)), slice(len(_OF_STRAINS), len(COLUMNS))
 _STIFFEST = 600.0  # GPa, no crystal is stiffer: beyond, the head is wrong
 _BEND, _BEND_OF_STRESS = 10.0, 2.0  # GPa, above which asinh is a logarithm
 _MOST_EDGES = 16384  # at a time: second derivatives hold every layer twice
@@ -57,10 +58,11 @@ class Stiffness(ExactBuffers):
         self.register_buffer("masses", masses, persistent=False)
 
     def forward(self, inputs: ModelInputs, batch: GraphBatch) -> Tensor:
-        """[B] float64; arguments: see `columns`."""
-        strains, modes = (bool(part.any()) for part in self.weights[:-1].split([len(STRAINS), len(VIBRATIONS)]))
-        found = self.columns(inputs, batch, strains=strains, modes=modes)
-        return found @ self.weights[:-1] + self.weights[-1]
+        """[B] float64, NaN for what is not periodic along three axes; arguments: see `columns`."""
+        weights, constant = self.weights[:-1], self.weights[-1]
+        strains, modes = bool(weights[STRAINS].any()), bool(weights[MODES].any())
+        value = self.columns(inputs, batch, strains=strains, modes=modes) @ weights + constant
+        return torch.where(batch.pbc.all(dim=1).to(value.device), value, torch.nan)
 
     def columns(self, inputs: ModelInputs, batch: GraphBatch, *, strains: bool = True, modes: bool = True) -> Tensor:
         """`COLUMNS` [B, 12] float64, detached, on the model's device: K and G in GPa, at most 600; asinh of them over 10 GPa, and
@@ -76,13 +78,13 @@ class Stiffness(ExactBuffers):
         found = torch.zeros(len(volume), len(COLUMNS), dtype=torch.float64, device=device)
         with torch.autocast(device.type, enabled=False):  # second derivatives are small sums of large terms
             if strains:
-                found[:, : len(STRAINS)] = self._strained(inputs, batch, torch.where(crystal, volume, torch.inf))
+                found[:, STRAINS] = self._strained(inputs, batch, torch.where(crystal, volume, torch.inf))
             if modes:
-                found[:, len(STRAINS) :] = self._modes(inputs, batch, crystal)
+                found[:, MODES] = self._modes(inputs, batch, crystal)
         return torch.where(crystal.unsqueeze(1), found, 0.0)
 
     def _strained(self, inputs: ModelInputs, batch: GraphBatch, volume: Tensor) -> Tensor:
-        """`STRAINS` [B, 7]; volume: [B] in Å³."""
+        """The columns of strains [B, 7]; volume: [B] in Å³."""
         moduli = torch.cat([self._moduli(piece, count) for piece, count in _pieces(inputs, batch)])
         moduli = moduli / units.GPa / volume.unsqueeze(1)
         bulk, shear = moduli[:, :2].clamp(-_STIFFEST, _STIFFEST).unbind(1)  # NaN stays: it is found in the prediction
@@ -98,8 +100,8 @@ class Stiffness(ExactBuffers):
         ptr, ends = _ends(inputs, batch)
         for row in torch.nonzero(crystal).flatten().tolist():
             piece, own = _cut(inputs, ptr, ends, row, row + 1), masses[ptr[row] : ptr[row + 1]]
-            shifts = batch.edge_cell_shift[ends[row] : ends[row + 1]].to(inputs.edge_index)
-            found[row] = vibrations(self.network.atom_energies, piece, shifts, repeats_of(batch.cell[row]), own)
+            shifts = batch.edge_cell_shift[ends[row] : ends[row + 1]].cpu().numpy()
+            found[row] = vibrations(self.network.atom_energies, piece, batch.cell[row].cpu().numpy(), shifts, own)
         return found.to(crystal.device)
 
     def _moduli(self, inputs: ModelInputs, count: int) -> Tensor:

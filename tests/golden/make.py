@@ -34,7 +34,8 @@ def main() -> None:
     wanted["gap"] = [e.value_uncertainty.item() for e in errors]
     (GOLDEN / "uncertainties.json").write_text(json.dumps(wanted, indent=1) + "\n")
     values = {
-        h: [predict(model, a, h).value.flatten().tolist() for a in golden_structures()] for h in model.property_heads
+        h: [predict(model, a, h).value.flatten().tolist() for a in golden_structures(model.specs[h])]
+        for h in model.property_heads
     }
     (GOLDEN / "properties.json").write_text(json.dumps(values, indent=1) + "\n")
 

@@ -23,7 +23,7 @@ from gfm_calc.errors import ConfigError, CorruptFileError
 from gfm_calc.finetune import fits, stiff
 from gfm_calc.finetune.plan import GUESS
 from gfm_calc.finetune.stiff import begin_guess
-from gfm_calc.stiffness import COLUMNS, Stiffness
+from gfm_calc.stiffness import COLUMNS, MODES, Stiffness
 from gfm_calc.train.preparation import prepare
 from gfm_calc.train.recipe import recipe_of
 
@@ -39,7 +39,7 @@ def model():
 @pytest.fixture(scope="module")
 def frames(model):
     """Strained crystals of two elements; `modulus` and `tone`, the highest frequency, are what the head says and a little more,
-    `luck` follows from nothing."""
+    `luck` follows from nothing; `chord` is of both."""
     random = np.random.default_rng(0)
     found = []
     for metal in METALS:
@@ -50,8 +50,10 @@ def frames(model):
     columns = Stiffness(subset(model, [OLD])).columns(model.inputs(batch), batch).numpy()
     for k, (atoms, (modulus, tone)) in enumerate(zip(found, columns[:, [0, COLUMNS.index("highest")]])):
         told = float(0.8 * modulus + 5 + random.normal(scale=1.0))
+        tuned = float(3 * tone + random.normal(scale=0.1))
         atoms.info = {
-            "tone": float(3 * tone + random.normal(scale=0.1)),
+            "tone": tuned,
+            "chord": tuned + told / 4,
             "modulus": told,
             "whole": told * len(atoms),
             "luck": float(random.normal()),
@@ -80,7 +82,7 @@ def halves(dataset):
     return {"train": rows[: count - 12], "validation": rows[:0], "test": rows[count - 12 :]}, rows[: count - 12]
 
 
-@pytest.mark.parametrize("key", ["modulus", "whole", "tone"])
+@pytest.mark.parametrize("key", ["modulus", "whole", "tone", "chord"])
 def test_it_takes_off_what_the_old_head_knows(key, model, path, frames, tmp_path):
     dataset = dataset_of(path, tmp_path / "data", key)
     sides, groups = halves(dataset)
@@ -88,7 +90,8 @@ def test_it_takes_off_what_the_old_head_knows(key, model, path, frames, tmp_path
     guess = begin_guess(tmp_path / "guess", model, dataset, sides, groups, said.append)
     assert guess.head == OLD and guess.error < 0.5 * guess.before
     says = f"how {OLD} says the crystals vibrate" if key == "tone" else f"how stiff {OLD} says the crystals are"
-    assert guess.says.startswith(says) and said[0].startswith(f"first guess: {guess.says}; a fit to what is left is ")
+    assert key != "chord" or guess.says.endswith("and how they vibrate")
+    assert guess.says.startswith(says) and said[1].startswith(f"first guess: {guess.says}; a fit to what is left is ")
     left, whole = (d.read(np.arange(len(d)), names=True) for d in (guess.dataset, dataset))
     assert left.group == whole.group and np.array_equal(left.positions, whole.positions)
     # Held-out structures lose what the linear function says of them, to the last digit.
@@ -114,7 +117,7 @@ def test_a_training_structure_does_not_tell_its_own_label(model, path, tmp_path,
     taken = []
     for name, source in (("right", path), ("wrong", tmp_path / "wrong.extxyz")):
         dataset = dataset_of(source, tmp_path / name)
-        taken.append(stiff._fitted(model, dataset, *halves(dataset))["taken"])
+        taken.append(stiff._fitted(model, dataset, *halves(dataset), print)["taken"])
     right, wrong = taken
     assert wrong[3] == pytest.approx(right[3], abs=1e-6)
     assert abs(wrong[0] - right[0]) > 1  # others do
@@ -151,13 +154,44 @@ def test_there_is_none_where_it_is_of_no_use(reason, model, path, frames, tmp_pa
         monkeypatch.setattr(stiff, "_fitted", None)
 
 
+def test_vibrations_that_take_long_are_left_out(model, path, tmp_path, monkeypatch):
+    """By the training structures alone."""
+    dataset = dataset_of(path, tmp_path / "data", "chord")
+    sides, groups = halves(dataset)
+    pairs = [stiff._pairs(dataset, rows) for rows in (sides["train"], np.arange(len(dataset)))]
+    assert pairs[0] < pairs[1]
+    for limit, says in ((pairs[0] - 1, "how stiff"), (pairs[0], "and how they vibrate")):
+        monkeypatch.setattr(stiff, "_MOST_PAIRS", limit)
+        said = []
+        found = stiff._fitted(model, dataset, sides, groups, said.append)
+        assert says in found["says"] and bool(np.any(found["weights"][MODES])) == ("vibrate" in says)
+        assert ("vibrate" in said[0]) == ("vibrate" in says)
+
+
+def test_columns_that_are_no_numbers_are_left_out(model, path, tmp_path, monkeypatch):
+    """Vibrations of a training structure; all of a held-out one, which loses the constant."""
+    dataset = dataset_of(path, tmp_path / "data")
+    sides, groups = halves(dataset)
+    real = stiff._columns
+
+    def broken(model, head, dataset, rows, **wanted):
+        found = real(model, head, dataset, rows, **wanted)
+        found[0, MODES if len(rows) == len(sides["train"]) else slice(None)] = np.nan
+        return found
+
+    monkeypatch.setattr(stiff, "_columns", broken)
+    found = stiff._fitted(model, dataset, sides, groups, print)
+    assert found["says"] == f"how stiff {OLD} says the crystals are"
+    assert np.isfinite(found["taken"]).all() and found["taken"][sides["test"][0]] == found["weights"][-1]
+
+
 def test_held_out_structures_decide_nothing(model, path, tmp_path):
     """A slab among them has no stiffness, and loses the constant."""
     frames = ase.io.read(path, ":")
     frames[-1].pbc = (True, True, False)
     ase.io.write(tmp_path / "slab.extxyz", frames)
     with_slab, without = dataset_of(tmp_path / "slab.extxyz", tmp_path / "one"), dataset_of(path, tmp_path / "two")
-    found, wanted = (stiff._fitted(model, dataset, *halves(dataset)) for dataset in (with_slab, without))
+    found, wanted = (stiff._fitted(model, dataset, *halves(dataset), print) for dataset in (with_slab, without))
     assert found["weights"] == wanted["weights"] and found["taken"][:-1] == wanted["taken"][:-1]
     assert found["taken"][-1] == pytest.approx(found["weights"][-1])
 

@@ -64,13 +64,13 @@ def test_neither_rotation_nor_supercell_nor_company_changes_them(monkeypatch):
     model, atoms = random_model(), crystal()
     turned = atoms.copy()
     turned.rotate(37, (1, 2, 3), rotate_cell=True)
-    alone = columns(model, [atoms])[0, : len(STRAINS)]  # of vibrations see test_vibrations
+    alone = columns(model, [atoms])[0, STRAINS]  # of vibrations see test_vibrations
     frames = [molecule("H2O"), turned, atoms.repeat((1, 2, 1)), bulk("Cu"), atoms]
-    together = columns(model, frames)[:, : len(STRAINS)]
+    together = columns(model, frames)[:, STRAINS]
     for row in (1, 2, 4):
         torch.testing.assert_close(together[row], alone, rtol=1e-7, atol=1e-9)
     monkeypatch.setattr(stiffness, "_MOST_EDGES", 1)  # a structure at a time
-    torch.testing.assert_close(columns(model, frames)[:, : len(STRAINS)], together, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(columns(model, frames)[:, STRAINS], together, rtol=1e-9, atol=1e-12)
 
 
 def test_what_is_no_crystal_has_none():

@@ -3,41 +3,78 @@
 import numpy as np
 import pytest
 import torch
+from ase import units
 from ase.build import bulk
 from ase.phonons import Phonons
 from support import batch_of, random_model
 
-from gfm_calc import GFMCalculator, load_model
+from gfm_calc import GFMCalculator, Predictor, load_model
 from gfm_calc.checkpoint import subset
-from gfm_calc.stiffness import COLUMNS, STRAINS, Stiffness
+from gfm_calc.derivatives import hessian
+from gfm_calc.errors import OutsideDomainError
+from gfm_calc.stiffness import COLUMNS, MODES, STRAINS, Stiffness
 from gfm_calc.vibrations import VIBRATIONS, repeats_of
 
 
 def modes(model, *frames, head="first", **wanted):
     batch = batch_of(model, *frames)
     module = Stiffness(subset(model, [head]))
-    return module.columns(model.inputs(batch), batch, **{"strains": False, **wanted})[:, len(STRAINS) :]
+    return module.columns(model.inputs(batch), batch, **{"strains": False, **wanted})[:, MODES]
 
 
 def crystal(seed=0):
-    atoms = bulk("NaCl", "rocksalt", a=5.6)
+    atoms = bulk("NaCl", "rocksalt", a=5.6)  # 3.2 Å wide
     atoms.rattle(0.1, seed=seed)
     return atoms
 
 
-def test_waves_are_those_of_the_supercell():
-    """All that fit into it, however it is written down; a mean over them, and the highest."""
+def explicit(model, atoms, repeats):
+    """The columns from all second derivatives of a supercell that is written out; and from those of its first atoms."""
+    cell = atoms.repeat(repeats)
+    cell.info["charge"] = atoms.info.get("charge", 0) * len(cell) // len(atoms)
+    full = hessian(model, batch_of(model, cell), "first").numpy()
+    roots = np.repeat(cell.get_masses(), 3) ** -0.5
+    scaled = full * roots[:, None] * roots
+    terahertz = np.sqrt(np.abs(np.linalg.eigvalsh(scaled))) * units.s / (2e12 * np.pi)
+    alone = [np.linalg.eigvalsh(scaled[3 * k : 3 * k + 3, 3 * k : 3 * k + 3]) for k in range(len(atoms))]
+    alone = np.sqrt(np.abs(np.concatenate(alone))) * units.s / (2e12 * np.pi)
+    heats = []
+    for one in (terahertz, alone):
+        x = np.maximum(one * 0.0041356677 / (units.kB * 300), 1e-6)
+        heats.append(3 * np.mean(x**2 * np.exp(x) / np.expm1(x) ** 2))
+    return {
+        "heat capacity": heats[0], "heat capacity, atoms alone": heats[1], "highest": terahertz.max(),
+        "mean": terahertz.mean(),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("charge", [0, 1])
+def test_waves_are_those_of_a_supercell(charge):
+    """Three times as wide along each vector, in a skew basis and a left-handed one."""
+    model, atoms = random_model(), bulk("CuAu", "zincblende", a=4.4)
+    atoms.rattle(0.1, seed=1)
+    atoms.info["charge"] = charge
+    skew = atoms.copy()
+    skew.set_cell(np.array([[1, 0, 0], [2, 1, 0], [0, -1, 1]]) @ atoms.cell.array)
+    left = atoms.copy()
+    left.set_cell(atoms.cell.array[[1, 0, 2]])
+    assert repeats_of(atoms.cell.array)[0] == (3, 3, 3) and left.cell.volume > 0 > np.linalg.det(left.cell)
+    wanted = explicit(model, atoms, (3, 3, 3))
+    found = [dict(zip(VIBRATIONS, row.tolist())) for row in modes(model, atoms, skew, left)]
+    for one in found:
+        assert {name: one[name] for name in wanted} == pytest.approx(wanted, rel=1e-5)
+        assert one["highest, mean over waves"] == pytest.approx(found[0]["highest, mean over waves"], rel=1e-6)
+
+
+def test_a_larger_cell_of_the_same_waves_says_the_same():
     model, atoms = random_model(), crystal()
-    repeats = repeats_of(torch.from_numpy(atoms.cell.array))
-    assert repeats == (2, 2, 2)
-    alone = dict(zip(VIBRATIONS, modes(model, atoms)[0].tolist()))
-    for k in range(1, 4):
-        found = dict(zip(VIBRATIONS, modes(model, atoms.repeat((2, 2, 2)[:k] + (1,) * (3 - k)))[0].tolist()))
-        for name in VIBRATIONS:
-            if name != "highest, mean over waves":
-                assert found[name] == pytest.approx(alone[name], rel=1e-6)
-    assert found["highest, mean over waves"] == pytest.approx(found["highest"])  # one wave is left
-    assert alone["highest, mean over waves"] < alone["highest"]
+    assert repeats_of(atoms.cell.array)[0] == (2, 2, 2)
+    alone, whole = (dict(zip(VIBRATIONS, row.tolist())) for row in modes(model, atoms, atoms.repeat((2, 2, 2))))
+    for name in VIBRATIONS:
+        if name != "highest, mean over waves":
+            assert whole[name] == pytest.approx(alone[name], rel=1e-6)
+    assert whole["highest, mean over waves"] == pytest.approx(whole["highest"])  # one wave is left
+    assert alone["highest, mean over waves"] < 0.99 * alone["highest"]
 
 
 def test_frequencies_are_those_of_finite_displacements(tmp_path):
@@ -76,8 +113,8 @@ def test_what_is_not_wanted_is_not_made(monkeypatch):
     batch = batch_of(model, crystal())
     module = Stiffness(subset(model, ["first"]))
     both = module.columns(model.inputs(batch), batch)[0]
-    assert both[: len(STRAINS)].all() and both[len(STRAINS) :].all()
-    for part, name in ((slice(0, 7), "_modes"), (slice(7, 12), "_strained")):
+    assert both[STRAINS].all() and both[MODES].all()
+    for part, name in ((STRAINS, "_modes"), (MODES, "_strained")):
         with monkeypatch.context() as patch:
             patch.setattr(Stiffness, name, None)  # would fail
             module.weights.zero_()
@@ -101,4 +138,15 @@ def test_heat_capacities_of_crystals():
     frames = [bulk("C", a=3.567), bulk("Si", a=5.43), bulk("NaCl", "rocksalt", a=5.64), bulk("Pb", a=4.95)]
     found = modes(model, *frames, head="distilled-7net-l3i5")
     np.testing.assert_allclose(found[:, 0].numpy(), [0.74, 2.38, 2.95, 3.0], atol=0.25)
-    assert COLUMNS[len(STRAINS)] == "heat capacity"
+    assert COLUMNS[MODES][0] == "heat capacity"
+
+
+def test_what_is_no_crystal_is_refused():
+    """Also where unseen elements are not; all of a batch but that is predicted."""
+    model, atoms = random_model(properties=True), crystal()
+    slab = crystal()
+    slab.pbc = (True, True, False)
+    with pytest.raises(OutsideDomainError, match="head volume is one of crystals, periodic along three axes"):
+        list(Predictor(model, ["volume"]).predict([slab]))
+    found = list(Predictor(model, ["volume"], strict=False).predict([atoms, slab], on_error="yield"))
+    assert found[0]["volume"].value.isfinite() and "or it is of no crystal" in str(found[1])
