@@ -177,6 +177,8 @@ def test_strategies_follow_the_number_of_labels():
     many = strategy.choose(5000, 5000, begins=strategy.FITTED, wanted="heads")
     assert few.name == many.name == "heads" and few.learning_rate < many.learning_rate
     assert few.steps < 1500 < many.steps  # many labels are worth more than the fit
+    rates = [strategy.choose(n, 10**6, keeps_heads=False).learning_rate for n in (10, 100, 1000)]
+    assert rates == sorted(set(rates))  # a handful of frames is soon learnt by heart
     steps = [strategy.choose(n, 10**6).steps for n in (10, 100, 1000, 10_000, 100_000)]
     assert steps == sorted(steps) and steps[-1] <= 60_000
     with pytest.raises(ConfigError, match="did you mean 'adapters'"):
