@@ -170,9 +170,9 @@ def _rates(
         return {"learning_rate": 5e-4, "method": "muon", "layer_decay": 0.6}
     # After 1,000 labels of GFN2-xTB around the same 50 frames of ethanol: 23 meV/Å at 5e-4, 24 at 1.5e-4, 29 at 2e-3.  With more
     # to learn, 2,500 steps of 10 of 900 frames of uracil: 11.1 meV/Å at 2e-3, 9.6 at 4e-3, however slow the first layers.
-    # A handful of frames of the lower half of the energies, force RMSE on the highest: 10 of acetylacetone, 400 steps, 163 meV/Å at
-    # 2e-3 (800 steps 226), 133 at 1e-3, 113 at 5e-4 (800 steps 118), 109 at 2e-4; 10 of 3BPA 163, 115 and 120 at 2e-3, 5e-4 and
-    # 2e-4; of acetylacetone, 800 steps, 20 frames 113 and 80 at 2e-3 and 5e-4, 50 frames 62 and 60.
+    # A handful of frames of the lower half of the energies, force RMSE on the highest: 10 of acetylacetone, 400 steps, 163 meV/Å
+    # at 2e-3 (800 steps 226), 133 at 1e-3, 113 at 5e-4 (800 steps 118), 109 at 2e-4; 10 of 3BPA 163, 115 and 120 at 2e-3, 5e-4
+    # and 2e-4; of acetylacetone, 800 steps, 20 frames 113 and 80 at 2e-3 and 5e-4, 50 frames 62 and 60.
     small = begun or structures < _HANDFUL
     rate = (5e-4 if small else 2e-3) if structures < _MANY else (2e-3 if begun else 4e-3)
     return {"learning_rate": rate, "method": "muon", "layer_decay": 1.0 if naive else 0.9}
