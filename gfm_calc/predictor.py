@@ -59,8 +59,13 @@ def check_domain(
     """Refuse a structure that a head was not trained for.
 
     Raises:
-        OutsideDomainError: elements, total charge or excess spin that the head has not seen; the message names them.
+        OutsideDomainError: elements, total charge or excess spin that the head has not seen; the message names them.  Or no
+            crystal, and the head has no value for anything else.
     """
+    if spec.stiffness and not bool(graph.pbc.all()):
+        raise OutsideDomainError(
+            f"head {spec.name} is one of crystals, periodic along three axes", source=source, frame=frame
+        )
     unseen = spec.unseen(graph.atomic_numbers.tolist())
     reasons = [f"has not seen {', '.join(unseen)}"] if unseen else []
     charge, spin = int(graph.charge), int(graph.spin)
@@ -71,8 +76,6 @@ def check_domain(
     excess = spin - 1 - (int(graph.atomic_numbers.sum()) - charge) % 2
     if excess > spec.max_excess_spin:
         reasons.append(f"was not trained on multiplicity {spin} here ({excess} unpaired electrons beyond the fewest)")
-    if spec.stiffness and not bool(graph.pbc.all()):
-        reasons.append("is one of crystals, periodic along three axes")
     if reasons:
         reason = f"head {spec.name} {' and '.join(reasons)}; strict=False predicts all the same"
         raise OutsideDomainError(reason, source=source, frame=frame)

@@ -8,7 +8,7 @@ Where the atoms of a cell move alone (and their copies in other supercells with 
 take its place.  Three modes at q = 0 have no frequency; imaginary ones count as real.
 
 The supercell is one of the shortest basis of the lattice, so that no other basis changes anything.  Cells of other sizes (a
-conventional instead of a primitive one) fit other waves: their numbers differ by some percent.
+conventional instead of a primitive one) fit other waves, and their numbers differ somewhat.
 """
 
 from __future__ import annotations
