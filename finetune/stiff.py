@@ -148,6 +148,7 @@ def _fitted(
     before = errors(np.zeros(len(labels)))
     gain = before - error
     if gain.mean() < max(_WORTH * before.mean(), _CLEAR * gain.std() / math.sqrt(len(gain))):
+        say("first guess: none, it does not clearly help with labels that are left out")
         return None
     weights = np.zeros(len(COLUMNS) + 1)
     weights[:-1][part], weights[-1] = held.weights[:-1], held.weights[-1]

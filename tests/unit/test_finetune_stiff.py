@@ -149,9 +149,11 @@ def test_there_is_none_where_it_is_of_no_use(reason, model, path, frames, tmp_pa
     key = "luck" if reason == "luck" else "modulus"
     dataset = dataset_of(tmp_path / "some.extxyz", tmp_path / "data", key, **values)
     sides, groups = halves(dataset)
+    said = []
     for _ in range(2):  # decided once
-        assert begin_guess(tmp_path / "guess", start, dataset, sides, groups, print) is None
+        assert begin_guess(tmp_path / "guess", start, dataset, sides, groups, said.append) is None
         monkeypatch.setattr(stiff, "_fitted", None)
+    assert bool(said) == (reason == "luck") and (not said or said[-1].startswith("first guess: none"))
 
 
 def test_vibrations_that_take_long_are_left_out(model, path, tmp_path, monkeypatch):
