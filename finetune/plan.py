@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 import json
 import shutil
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,13 @@ class Job:
             "read": repr(self.options),
         }
         return json.loads(canonical_json(asked))
+
+    def shortened(self, since: float, *, least: float) -> Job:
+        """With what is left of its minutes, at least a part of them; since: of `time.monotonic`."""
+        if self.max_minutes is None:
+            return self
+        spent = (time.monotonic() - since) / 60
+        return replace(self, max_minutes=max(least * self.max_minutes, self.max_minutes - spent))
 
 
 def check(job: Job) -> None:

@@ -128,7 +128,7 @@ def _fit(job: Job, place: Place, say: Say, *, resume: bool, final: bool = True) 
     begins: Beginning | str = Beginning(model=start, where=job.model, origin=start, origin_where=job.model)
     if job.cheap is not None:
         begins = _after_cheap(job, job.cheap, found, start, place, say)
-        job = _shortened(job, since, least=_LEAST_SHARE)
+        job = job.shortened(since, least=_LEAST_SHARE)
     if isinstance(begins, str):
         return begins
     setup = set_up(job, found, begins, kept, say)
@@ -149,7 +149,7 @@ def _after_cheap(
         records = list(found.dataset.read(found.sides.train, names=True).records())
         cheap.make_labels(job, asked, records, say)
         if job.max_minutes is not None:
-            first = _shortened(replace(first, max_minutes=_CHEAP_SHARE * job.max_minutes), since, least=0.5)
+            first = replace(first, max_minutes=_CHEAP_SHARE * job.max_minutes).shortened(since, least=0.5)
         goes_on = (first.output / "run").exists()
         outcome = _fit(first, place, lambda line: say(f"  {asked.calculator}: {line}"), resume=goes_on, final=False)
         if isinstance(outcome, str):
@@ -163,14 +163,6 @@ def _after_cheap(
         model=begins, where=str(model), origin=origin, origin_where=job.model,
         reason=cheap.in_words(asked, learnt["after"], learnt["side"]),
     )  # fmt: skip
-
-
-def _shortened(job: Job, since: float, *, least: float) -> Job:
-    """The job with what is left of its minutes, at least a part of them."""
-    if job.max_minutes is None:
-        return job
-    spent = (time.monotonic() - since) / 60
-    return replace(job, max_minutes=max(least * job.max_minutes, job.max_minutes - spent))
 
 
 def _train(job: Job, setup: Setup, place: Place, say: Say, *, final: bool) -> Outcome | str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
@@ -42,6 +43,7 @@ from gfm_calc.train.recipe import DataRecipe, Recipe
 
 _MARGIN = 0.85  # of the time that the user gives is for steps, the rest for validations
 _LEAST_STEPS = 50
+_LEAST_SHARE = 0.5  # of the minutes for training, however long a first guess took
 _PATIENCE = 8  # validations without improvement that end the run
 _FAR = 0.1  # from the fraction that was asked for
 _ENOUGH = 10  # structures that can tell whether there is an improvement, and labels that can tell the best weights
@@ -146,7 +148,9 @@ def set_up(job: Job, found: Material, begins: Beginning, kept: Sequence[str], sa
     if references is not None:
         _say_start(ranking, references, say)
     known = read_decisions(job.output)
+    since = time.monotonic()
     guess, begun = _begin(job, start, dataset, sides, say, goes_on=known is not None) if is_property else (None, None)
+    job = job.shortened(since, least=_LEAST_SHARE)
     old = [head for head in kept if head in start.energy_heads]
     if known is None:
         how = strategy.AS_ANOTHER if not is_property else strategy.RANDOM if begun is None else strategy.FITTED
@@ -188,7 +192,9 @@ def _begin(
     """A first guess at a property, and the head that begins at a fit to what that leaves."""
     groups = sides.train_groups
     goes_on = goes_on or (job.output / START / MANIFEST).exists()
-    guess = begin_guess(job.output / GUESS, start, dataset, sides.as_mapping(), groups, say, goes_on=goes_on)
+    guess = begin_guess(
+        job.output / GUESS, start, dataset, sides.as_mapping(), groups, say, minutes=job.max_minutes, goes_on=goes_on
+    )
     labels = dataset if guess is None else guess.dataset
     return guess, begin_head(job.output / START, start, labels, sides.train, groups, say)
 

@@ -35,7 +35,8 @@ from gfm_calc.stiffness import COLUMNS, MODES, STRAINS, Stiffness
 from gfm_calc.vibrations import repeats_of
 
 _MOST = 1000  # labelled structures that it is of use for
-_MOST_PAIRS = 300_000  # see `_pairs`: vibrations of so many take some three minutes of one core
+_MOST_PAIRS = 500_000  # see `_pairs`: vibrations of so many take some five minutes of one core
+_PAIRS_A_MINUTE = 50_000  # where the user's minutes are bounded: half of them at most
 _BOTH = slice(0, len(COLUMNS))
 _SHARES = (0.5, 0.75, 1.0)  # of the guess that are taken off the labels
 # What it must gain: a part of the error without it, and so many standard errors of the gain, lest chance choose.
@@ -64,12 +65,13 @@ class Guess:
 
 def begin_guess(
     folder: Path, model: GFMModel, dataset: Dataset, sides: Mapping[str, np.ndarray], groups: np.ndarray,
-    say: Callable[[str], None], *, goes_on: bool = False,
+    say: Callable[[str], None], *, minutes: float | None = None, goes_on: bool = False,
 ) -> Guess | None:  # fmt: skip
     """The guess in `folder`; one that an earlier run of the job has made is there already.
 
     Args:
         dataset: with the head's card.  sides: side -> rows.  groups: of the training structures, see `fits.together`.
+        minutes: the user's, for all of the job; vibrations that would take half of them are left out.
         goes_on: the job has begun, with a guess or without.
 
     Returns:
@@ -83,7 +85,7 @@ def begin_guess(
     if dataset.head.kind != "scalar" or (goes_on and not place.exists()):
         return None
     if not place.exists():
-        found = _fitted(model, dataset, sides, groups, say)
+        found = _fitted(model, dataset, sides, groups, say, minutes)
         folder.mkdir(parents=True, exist_ok=True)
         write_file(place, canonical_json(found))
     found = read_json(place)
@@ -116,7 +118,8 @@ def with_guess(model: GFMModel, begun: Path, head: str, guess: Guess) -> GFMMode
 
 
 def _fitted(
-    model: GFMModel, dataset: Dataset, sides: Mapping[str, np.ndarray], groups: np.ndarray, say: Callable[[str], None]
+    model: GFMModel, dataset: Dataset, sides: Mapping[str, np.ndarray], groups: np.ndarray,
+    say: Callable[[str], None], minutes: float | None = None,
 ) -> dict[str, Any] | None:  # fmt: skip
     """What `_FILE` holds: fields of `Guess`, and `taken` off the label of each row of the dataset (null of rows of no side)."""
     train, rows = sides["train"], np.concatenate([sides[side] for side in SIDES])
@@ -127,7 +130,8 @@ def _fitted(
     if head is None or not FEWEST <= len(known) <= _MOST or not block.pbc.all():
         return None
     sizes = dataset.atom_counts(rows) if dataset.head.extensive else np.ones(len(rows))
-    modes = _pairs(dataset, train[known]) <= _MOST_PAIRS
+    most = _MOST_PAIRS if minutes is None else min(_MOST_PAIRS, minutes * _PAIRS_A_MINUTE)
+    modes = _pairs(dataset, train[known]) <= most
     say(f"first guess: asking {head} how stiff {len(known)} crystals are" + (" and how they vibrate" if modes else ""))
     labels, columns = block.value[known, 0] / sizes[known], _columns(model, head, dataset, train[known], modes=modes)
     parts = [part for part in ((STRAINS, MODES, _BOTH) if modes else (STRAINS,)) if np.isfinite(columns[:, part]).all()]

@@ -2,8 +2,11 @@
 
 import json
 import sys
+import time
+import tomllib
 from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
 
 import ase.io
 import numpy as np
@@ -24,7 +27,7 @@ from gfm_calc.data.readers import ReadOptions, read
 from gfm_calc.data.store import Selection, open_dataset
 from gfm_calc.data.tasks import FileTask
 from gfm_calc.errors import ConfigError, HeadError
-from gfm_calc.finetune import readout
+from gfm_calc.finetune import plan, readout, setup
 from gfm_calc.finetune.classes import roc_auc, roc_curve
 from gfm_calc.finetune.plan import START
 from gfm_calc.train.evaluation import ErrorSums
@@ -359,6 +362,25 @@ def test_a_head_alone_without_old_ones_leaves_the_encoder(path, saved_model, tmp
     assert "has no head of energies" in capsys.readouterr().err
     for name, tensor in start.encoder.state_dict().items():
         assert torch.equal(tensor, model.encoder.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("took, left", [(60.0, 3.0), (600.0, 2.0)])
+def test_fits_before_training_count_as_the_users_minutes(took, left, path, saved_model, tmp_path, monkeypatch):
+    """Half of them are for training, however long the fits took."""
+    past, begin = [0.0], setup.begin_head
+
+    def slow(*args):
+        past[0] += took
+        return begin(*args)
+
+    monkeypatch.setattr(setup, "begin_head", slow)
+    for module in (setup, plan):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + past[0]))
+    out = tmp_path / "out"
+    more = ("--steps", "2", "--strategy", "heads", "--keep-heads", "none", "--max-minutes", "4")
+    assert finetune(path, out, "intensive", saved_model, *more) == 0
+    told = tomllib.loads((out / "run" / "recipe.toml").read_text())["run"]
+    assert left - 0.5 < told["max_minutes"] <= left
 
 
 @pytest.mark.parametrize("kind", ["class", "intensive"])

@@ -157,15 +157,20 @@ def test_there_is_none_where_it_is_of_no_use(reason, model, path, frames, tmp_pa
 
 
 def test_vibrations_that_take_long_are_left_out(model, path, tmp_path, monkeypatch):
-    """By the training structures alone."""
+    """By the training structures and the user's minutes alone."""
     dataset = dataset_of(path, tmp_path / "data", "chord")
     sides, groups = halves(dataset)
     pairs = [stiff._pairs(dataset, rows) for rows in (sides["train"], np.arange(len(dataset)))]
     assert pairs[0] < pairs[1]
-    for limit, says in ((pairs[0] - 1, "how stiff"), (pairs[0], "and how they vibrate")):
-        monkeypatch.setattr(stiff, "_MOST_PAIRS", limit)
+    monkeypatch.setattr(stiff, "_PAIRS_A_MINUTE", 10)
+    for most, minutes, says in (
+        (pairs[0] - 1, None, "how stiff"),
+        (pairs[0], pairs[0] / 10 - 0.1, "how stiff"),
+        (pairs[0], pairs[0] / 10 + 0.1, "and how they vibrate"),
+    ):
+        monkeypatch.setattr(stiff, "_MOST_PAIRS", most)
         said = []
-        found = stiff._fitted(model, dataset, sides, groups, said.append)
+        found = stiff._fitted(model, dataset, sides, groups, said.append, minutes)
         assert says in found["says"] and bool(np.any(found["weights"][MODES])) == ("vibrate" in says)
         assert ("vibrate" in said[0]) == ("vibrate" in says)
 
