@@ -88,6 +88,10 @@ class FinetunePlan:
     work: Path | None = None
 
 
+def _sizes(plan: FinetunePlan) -> tuple[int, ...]:
+    return tuple(plan.sizes or plan.task.sizes)
+
+
 def run_finetune(plan: FinetunePlan) -> list[dict[str, Any]]:
     """Rows {case, metric, size (0: all), arm, model_id, strategy, steps, seconds (a run), errors (name -> one value a seed),
     published (model -> value), overlap (what the model has seen of the task, "" for nothing), forgetting (head -> what is added
@@ -99,7 +103,7 @@ def run_finetune(plan: FinetunePlan) -> list[dict[str, Any]]:
         GFMError: files that are missing, or a run that failed.
     """
     cases = [plan.task.case(name) for name in plan.cases or [case.name for case in plan.task.cases]]
-    sizes = plan.sizes or plan.task.sizes
+    sizes = _sizes(plan)
     if not plan.models:
         raise ConfigError("give at least one --model to fine-tune")
     arms = [arm.name for arm in _arms(plan)]
@@ -192,6 +196,7 @@ def _kept_as(plan: FinetunePlan, arm: _Arm, case: Case, size: int, seed: int) ->
         plan.strategy,
         __version__,
         *([torch.get_num_threads()] if arm.peer else []),
+        *([list(_sizes(plan))] if len(_sizes(plan)) > 1 else []),
         *([_held_out(plan)] if arm.guard and plan.old() else []),
     ]
     about = [asdict(task), *arm.identity(), weights_id(open_model(arm.model)), files, how]
@@ -227,7 +232,7 @@ def _runs(
                 continue
             where = {"model": arm.model, "cheap": arm.cheap, "output": Path(folder) / f"model{number}"}
             where |= {"keep": None if arm.guard else (), "naive": arm.guard == _NAIVE}
-            job = replace(_job(plan, case, files, seed), max_train=size or None, **where)
+            job = replace(_job(plan, case, files, seed), max_train=size or None, curve=_sizes(plan), **where)
             since = time.perf_counter()
             outcome = finetune(job, resume=False, say=lambda line: None)
             if isinstance(outcome, str):

@@ -63,6 +63,8 @@ class Job:
         output: folder.
         options, format: how labels are read.
         max_train, drop_shared, validation, test, by, seed: see `gfm finetune --help`.
+        curve: `max_train` of other jobs, 0 for all: test structures with elements that one of them does not train on are left
+            out, so that all have the same ones.
         strategy, steps, max_minutes: None: chosen by the size of the data, not bounded.
         naive: no guards.  keep: old heads in the new model, None for all.
         accepted: codes of findings that shall not stop the run.
@@ -96,6 +98,7 @@ class Job:
     dtype: str = "float32"
     report: bool = True
     own_labels: bool = False
+    curve: Sequence[int] = ()
 
     def identity(self) -> dict[str, Any]:
         """What cannot change when the job goes on, as JSON."""

@@ -70,8 +70,9 @@ class Sides:
 
 
 def divide(
-    dataset: Dataset, recipe: DataRecipe, *, test_rows: int, max_train: int | None, drop_shared: bool = False
-) -> Sides:
+    dataset: Dataset, recipe: DataRecipe, *, test_rows: int, max_train: int | None, drop_shared: bool = False,
+    curve: Sequence[int] = (),
+) -> Sides:  # fmt: skip
     """Training, validation and test.
 
     Args:
@@ -79,6 +80,7 @@ def divide(
             are divided between the other two.  0: some of all are drawn for it.
         max_train: training structures at most, drawn with the recipe's seed; free atoms do not count.
         drop_shared: structures of test files are left out of training, where they are in other files as well.
+        curve: as `max_train`, of other jobs, 0 for all: the test side is what all of them can predict.
 
     Raises:
         ConfigError: too few structures, or none in test files that could be predicted.
@@ -98,16 +100,24 @@ def divide(
     key = key_of_auto(dataset, few=_FEW_COMPOSITIONS) if recipe.by == "auto" else recipe.by
     groups = len(np.unique(frames.table.group_numbers()[~alone]))
     train = np.flatnonzero((sides == 0) & ~alone)
-    if max_train is not None and len(train) > max_train:
-        kept = np.sort(np.random.default_rng([recipe.seed, 1]).choice(train, max_train, replace=False))
-        sides[np.setdiff1d(train, kept)] = UNUSED
-        train = kept
+    all_train = train
+    train = _drawn(all_train, max_train, recipe.seed)
+    sides[np.setdiff1d(all_train, train)] = UNUSED
     if len(train) < MIN_TRAINING:
         held = int(((sides > 0) & ~alone).sum())
         raise ConfigError(_too_few(len(train), held, max_train, key, groups))
     elements = frames.compositions.elements(train, labelled=dataset.head.kind == "energy")
     held_out = {side: np.flatnonzero((sides == k) & ~alone) for k, side in enumerate(SIDES) if k}
     known, unseen = _of_known_elements(held_out, frames.compositions, elements)
+    for size in curve:
+        drawn = frames.compositions.elements(
+            _drawn(all_train, size or None, recipe.seed), labelled=dataset.head.kind == "energy"
+        )
+        known["test"] = known["test"][frames.compositions.within(known["test"], drawn)]
+        if test_rows and not len(known["test"]):
+            raise ConfigError(
+                f"no test structure holds elements of all draws of {size} training structures alone: draw more"
+            )
     if test_rows and len(held_out["test"]) and not len(known["test"]):
         raise ConfigError(
             f"--test-file: all {len(held_out['test'])} structures hold {', '.join(unseen['test'][1])}, which no training "
@@ -119,6 +129,13 @@ def divide(
         compositions=frames.compositions, unseen=unseen, key=key, groups=groups,
         train_groups=frames.table.group_numbers()[sides == 0],
     )  # fmt: skip
+
+
+def _drawn(train: np.ndarray, count: int | None, seed: int) -> np.ndarray:
+    """So many of the rows, at most; None: all."""
+    if count is None or len(train) <= count:
+        return train
+    return np.sort(np.random.default_rng([seed, 1]).choice(train, count, replace=False))
 
 
 def _of_known_elements(

@@ -126,7 +126,9 @@ def look(job: Job, start: GFMModel, say: Say) -> Material:
     take(job)
     dataset, test_rows = _dataset(job)
     data = DataRecipe(path=str(dataset.directory), by=job.by, validation=job.validation, test=job.test, seed=job.seed)
-    sides = divide(dataset, data, test_rows=test_rows, max_train=job.max_train, drop_shared=job.drop_shared)
+    sides = divide(
+        dataset, data, test_rows=test_rows, max_train=job.max_train, drop_shared=job.drop_shared, curve=job.curve
+    )
     if job.isolated is not None:
         sides = replace(sides, isolated={**sides.isolated, **read_reference_energies(job.isolated)})
     if job.card.kind == "energy" and not start.energy_heads:

@@ -8,6 +8,13 @@ from ase.build import bulk, molecule
 from finetuning import labelled, molecules, words, write
 
 from gfm_calc.cli import main
+from gfm_calc.config import HeadSpec
+from gfm_calc.data.build import build_flat
+from gfm_calc.data.store import open_dataset
+from gfm_calc.data.tasks import FileTask
+from gfm_calc.errors import ConfigError
+from gfm_calc.finetune.preparation import divide
+from gfm_calc.train.recipe import DataRecipe
 
 QUICK = ("--steps", "2", "--strategy", "heads", "--keep-heads", "none")
 
@@ -115,3 +122,28 @@ def test_primitive_cells_of_one_atom_are_no_free_atoms(tmp_path):
     data = write(tmp_path / "cu.extxyz", labelled(found, "distilled-7net-l3i5"))
     assert main(words(data, tmp_path / "out", *QUICK)) == 0
     assert sum(structures(tmp_path / "out").values()) == 20
+
+
+def test_a_learning_curve_has_one_set_of_test_structures(tmp_path):
+    """Those whose elements are in all draws, of which none is a part of another."""
+    rare = ("CH3SH", "CH3Cl", "CH3NO2", "SiH4", "PH3")
+    data = write(tmp_path / "a.extxyz", [*of("CH4", 24), *(one for name in rare for one in of(name, 2))])
+    test = write(tmp_path / "b.extxyz", [one for name in ("CH4", *rare) for one in of(name, 2, 1)])
+    build_flat(tmp_path / "all", [FileTask(paths=(path,)) for path in (data, test)], HeadSpec(name="mine"))
+    dataset, sizes = open_dataset(tmp_path / "all"), (14, 16, 0)
+
+    def sides(size, curve=()):
+        recipe = DataRecipe(path="", by="frame", validation=0.0, test=0.0, seed=3)
+        return divide(dataset, recipe, test_rows=12, max_train=size or None, curve=curve)
+
+    alone = [set(sides(size).test.tolist()) for size in sizes]
+    assert not alone[0] <= alone[1] and not alone[1] <= alone[0] and alone[1] < alone[2]
+    for size in sizes:
+        found = sides(size, sizes)
+        assert set(found.test.tolist()) == set.intersection(*alone)
+        assert np.array_equal(found.train, sides(size).train) and found.unseen == sides(size).unseen
+    with pytest.raises(
+        ConfigError, match="no test structure holds elements of all draws of 3 training structures alone"
+    ):
+        recipe = DataRecipe(path="", by="frame", validation=0.0, test=0.0, seed=3)
+        divide(dataset, recipe, test_rows=2, max_train=None, curve=(3,))
