@@ -61,7 +61,8 @@ class FinetunePlan:
     """What to compare.
 
     Attributes:
-        task; data: folder of its files.  cases: of the task, () for all.  sizes: training structures, () for the task's.
+        task; data: folder of its files.  cases: of the task, () for all.  sizes: training structures, () for the task's; the
+            test structures are those that the runs of all sizes can predict.
         models: names or directories.  scratch: beside them, the architecture of the first with random weights.
         seeds: of each run.  steps: instead of those that `gfm finetune` takes.  max_minutes: of each run.
         strategy: of `gfm finetune`, None for its choice.  cheap: labels that every model learns first, in a run of its own.

@@ -2,7 +2,8 @@
 
 Each entry of `ENTRIES` is a case of a task, and few labels of it.  The model is fine-tuned to those, to `TIMES` as many, and to
 `TIMES` as many again, and its architecture with random weights learns the same, all as `finetuning` does it: learning curves.
-Labels are saved where some of them, after pre-training, do at least as well as `TIMES` as many without.
+Labels are saved where some of them, after pre-training, do at least as well as `TIMES` as many without, on the same test
+structures.
 """
 
 from __future__ import annotations
@@ -52,8 +53,8 @@ class LabelsPlan:
 
 def run_labels(plan: LabelsPlan) -> list[dict[str, Any]]:
     """Rows {task, title, case, metric, unit, sizes, errors (tuned and scratch: of each size one value a seed), test_frames (of
-    each size: those with elements that the training structures lack are left out), overlap, strategies (of each size), saved
-    (labels are, by each size but the last; None where the model has seen the task)}.
+    each size: those with elements that the training structures of one size lack are left out), overlap, strategies (of each
+    size), saved (labels are, by each size but the last; None where the model has seen the task)}.
 
     Raises:
         ConfigError: a task that is none of `ENTRIES`.

@@ -160,7 +160,11 @@ def labels(result: Mapping[str, Any]) -> Iterator[Table]:
         said = (
             [f"no credit: {row['overlap']}"] if row["saved"] is None else ["yes" if s else "no" for s in row["saved"]]
         )
-        counts = [" / ".join(map(str, row[what])) for what in ("sizes", "test_frames")]
+        frames = row["test_frames"]
+        counts = [
+            " / ".join(map(str, of_sizes))
+            for of_sizes in (row["sizes"], frames[:1] if len(set(frames)) == 1 else frames)
+        ]
         worth = ["-"] if row["saved"] is None else [_worth(row, number) for number in range(len(row["saved"]))]
         rows.append([f"{row['task']}, {row['case']}", metric, *counts, *curves, " / ".join(said), " / ".join(worth)])
     seeds = f"{result['seeds']} seeds, means and ranges" if result["seeds"] > 1 else "one seed"

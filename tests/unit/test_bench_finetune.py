@@ -317,7 +317,7 @@ def test_labels_that_pretraining_saves(task, tmp_path, monkeypatch, capsys):
     assert "in 2 and 2 of 2 cases (1 task)" in shown.title and shown.title.endswith("one seed; 2 steps each")
     assert [line[-2] for line in shown.rows] == ["yes / yes", "yes / yes"] and shown.rows[0][2:4] == [
         "3 / 6 / 12",
-        "6 / 6 / 6",
+        "6",
     ]
     made = sorted((tmp_path / "work").iterdir())
     assert len(made) == 12 and main([*words, str(tmp_path / "again.json")]) == 0
