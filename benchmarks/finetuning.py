@@ -227,13 +227,15 @@ def _runs(
     first = _Arm(plan.models[0])
     followers = [arm for arm in wanted if arm.scratch or arm.peer]
     with tempfile.TemporaryDirectory(prefix="gfm-finetune-") as folder:
-        files = files_of(plan.data, plan.task, case, size=size, seed=seed, place=Path(folder))
+        sizes = _sizes(plan)
+        most = 0 if 0 in sizes else max(sizes)  # every run draws from what the largest one has
+        files = files_of(plan.data, plan.task, case, size=most, seed=seed, place=Path(folder))
         for number, arm in enumerate(_arms(plan)):
             if arm.scratch or arm.peer or (arm not in wanted and not (arm == first and followers)):
                 continue
             where = {"model": arm.model, "cheap": arm.cheap, "output": Path(folder) / f"model{number}"}
             where |= {"keep": None if arm.guard else (), "naive": arm.guard == _NAIVE}
-            job = replace(_job(plan, case, files, seed), max_train=size or None, curve=_sizes(plan), **where)
+            job = replace(_job(plan, case, files, seed), max_train=size or None, curve=sizes, **where)
             since = time.perf_counter()
             outcome = finetune(job, resume=False, say=lambda line: None)
             if isinstance(outcome, str):

@@ -14,12 +14,12 @@ import pytest
 import torch
 from finetuning import molecules, relabelled, write
 
-from gfm_calc.benchmarks import finetune_peers, labels
+from gfm_calc.benchmarks import finetune_peers, finetuning, labels
 from gfm_calc.benchmarks.finetune_tasks import Case, Task, load_task, task_names
-from gfm_calc.benchmarks.finetuning import FinetunePlan, _growth, about, run_finetune
+from gfm_calc.benchmarks.finetuning import FinetunePlan, _arms, _growth, _runs, about, run_finetune
 from gfm_calc.benchmarks.provenance import weights_id
 from gfm_calc.benchmarks.report import tables
-from gfm_calc.benchmarks.task_files import files_of, require
+from gfm_calc.benchmarks.task_files import Files, files_of, require
 from gfm_calc.checkpoint import load_model, open_model, subset
 from gfm_calc.cli import main
 from gfm_calc.data.build import build_flat
@@ -207,6 +207,28 @@ def test_growth_is_of_the_errors_on_the_held_out_side(tmp_path):
     found = _growth(before, after, heads)["gfn2-xtb"]
     assert found["forces"] > 3 and found["energy"] > 0 and found["frames"] == len(heads[0].sides["test"])
     assert _growth(before, subset(before, ["pbe-u-mp"]), heads) == {}
+
+
+@pytest.mark.parametrize("sizes, most, curve", [((1, 5, 25), 25, (1, 5, 25)), ((5, 0), 0, (5, 0)), ((), 12, (12,))])
+def test_runs_of_all_sizes_draw_from_the_same_files(sizes, most, curve, task, tmp_path, monkeypatch):
+    """However few a run learns, so that it knows what the others can predict."""
+    plan = FinetunePlan(task=task, data=tmp_path, models=["gfm-small"], cases=["one"], sizes=sizes)
+    asked, jobs = [], []
+
+    def files_of(*where, size, **how):
+        asked.append(size)
+        folder = tmp_path / "methanol"
+        return Files(train=folder / "train.extxyz", test=folder / "test.extxyz", isolated=None)
+
+    def stopped(job, **how):
+        jobs.append(job)
+        return "SIGTERM"
+
+    monkeypatch.setattr(finetuning, "files_of", files_of)
+    monkeypatch.setattr(finetuning, "finetune", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        next(_runs(plan, task.case("one"), 5, 0, _arms(plan), None))
+    assert asked == [most] and [(job.max_train, tuple(job.curve)) for job in jobs] == [(5, curve)]
 
 
 def test_a_table_of_what_is_forgotten_without_labels_of_forces():
