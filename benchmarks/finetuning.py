@@ -61,8 +61,9 @@ class FinetunePlan:
     """What to compare.
 
     Attributes:
-        task; data: folder of its files.  cases: of the task, () for all.  sizes: training structures, () for the task's; the
-            test structures are those that the runs of all sizes can predict.
+        task; data: folder of its files.  cases: of the task, () for all.  sizes: training structures, () for the task's.
+        alike: the test structures are those of the official ones that the runs of all sizes can predict, and all runs draw
+            from the same ones for training.
         models: names or directories.  scratch: beside them, the architecture of the first with random weights.
         seeds: of each run.  steps: instead of those that `gfm finetune` takes.  max_minutes: of each run.
         strategy: of `gfm finetune`, None for its choice.  cheap: labels that every model learns first, in a run of its own.
@@ -77,6 +78,7 @@ class FinetunePlan:
     models: Sequence[str]
     cases: Sequence[str] = ()
     sizes: Sequence[int] = ()
+    alike: bool = False
     scratch: bool = True
     seeds: int = 1
     steps: int | None = None
@@ -197,7 +199,7 @@ def _kept_as(plan: FinetunePlan, arm: _Arm, case: Case, size: int, seed: int) ->
         plan.strategy,
         __version__,
         *([torch.get_num_threads()] if arm.peer else []),
-        *([list(_sizes(plan))] if len(_sizes(plan)) > 1 else []),
+        *([list(_sizes(plan))] if plan.alike else []),
         *([_held_out(plan)] if arm.guard and plan.old() else []),
     ]
     about = [asdict(task), *arm.identity(), weights_id(open_model(arm.model)), files, how]
@@ -227,15 +229,15 @@ def _runs(
     first = _Arm(plan.models[0])
     followers = [arm for arm in wanted if arm.scratch or arm.peer]
     with tempfile.TemporaryDirectory(prefix="gfm-finetune-") as folder:
-        sizes = _sizes(plan)
-        most = 0 if 0 in sizes else max(sizes)  # every run draws from what the largest one has
+        curve = _sizes(plan) if plan.alike else ()
+        most = 0 if 0 in (size, *curve) else max((size, *curve))  # in tables no more are read
         files = files_of(plan.data, plan.task, case, size=most, seed=seed, place=Path(folder))
         for number, arm in enumerate(_arms(plan)):
             if arm.scratch or arm.peer or (arm not in wanted and not (arm == first and followers)):
                 continue
             where = {"model": arm.model, "cheap": arm.cheap, "output": Path(folder) / f"model{number}"}
             where |= {"keep": None if arm.guard else (), "naive": arm.guard == _NAIVE}
-            job = replace(_job(plan, case, files, seed), max_train=size or None, curve=sizes, **where)
+            job = replace(_job(plan, case, files, seed), max_train=size or None, curve=curve, **where)
             since = time.perf_counter()
             outcome = finetune(job, resume=False, say=lambda line: None)
             if isinstance(outcome, str):

@@ -76,8 +76,8 @@ def _plan(plan: LabelsPlan, name: str, case: str, fewest: int) -> FinetunePlan:
     task = load_task(name)
     sizes = tuple(fewest * TIMES**k for k in range(POINTS))
     return FinetunePlan(
-        task=task, data=plan.data, models=(plan.model,), cases=(case or task.cases[0].name,), sizes=sizes, seeds=plan.seeds,
-         steps=plan.steps, max_minutes=plan.max_minutes, work=plan.work,
+        task=task, data=plan.data, models=(plan.model,), cases=(case or task.cases[0].name,), sizes=sizes, alike=True,
+        seeds=plan.seeds, steps=plan.steps, max_minutes=plan.max_minutes, work=plan.work,
     )  # fmt: skip
 
 

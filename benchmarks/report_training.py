@@ -176,7 +176,7 @@ def labels(result: Mapping[str, Any]) -> Iterator[Table]:
     if result.get("steps"):
         title += f"; {result['steps']} steps each"
     if result.get("max_minutes"):
-        title += f"; no run took more than {result['max_minutes']:g} minutes of one thread: few steps where structures are large"
+        title += f"; {result['max_minutes']:g} minutes of one thread for each run: few steps where structures are large"
     yield Table(
         title,
         [

@@ -81,7 +81,7 @@ def first_job(job: Job, cheap: Cheap, taken: Collection[str]) -> Job:
     )  # fmt: skip
     return replace(
         job, inputs=(labels,), test_files=(), isolated=None, output=output, card=card, options=DEFAULTS, format=None,
-        max_train=None, drop_shared=False, validation=0.1, test=0.0, by="auto", steps=cheap.steps,
+        max_train=None, curve=(), drop_shared=False, validation=0.1, test=0.0, by="auto", steps=cheap.steps,
         strategy=job.strategy or "full", accepted=(*job.accepted, *HARMLESS, "forces-unit"), cheap=None, report=False,
         own_labels=True,
     )  # fmt: skip

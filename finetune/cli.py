@@ -75,7 +75,8 @@ def _add_training(group: Any) -> None:
         "--max-minutes",
         type=positive,
         metavar="M",
-        help="training ends after so long, with a model; with --resume, so long after that",
+        help="training (with the fits that a property begins at) ends after so long, with a model; with --resume, "
+        "so long after that",
     )
     group.add_argument("--seed", type=natural, default=0, help="default: %(default)s")
     group.add_argument("--device", help="cpu, cuda or cuda:N (default: the GPU where there is one)")

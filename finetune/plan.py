@@ -120,6 +120,8 @@ class Job:
             "accepted",
         ):
             asked.pop(name)
+        if not self.curve:
+            asked.pop("curve")  # as it was before there were any
         asked |= {
             "files": files,
             "test_files": len(self.test_files),
@@ -135,7 +137,8 @@ class Job:
         if self.max_minutes is None:
             return self
         spent = (time.monotonic() - since) / 60
-        return replace(self, max_minutes=max(least * self.max_minutes, self.max_minutes - spent))
+        left = max(least * self.max_minutes, self.max_minutes - spent)
+        return replace(self, max_minutes=float(f"{left:.3g}"))
 
 
 def check(job: Job) -> None:

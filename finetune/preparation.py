@@ -109,19 +109,20 @@ def divide(
     elements = frames.compositions.elements(train, labelled=dataset.head.kind == "energy")
     held_out = {side: np.flatnonzero((sides == k) & ~alone) for k, side in enumerate(SIDES) if k}
     known, unseen = _of_known_elements(held_out, frames.compositions, elements)
+    if test_rows and len(held_out["test"]) and not len(known["test"]):
+        raise ConfigError(
+            f"--test-file: all {len(held_out['test'])} structures hold {', '.join(unseen['test'][1])}, which no training "
+            "structure has: add structures with it to the training files, or give another test file"
+        )
     for size in curve:
         drawn = frames.compositions.elements(
             _drawn(all_train, size or None, recipe.seed), labelled=dataset.head.kind == "energy"
         )
         known["test"] = known["test"][frames.compositions.within(known["test"], drawn)]
-        if test_rows and not len(known["test"]):
-            raise ConfigError(
-                f"no test structure holds elements of all draws of {size} training structures alone: draw more"
-            )
-    if test_rows and len(held_out["test"]) and not len(known["test"]):
+    if curve and len(held_out["test"]) and not len(known["test"]):
+        draws = ", ".join(str(size) if size else "all" for size in curve)
         raise ConfigError(
-            f"--test-file: all {len(held_out['test'])} structures hold {', '.join(unseen['test'][1])}, which no training "
-            "structure has: add structures with it to the training files, or give another test file"
+            f"no test structure could be predicted after training on each of {draws} structures: draw more"
         )
     return Sides(
         train=np.flatnonzero(sides == 0), validation=known["validation"], test=known["test"],

@@ -152,7 +152,8 @@ def set_up(job: Job, found: Material, begins: Beginning, kept: Sequence[str], sa
     known = read_decisions(job.output)
     since = time.monotonic()
     guess, begun = _begin(job, start, dataset, sides, say, goes_on=known is not None) if is_property else (None, None)
-    job = job.shortened(since, least=_LEAST_SHARE)
+    if begun is not None and known is None:
+        job = job.shortened(since, least=_LEAST_SHARE)
     old = [head for head in kept if head in start.energy_heads]
     if known is None:
         how = strategy.AS_ANOTHER if not is_property else strategy.RANDOM if begun is None else strategy.FITTED

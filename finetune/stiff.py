@@ -35,8 +35,10 @@ from gfm_calc.stiffness import COLUMNS, MODES, STRAINS, Stiffness
 from gfm_calc.vibrations import repeats_of
 
 _MOST = 1000  # labelled structures that it is of use for
-_MOST_PAIRS = 500_000  # see `_pairs`: vibrations of so many take some five minutes of one core
-_PAIRS_A_MINUTE = 50_000  # where the user's minutes are bounded: half of them at most
+_MOST_PAIRS = (
+    500_000  # see `_pairs`, of training structures: vibrations of so many take five to seven minutes of one core
+)
+_PAIRS_A_MINUTE = 30_000  # of all structures, where the user's minutes are bounded: half of them at most
 _BOTH = slice(0, len(COLUMNS))
 _SHARES = (0.5, 0.75, 1.0)  # of the guess that are taken off the labels
 # What it must gain: a part of the error without it, and so many standard errors of the gain, lest chance choose.
@@ -130,8 +132,9 @@ def _fitted(
     if head is None or not FEWEST <= len(known) <= _MOST or not block.pbc.all():
         return None
     sizes = dataset.atom_counts(rows) if dataset.head.extensive else np.ones(len(rows))
-    most = _MOST_PAIRS if minutes is None else min(_MOST_PAIRS, minutes * _PAIRS_A_MINUTE)
-    modes = _pairs(dataset, train[known]) <= most
+    modes = _pairs(dataset, train[known]) <= _MOST_PAIRS and (
+        minutes is None or _pairs(dataset, rows) <= minutes * _PAIRS_A_MINUTE
+    )
     say(f"first guess: asking {head} how stiff {len(known)} crystals are" + (" and how they vibrate" if modes else ""))
     labels, columns = block.value[known, 0] / sizes[known], _columns(model, head, dataset, train[known], modes=modes)
     parts = [part for part in ((STRAINS, MODES, _BOTH) if modes else (STRAINS,)) if np.isfinite(columns[:, part]).all()]

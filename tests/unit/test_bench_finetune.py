@@ -12,11 +12,12 @@ import ase.io
 import numpy as np
 import pytest
 import torch
-from finetuning import molecules, relabelled, write
+from ase.build import molecule
+from finetuning import labelled, molecules, relabelled, write
 
 from gfm_calc.benchmarks import finetune_peers, finetuning, labels
 from gfm_calc.benchmarks.finetune_tasks import Case, Task, load_task, task_names
-from gfm_calc.benchmarks.finetuning import FinetunePlan, _arms, _growth, _runs, about, run_finetune
+from gfm_calc.benchmarks.finetuning import FinetunePlan, _arms, _growth, _kept_as, _runs, about, run_finetune
 from gfm_calc.benchmarks.provenance import weights_id
 from gfm_calc.benchmarks.report import tables
 from gfm_calc.benchmarks.task_files import Files, files_of, require
@@ -212,7 +213,7 @@ def test_growth_is_of_the_errors_on_the_held_out_side(tmp_path):
 @pytest.mark.parametrize("sizes, most, curve", [((1, 5, 25), 25, (1, 5, 25)), ((5, 0), 0, (5, 0)), ((), 12, (12,))])
 def test_runs_of_all_sizes_draw_from_the_same_files(sizes, most, curve, task, tmp_path, monkeypatch):
     """However few a run learns, so that it knows what the others can predict."""
-    plan = FinetunePlan(task=task, data=tmp_path, models=["gfm-small"], cases=["one"], sizes=sizes)
+    plan = FinetunePlan(task=task, data=tmp_path, models=["gfm-small"], cases=["one"], sizes=sizes, alike=True)
     asked, jobs = [], []
 
     def files_of(*where, size, **how):
@@ -226,9 +227,28 @@ def test_runs_of_all_sizes_draw_from_the_same_files(sizes, most, curve, task, tm
 
     monkeypatch.setattr(finetuning, "files_of", files_of)
     monkeypatch.setattr(finetuning, "finetune", stopped)
-    with pytest.raises(KeyboardInterrupt):
-        next(_runs(plan, task.case("one"), 5, 0, _arms(plan), None))
-    assert asked == [most] and [(job.max_train, tuple(job.curve)) for job in jobs] == [(5, curve)]
+    for some in (plan, replace(plan, alike=False)):
+        with pytest.raises(KeyboardInterrupt):
+            next(_runs(some, task.case("one"), 5, 0, _arms(plan), None))
+    assert asked == [most, 5] and [(job.max_train, tuple(job.curve)) for job in jobs] == [(5, curve), (5, ())]
+
+
+def test_runs_of_all_sizes_are_alike_if_wanted(task, tmp_path):
+    """Three structures of methanol know no sulfur: all of them do."""
+    random = np.random.default_rng(0)
+    for side, count in (("train", 20), ("test", 6)):
+        rare = [molecule("CH3SH") for _ in range(2)]
+        for atoms in rare:
+            atoms.positions += random.normal(scale=0.05, size=atoms.positions.shape)
+        write(tmp_path / "methanol" / f"{side}.extxyz", [*labelled(rare), *molecules(count, seed=count)])
+    plan = FinetunePlan(task=task, data=tmp_path, models=["gfm-small"], sizes=(3, 0), scratch=False, steps=2)
+    for alike, frames in ((True, [6, 6]), (False, [6, 8])):
+        assert [row["test_frames"] for row in run_finetune(replace(plan, alike=alike))] == frames
+    names = {
+        _kept_as(some, _arms(plan)[0], task.case("one"), 3, 0)
+        for some in (plan, replace(plan, alike=True), replace(plan, alike=True, sizes=(3, 5)))
+    }
+    assert len(names) == 3
 
 
 def test_a_table_of_what_is_forgotten_without_labels_of_forces():

@@ -143,7 +143,7 @@ def test_a_learning_curve_has_one_set_of_test_structures(tmp_path):
         assert set(found.test.tolist()) == set.intersection(*alone)
         assert np.array_equal(found.train, sides(size).train) and found.unseen == sides(size).unseen
     with pytest.raises(
-        ConfigError, match="no test structure holds elements of all draws of 3 training structures alone"
+        ConfigError, match="no test structure could be predicted after training on each of 3 structures"
     ):
         recipe = DataRecipe(path="", by="frame", validation=0.0, test=0.0, seed=3)
         divide(dataset, recipe, test_rows=2, max_train=None, curve=(3,))
