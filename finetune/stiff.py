@@ -36,7 +36,7 @@ from gfm_calc.vibrations import repeats_of
 
 _MOST = 1000  # labelled structures that it is of use for
 _MOST_PAIRS = (
-    300_000  # of training structures, see `_pairs`: vibrations of so many take three to five minutes of one core
+    300_000  # of training structures, see `_pairs`: vibrations of so many take three minutes of a core or more
 )
 _PAIRS_A_MINUTE = 30_000  # of all structures, where the user's minutes are bounded: half of them at most
 _BOTH = slice(0, len(COLUMNS))
