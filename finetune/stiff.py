@@ -35,13 +35,11 @@ from gfm_calc.stiffness import COLUMNS, MODES, STRAINS, Stiffness
 from gfm_calc.vibrations import repeats_of
 
 _MOST = 1000  # labelled structures that it is of use for
-_MOST_PAIRS = (
-    300_000  # of training structures, see `_pairs`: vibrations of so many take three minutes of a core or more
-)
+_MOST_PAIRS = 300_000  # of training structures, see `_pairs`: vibrations of so many take some minutes of a core
 _PAIRS_A_MINUTE = 30_000  # of all structures, where the user's minutes are bounded: half of them at most
 _BOTH = slice(0, len(COLUMNS))
 _SHARES = (0.5, 0.75, 1.0)  # of the guess that are taken off the labels
-# What it must gain: a part of the error without it, and so many standard errors of the gain, lest chance choose.
+# What it must gain: a part of the error without it, and so many standard errors of the gains, lest chance choose.
 _WORTH, _CLEAR = 0.03, 2.0
 _FILE, _LABELS = "guess.json", "labels"
 
@@ -153,8 +151,7 @@ def _fitted(
         tried += [(errors(share * (labels - held.residual)), share, part, held) for share in _SHARES]
     error, share, part, held = min(tried, key=lambda one: one[0].mean())
     before = errors(np.zeros(len(labels)))
-    gain = before - error
-    if gain.mean() < max(_WORTH * before.mean(), _CLEAR * gain.std() / math.sqrt(len(gain))):
+    if not _helps(before, error):
         say("first guess: none, it does not clearly help with labels that are left out")
         return None
     weights = np.zeros(len(COLUMNS) + 1)
@@ -174,6 +171,14 @@ def _fitted(
         "head": head, "says": says + (" and how they vibrate" if part is _BOTH else ""), "weights": (share * weights).tolist(),
         "taken": taken, "error": float(error.mean()), "before": float(before.mean()),
     }  # fmt: skip
+
+
+def _helps(before: np.ndarray, after: np.ndarray) -> bool:
+    """Whether errors [n] of structures that are left out are clearly smaller than before."""
+    # Of each structure by itself, between -1 and 1: one label that nothing predicts must not hide what all others gain.
+    gain = (before - after) / np.maximum(before + after, 1e-300)
+    clear = gain.mean() > _CLEAR * gain.std() / math.sqrt(len(gain))
+    return bool(clear and after.mean() < (1 - _WORTH) * before.mean())
 
 
 def _knows(model: GFMModel, numbers: np.ndarray) -> str | None:

@@ -123,6 +123,19 @@ def test_a_training_structure_does_not_tell_its_own_label(model, path, tmp_path,
     assert abs(wrong[0] - right[0]) > 1  # others do
 
 
+def test_it_must_help_clearly_and_most_structures():
+    """However large the error of one may be."""
+    random = np.random.default_rng(0)
+    before, gain = random.uniform(50, 150, 40), random.uniform(0.2, 1.2, 40)
+    odd = before.copy()
+    odd[7] = 3000.0
+    assert stiff._helps(before, before * gain) and stiff._helps(odd, odd * np.where(odd > 1000, 0.9, gain))
+    assert not stiff._helps(before * gain, before) and not stiff._helps(before, before)
+    assert not stiff._helps(odd, np.where(odd > 1000, 100.0, odd * random.uniform(0.8, 1.25, 40)))  # one alone
+    assert not stiff._helps(before, 0.98 * before)  # clear, and too little
+    assert not stiff._helps(np.zeros(3), np.zeros(3))
+
+
 @pytest.mark.parametrize("reason", ["luck", "elements", "molecules", "few", "kind", "one slab", "stress"])
 def test_there_is_none_where_it_is_of_no_use(reason, model, path, frames, tmp_path, monkeypatch):
     some = [atoms.copy() for atoms in frames]
