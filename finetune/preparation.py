@@ -100,13 +100,13 @@ def divide(
     key = key_of_auto(dataset, few=_FEW_COMPOSITIONS) if recipe.by == "auto" else recipe.by
     groups = len(np.unique(frames.table.group_numbers()[~alone]))
     train = np.flatnonzero((sides == 0) & ~alone)
-    all_train = train
-    train = _drawn(all_train, max_train, recipe.seed)
+    all_train, train = train, _drawn(train, max_train, recipe.seed)
     sides[np.setdiff1d(all_train, train)] = UNUSED
     if len(train) < MIN_TRAINING:
         held = int(((sides > 0) & ~alone).sum())
         raise ConfigError(_too_few(len(train), held, max_train, key, groups))
-    elements = frames.compositions.elements(train, labelled=dataset.head.kind == "energy")
+    is_energy = dataset.head.kind == "energy"
+    elements = frames.compositions.elements(train, labelled=is_energy)
     held_out = {side: np.flatnonzero((sides == k) & ~alone) for k, side in enumerate(SIDES) if k}
     known, unseen = _of_known_elements(held_out, frames.compositions, elements)
     if test_rows and len(held_out["test"]) and not len(known["test"]):
@@ -115,9 +115,7 @@ def divide(
             "structure has: add structures with it to the training files, or give another test file"
         )
     for size in curve:
-        drawn = frames.compositions.elements(
-            _drawn(all_train, size or None, recipe.seed), labelled=dataset.head.kind == "energy"
-        )
+        drawn = frames.compositions.elements(_drawn(all_train, size or None, recipe.seed), labelled=is_energy)
         known["test"] = known["test"][frames.compositions.within(known["test"], drawn)]
     if curve and len(held_out["test"]) and not len(known["test"]):
         draws = ", ".join(str(size) if size else "all" for size in curve)
