@@ -1,4 +1,4 @@
-"""`gfm bench scaling`, `training`, `multitask`, `alone`, `ablation`, `finetune` and `labels`: the benchmarks of what trains."""
+"""`gfm bench scaling`, `training`, `multitask`, `alone`, `ablation`, `finetune`, `labels`, `pretraining`: of what trains."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from gfm_calc.errors import ConfigError, did_you_mean
 
 def add_parsers(benches: Any) -> None:
     """Register them."""
-    for add in (_add_scaling, _add_training, _add_multitask, _add_alone, _add_ablation, _add_finetune, _add_labels):
+    for add in (
+        _add_scaling, _add_training, _add_multitask, _add_alone, _add_ablation, _add_finetune, _add_labels, _add_pretraining,
+    ):  # fmt: skip
         add(benches)
 
 
@@ -181,6 +183,21 @@ def _add_labels(benches: Any) -> None:
     add_output(parser)
 
 
+def _add_pretraining(benches: Any) -> None:
+    parser = new_parser(
+        benches, "pretraining", run_pretraining, summary="models pre-trained in several ways, over many tasks",
+        example="gfm bench pretraining --data FOLDER --model many_heads --model one_head --work runs -o pretraining.json",
+    )  # fmt: skip
+    parser.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="with the files of the tasks")
+    parser.add_argument("--model", action="append", default=[], metavar="MODEL",
+                        help=f"name or directory; may be given several times (default: {DEFAULT_MODEL})")  # fmt: skip
+    parser.add_argument("--tasks", type=words, default=(), metavar="NAME,NAME", help="these alone (default: all)")
+    parser.add_argument("--seeds", type=positive_int, default=3, help="runs of each kind; default: %(default)s")
+    parser.add_argument("--steps", type=positive_int, metavar="N", help="of each run (default: as gfm finetune)")
+    _add_work(parser)
+    add_output(parser)
+
+
 def run_scaling(args: argparse.Namespace) -> None:
     """Train on one process and several."""
     from gfm_calc.benchmarks.scaling import PARTS, ScalingPlan, run_scaling
@@ -276,6 +293,18 @@ def run_finetune(args: argparse.Namespace) -> None:
         work=args.work,
     )  # fmt: skip
     finish(args, "finetune", model=plan.models[0], task=about(task), rows=run_finetune(plan))
+
+
+def run_pretraining(args: argparse.Namespace) -> None:
+    """Fine-tune several models, and random weights, to many tasks."""
+    from gfm_calc.benchmarks.pretraining import PretrainingPlan, origins, run_pretraining
+
+    plan = PretrainingPlan(
+        data=args.data, models=args.model or (DEFAULT_MODEL,), tasks=args.tasks, seeds=args.seeds, steps=args.steps,
+        work=args.work,
+    )  # fmt: skip
+    about = {"seeds": plan.seeds, "steps": plan.steps, "models": origins(plan.models)}
+    finish(args, "pretraining", model=plan.models[0], **about, rows=run_pretraining(plan))
 
 
 def run_labels(args: argparse.Namespace) -> None:

@@ -30,7 +30,7 @@ ENTRIES = (
     ("matbench_dielectric", "fold 0", 40), ("matbench_log_gvrh", "fold 0", 40), ("matbench_perovskites", "fold 0", 40),
     ("matbench_mp_gap", "fold 0", 40), ("matbench_mp_e_form", "fold 0", 40),
 )  # fmt: skip
-_MORE_IS_BETTER = ("accuracy", "roc_auc")
+MORE_IS_BETTER = ("accuracy", "roc_auc")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,16 +60,19 @@ def run_labels(plan: LabelsPlan) -> list[dict[str, Any]]:
         ConfigError: a task that is none of `ENTRIES`.
         GFMError: files that are missing, before anything runs, or a run that failed.
     """
-    names = list(dict.fromkeys(name for name, _, _ in ENTRIES))
-    for name in plan.tasks:
-        if name not in names:
-            raise ConfigError(f"--tasks: no task {name!r}{did_you_mean(name, names)}: {', '.join(names)}")
-    parts = [
-        part for part in (_plan(plan, *entry) for entry in ENTRIES) if not plan.tasks or part.task.name in plan.tasks
-    ]
+    parts = [_plan(plan, *entry) for entry in chosen(ENTRIES, plan.tasks)]
     for part in parts:
         require(plan.data, part.task, part.task.case(part.cases[0]))
     return [_row(part, run_finetune(part)) for part in parts]
+
+
+def chosen(entries: Sequence[tuple[str, str, int]], tasks: Sequence[str]) -> list[tuple[str, str, int]]:
+    """The entries of these tasks, or all where none is named; ConfigError for one that none has."""
+    names = list(dict.fromkeys(name for name, _, _ in entries))
+    for name in tasks:
+        if name not in names:
+            raise ConfigError(f"--tasks: no task {name!r}{did_you_mean(name, names)}: {', '.join(names)}")
+    return [entry for entry in entries if not tasks or entry[0] in tasks]
 
 
 def _plan(plan: LabelsPlan, name: str, case: str, fewest: int) -> FinetunePlan:
@@ -90,7 +93,7 @@ def _row(plan: FinetunePlan, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any
     errors = {way: [row["errors"][metric] for row in curve] for way, curve in (("tuned", tuned), ("scratch", scratch))}
     ours, theirs = ([statistics.fmean(values) for values in curve] for curve in errors.values())
     pairs = zip(ours, theirs[1:])
-    saved = [few >= many if metric in _MORE_IS_BETTER else few <= many for few, many in pairs]
+    saved = [few >= many if metric in MORE_IS_BETTER else few <= many for few, many in pairs]
     first = tuned[0]
     return {
         "task": task.name, "title": task.title, "case": case.name, "metric": metric, "unit": case.unit,
@@ -106,7 +109,7 @@ def needed(row: Mapping[str, Any], number: int) -> float:
     Between the sizes of their curve (means over seeds) both axes are taken as logarithmic.  The fewest labels count where the
     curve does not fall throughout; 0 where it begins lower, infinity where it does not come as low.
     """
-    turn = (lambda value: 1 - value) if row["metric"] in _MORE_IS_BETTER else float
+    turn = (lambda value: 1 - value) if row["metric"] in MORE_IS_BETTER else float
     wanted = turn(statistics.fmean(row["errors"]["tuned"][number]))
     curve = [(size, turn(statistics.fmean(values))) for size, values in zip(row["sizes"], row["errors"]["scratch"])]
     if curve[0][1] <= wanted:

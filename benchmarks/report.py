@@ -9,7 +9,16 @@ from typing import Any
 from gfm_calc.benchmarks.report_accuracy import accuracy
 from gfm_calc.benchmarks.report_physics import conformers, crystals, phonons, stability, torsions
 from gfm_calc.benchmarks.report_screening import screening
-from gfm_calc.benchmarks.report_training import ablation, alone, finetune, labels, multitask, scaling, training
+from gfm_calc.benchmarks.report_training import (
+    ablation,
+    alone,
+    finetune,
+    labels,
+    multitask,
+    pretraining,
+    scaling,
+    training,
+)
 from gfm_calc.benchmarks.report_uncertainty import uncertainty, uncertainty_settings
 from gfm_calc.benchmarks.tables import Table, figure
 from gfm_calc.errors import ConfigError, did_you_mean
@@ -314,7 +323,8 @@ _TABLES: dict[str, Callable[[Mapping[str, Any]], Iterator[Table]]] = {
     "speed": _speed, "heads": _heads, "accuracy": accuracy, "physics": _physics, "data": _data,
     "reliability": _reliability, "scaling": scaling, "multitask": multitask, "alone": alone,
     "ablation": ablation, "training": training,
-    "screening": screening, "finetune": finetune, "labels": labels, "uncertainty": uncertainty, "crystals": crystals,
+    "screening": screening, "finetune": finetune, "labels": labels, "pretraining": pretraining,
+    "uncertainty": uncertainty, "crystals": crystals,
     "phonons": phonons,
     "torsions": torsions, "conformers": conformers, "stability": stability,
     "uncertainty_settings": uncertainty_settings,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from statistics import fmean
+from statistics import fmean, geometric_mean
 from typing import Any
 
+from gfm_calc.benchmarks.finetuning import SCRATCH
 from gfm_calc.benchmarks.labels import needed
 from gfm_calc.benchmarks.tables import Table, figure
 
@@ -191,6 +192,40 @@ def labels(result: Mapping[str, Any]) -> Iterator[Table]:
         ],
         rows,
     )
+
+
+def pretraining(result: Mapping[str, Any]) -> Iterator[Table]:
+    """Means over seeds, with the least and the largest; the last row: geometric means of errors over those of random weights."""
+    rows: list[list[str]] = []
+    ratios: dict[str, list[float]] = {}
+    arms = [*result["models"], SCRATCH]
+    for row in result["rows"]:
+        metric = row["metric"].replace("_", " ") + (f", {row['unit']}" if row["unit"] else "")
+        shown = [_with_range(row["errors"][arm]) + ("*" if arm in row["overlaps"] else "") for arm in arms]
+        rows.append([f"{row['task']}, {row['case']}", metric, str(row["size"]), str(row["test_frames"]), *shown])
+        means = {arm: _error(row, fmean(row["errors"][arm])) for arm in arms if arm not in row["overlaps"]}
+        for arm, mean in means.items():
+            ratios.setdefault(arm, []).append(mean / means[SCRATCH])
+    over = [f"{geometric_mean(ratios[arm]):.2f}" if arm in ratios else "-" for arm in arms]
+    rows.append(["all: mean error over that of random weights", "", "", "", *over])
+    title = f"Fine-tuning that begins with different models: {result['seeds']} seeds, means and ranges"
+    title += f"; {result['steps']} steps each" if result["steps"] else ""
+    names = [*(name.replace("_", " ") for name in result["models"]), "random weights"]
+    yield Table(title, ["task, case", "error", "labelled structures", "test structures", *names], rows)
+    origin = [
+        [name.replace("_", " "), f"{about['structures']:,}", ", ".join(about["heads"]), about["model_id"]]
+        for name, about in result["models"].items()
+    ]
+    yield Table(
+        "What they begin with (* above: has seen the task)",
+        ["", "structures", "heads", "model id"],
+        origin,
+        detail=True,
+    )
+
+
+def _error(row: Mapping[str, Any], value: float) -> float:
+    return 1 - value if row["more_is_better"] else value
 
 
 def _worth(row: Mapping[str, Any], number: int) -> str:

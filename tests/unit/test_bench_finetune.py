@@ -15,13 +15,13 @@ import torch
 from ase.build import molecule
 from finetuning import labelled, molecules, relabelled, write
 
-from gfm_calc.benchmarks import finetune_peers, finetuning, labels
+from gfm_calc.benchmarks import finetune_peers, finetuning, labels, pretraining
 from gfm_calc.benchmarks.finetune_tasks import Case, Task, load_task, task_names
 from gfm_calc.benchmarks.finetuning import FinetunePlan, _arms, _growth, _kept_as, _runs, about, run_finetune
 from gfm_calc.benchmarks.provenance import weights_id
 from gfm_calc.benchmarks.report import tables
 from gfm_calc.benchmarks.task_files import Files, files_of, require
-from gfm_calc.checkpoint import load_model, open_model, subset
+from gfm_calc.checkpoint import load_model, open_model, save_model, subset
 from gfm_calc.cli import main
 from gfm_calc.data.build import build_flat
 from gfm_calc.data.readers import ReadOptions, read
@@ -374,6 +374,35 @@ def test_labels_that_pretraining_saves(task, tmp_path, monkeypatch, capsys):
     (tmp_path / "methanol" / "test.extxyz").unlink()
     assert main([*words, str(tmp_path / "x.json")]) == 1 and "test.extxyz" in capsys.readouterr().err
     assert main([*words, str(tmp_path / "x.json"), "--tasks", "methanoll"]) == 1
+    assert "no task 'methanoll'" in capsys.readouterr().err
+
+
+def test_models_that_were_trained_in_several_ways(task, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(pretraining, "ENTRIES", ((str(tmp_path / "methanol.toml"), "one", 2),))
+    many, one = load_model("gfm-small"), tmp_path / "one_head"
+    save_model(subset(many, ["gfn1-xtb"]), one)
+    words = ["bench", "pretraining", "--data", str(tmp_path), "--model", "gfm-small", "--model", str(one), "--steps", "2"]
+    words += ["--seeds", "2", "--work", str(tmp_path / "work"), "-o", str(tmp_path / "pretraining.json")]
+    assert main(words) == 0
+    result = json.loads((tmp_path / "pretraining.json").read_text())
+    assert result["models"]["one_head"] == {
+        "model_id": load_model(one).model_id, "heads": ["gfn1-xtb"],
+        "structures": sum(entry["frames"] for entry in many.specs["gfn1-xtb"].training_data),
+    }  # fmt: skip
+    (row,) = result["rows"]
+    errors = row["errors"]
+    assert row["size"] == 10 and row["test_frames"] == 6
+    assert {arm: len(values) for arm, values in errors.items()} == {"gfm-small": 2, "one_head": 2, "scratch": 2}
+    assert max(errors["gfm-small"]) < min(errors["one_head"]) < min(errors["scratch"])  # its labels; others; none
+    compared, begun = tables(result)
+    means = {arm: sum(values) / 2 for arm, values in errors.items()}
+    assert compared.header[-3:] == ["gfm-small", "one head", "random weights"]
+    assert compared.rows[-1][-3:] == [f"{means[arm] / means['scratch']:.2f}" for arm in errors]
+    assert begun.rows[1][2] == "gfn1-xtb"
+    row["overlaps"] = {"gfm-small": "these very frames"}
+    compared, _ = tables(result)
+    assert compared.rows[0][-3].endswith("*") and compared.rows[-1][-3] == "-"
+    assert main([*words, "--overwrite", "--tasks", "methanoll"]) == 1
     assert "no task 'methanoll'" in capsys.readouterr().err
 
 
