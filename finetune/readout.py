@@ -48,7 +48,7 @@ _FREEDOM_OF_ENERGY = 30.0
 _LOG_ODDS = 2.0  # that a class is fitted to: yes with 88 %
 _PAIR = 2  # hidden units that make a linear function: silu(u) - silu(-u) = u
 _SPARED = 1  # hidden units of each head that make room for them
-# Landmarks: structures, over which the time grows with the third power, and the weights with the first.
+# Landmarks: structures, over which the time grows with the third power, and the weights with the first; of more labels, some.
 _MOST_COMPARED = 1000
 
 
@@ -158,14 +158,17 @@ def fit_readout(model: GFMModel, dataset: Dataset, rows: np.ndarray, groups: np.
     )
     fits = fits[:WIDTHS]
     processes: list[Process] = []
-    if spec.compares and len(seen.labels) <= _MOST_COMPARED:
-        processes = [process_of(features, seen.labels, seen.groups) for features in (seen.layers, seen.features)]
-    residuals = [np.mean([one.residual for one in fits], axis=0), *(one.residual for one in processes)]
+    judged = np.arange(len(seen.labels))
+    if spec.compares:
+        judged = spread_indices(len(seen.labels), _MOST_COMPARED)
+        left_out = together(groups[chosen[judged]])
+        processes = [process_of(x[judged], seen.labels[judged], left_out) for x in (seen.layers, seen.features)]
+    residuals = [np.mean([one.residual[judged] for one in fits], axis=0), *(one.residual for one in processes)]
     shares = shares_of(residuals)
     return Readout(
         heads=tuple(model.energy_heads[one.head] for one in fits if shares[0]), before=float(before), scale=scale,
         error=float(np.abs(sum(share * residual for share, residual in zip(shares, residuals))).mean()),
-        **_as_network(model, fits, processes, shares, seen, scale),
+        **_as_network(model, fits, processes, shares, seen, seen.features[judged], scale),
     )  # fmt: skip
 
 
@@ -275,9 +278,11 @@ def _as_network(
     processes: Sequence[Process],
     shares: Sequence[float],
     seen: _Seen,
+    centres: np.ndarray,
     scale: float,
 ) -> dict[str, Any]:
-    """Weights of `PropertyHead` that give the mean of the fits and the processes, in these shares: fields of `Readout`."""
+    """Weights of `PropertyHead` that give the mean of the fits and the processes, on structures with the features `centres`, in
+    these shares: fields of `Readout`."""
     stack, width, share = model.energy_stack, seen.layers.shape[1], shares[0]
     hidden, bias, output = [], [], []
     direction, shifts = np.zeros(width), np.zeros(len(seen.symbols))
@@ -297,12 +302,12 @@ def _as_network(
     output.append(share * np.array([size, -size]))
     compared = None
     if shares[0] < 1.0:
-        lengths, between = np.zeros((PROCESSES, seen.features.shape[1])), np.zeros((PROCESSES, len(seen.labels)))
+        lengths, between = np.zeros((PROCESSES, centres.shape[1])), np.zeros((PROCESSES, len(centres)))
         for number, (one, part) in enumerate(zip(processes, shares[1:])):
             lengths[number, : len(one.inverse_lengths)] = one.inverse_lengths
             between[number] = part * one.weights / scale
             shifts += part * one.constant
-        compared = Compared(seen.features, lengths, between)
+        compared = Compared(centres, lengths, between)
     return {
         "hidden": np.concatenate(hidden), "hidden_bias": np.concatenate(bias), "output": np.concatenate(output) / scale,
         "references": dict(zip(seen.symbols, map(float, shifts))), "landmarks": compared,

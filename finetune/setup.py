@@ -156,8 +156,7 @@ def set_up(job: Job, found: Material, begins: Beginning, kept: Sequence[str], sa
         job = job.shortened(since, least=_LEAST_SHARE)
     old = [head for head in kept if head in start.energy_heads]
     if known is None:
-        how = strategy.AS_ANOTHER if not is_property else strategy.RANDOM if begun is None else strategy.FITTED
-        plan = _strategy(job, begins, dataset, sides, old, how)
+        plan = _strategy(job, begins, dataset, sides, old, _how(begun) if is_property else strategy.AS_ANOTHER)
     else:
         plan = Strategy.from_mapping(known["strategy"])
     replay = build_replay(
@@ -200,6 +199,13 @@ def _begin(
     )
     labels = dataset if guess is None else guess.dataset
     return guess, begin_head(job.output / START, start, labels, sides.train, groups, say)
+
+
+def _how(begun: Begun | None) -> str:
+    """The head of a property begins, see `strategy.choose`."""
+    if begun is None:
+        return strategy.RANDOM
+    return strategy.COMPARING if begun.landmarks else strategy.FITTED
 
 
 def _in_time(setup: Setup, job: Job) -> Setup:

@@ -381,7 +381,18 @@ def test_models_that_were_trained_in_several_ways(task, tmp_path, monkeypatch, c
     monkeypatch.setattr(pretraining, "ENTRIES", ((str(tmp_path / "methanol.toml"), "one", 2),))
     many, one = load_model("gfm-small"), tmp_path / "one_head"
     save_model(subset(many, ["gfn1-xtb"]), one)
-    words = ["bench", "pretraining", "--data", str(tmp_path), "--model", "gfm-small", "--model", str(one), "--steps", "2"]
+    words = [
+        "bench",
+        "pretraining",
+        "--data",
+        str(tmp_path),
+        "--model",
+        "gfm-small",
+        "--model",
+        str(one),
+        "--steps",
+        "2",
+    ]
     words += ["--seeds", "2", "--work", str(tmp_path / "work"), "-o", str(tmp_path / "pretraining.json")]
     assert main(words) == 0
     result = json.loads((tmp_path / "pretraining.json").read_text())

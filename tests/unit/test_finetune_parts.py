@@ -177,6 +177,15 @@ def test_strategies_follow_the_number_of_labels():
     many = strategy.choose(5000, 5000, begins=strategy.FITTED, wanted="heads")
     assert few.name == many.name == "heads" and few.learning_rate < many.learning_rate
     assert few.steps < 1500 < many.steps  # many labels are worth more than the fit
+    for naive in (False, True):
+        sums, few, means = (
+            strategy.choose(n, n, begins=begins, naive=naive, keeps_heads=False)
+            for n, begins in ((1000, strategy.FITTED), (200, strategy.COMPARING), (1000, strategy.COMPARING))
+        )
+        assert sums.learning_rate == few.learning_rate < means.learning_rate and means.method == "muon"
+    old = [strategy.choose(n, n, begins=strategy.COMPARING).learning_rate for n in (200, 1000)]
+    assert old[0] == old[1] < sums.learning_rate  # old heads would forget
+    assert strategy.choose(50, 50, begins=strategy.COMPARING).name == "heads"
     rates = [strategy.choose(n, 10**6, keeps_heads=False).learning_rate for n in (10, 100, 1000)]
     assert rates == sorted(set(rates))  # a handful of frames is soon learnt by heart
     steps = [strategy.choose(n, 10**6).steps for n in (10, 100, 1000, 10_000, 100_000)]

@@ -18,6 +18,7 @@ from gfm_calc.finetune import fits, readout
 from gfm_calc.finetune.fits import Fit, process_of, shares_of, together
 from gfm_calc.finetune.readout import FEWEST, begin_head, fit_readout
 from gfm_calc.predictor import Predictor
+from gfm_calc.train.evaluation import spread_indices
 
 NAMES = ("CH3OH", "CH3CH2OH", "C6H6", "CH3COOH", "CH3CONH2", "H2O", "NH3", "C2H6", "CH3CHO", "HCOOH")
 
@@ -223,10 +224,14 @@ def test_frames_of_a_molecule_do_not_tell_each_others_labels(model, tmp_path):
     assert np.abs(by_frame.residual).mean() < 0.5 * spread < 0.8 * spread < np.abs(by_molecule.residual).mean()
 
 
-def test_many_labels_need_no_landmarks(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(readout, "_MOST_COMPARED", 19)
+def test_of_many_labels_some_are_landmarks(model, tmp_path, monkeypatch):
     dataset, _ = dataset_of(model, tmp_path, "scalar", False, count=20)
-    assert fit_readout(model, dataset, *every(dataset)).landmarks is None
+    monkeypatch.setattr(readout, "shares_of", lambda residuals: [0.25, 0.5, 0.25])
+    whole = fit_readout(model, dataset, *every(dataset))
+    monkeypatch.setattr(readout, "_MOST_COMPARED", 12)
+    found = fit_readout(model, dataset, *every(dataset))
+    assert np.array_equal(found.landmarks.centres, whole.landmarks.centres[spread_indices(20, 12)])
+    assert found.landmarks.output.shape[1] == 12 and np.array_equal(found.hidden[:-2], whole.hidden[:-2])
 
 
 def test_a_class_begins_on_the_right_side(model, tmp_path):
