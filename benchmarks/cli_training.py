@@ -1,4 +1,4 @@
-"""`gfm bench scaling`, `training`, `multitask`, `alone`, `ablation`, `finetune`, `labels`, `pretraining`: of what trains."""
+"""`gfm bench scaling`, `training`, `multitask`, `alone`, `ablation`, `finetune`, `labels`, `pretraining`."""
 
 from __future__ import annotations
 
@@ -304,7 +304,7 @@ def run_pretraining(args: argparse.Namespace) -> None:
         work=args.work,
     )  # fmt: skip
     about = {"seeds": plan.seeds, "steps": plan.steps, "models": origins(plan.models)}
-    finish(args, "pretraining", model=plan.models[0], **about, rows=run_pretraining(plan))
+    finish(args, "pretraining", of_model=False, **about, rows=run_pretraining(plan))
 
 
 def run_labels(args: argparse.Namespace) -> None:

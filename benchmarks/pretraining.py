@@ -23,7 +23,7 @@ class PretrainingPlan:
     """What to compare.
 
     Attributes:
-        data: folder of the tasks' files.  models: names or directories, with the heads each was trained on.
+        data: folder of the tasks' files.  models: names or directories.
         tasks: () for all of `labels.ENTRIES`.  seeds, steps, work: see `FinetunePlan`.
     """
 
@@ -36,8 +36,8 @@ class PretrainingPlan:
 
 
 def run_pretraining(plan: PretrainingPlan) -> list[dict[str, Any]]:
-    """Rows {task, title, case, metric, unit, more_is_better, size (labelled structures), test_frames, errors (name of a model, or
-    `SCRATCH` -> one value a seed), overlaps (name of a model -> what it has seen of the task, where it has)}.
+    """Rows {task, title, case, metric, unit, more_is_better, size (labelled structures), test_frames (of the first seed), errors
+    (name of a model, or `SCRATCH` -> one value a seed), overlaps (name of a model -> what it has seen of the task, where it has)}.
 
     Raises:
         ConfigError: a task that is none of `labels.ENTRIES`, or no model.
@@ -50,7 +50,7 @@ def run_pretraining(plan: PretrainingPlan) -> list[dict[str, Any]]:
 
 
 def origins(models: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """{name: {model_id, heads, structures (that it was trained on)}}"""
+    """{name: {model_id, heads, structures (of the training sides, by its cards)}}"""
     found = {}
     for name, model in ((Path(name).name, load_model(name)) for name in models):
         frames = sum(int(entry.get("frames", 0)) for spec in model.specs.values() for entry in spec.training_data)

@@ -12,6 +12,7 @@ from gfm_calc.benchmarks.labels import needed
 from gfm_calc.benchmarks.tables import Table, figure
 
 _FORGOTTEN = 5  # %: more is too much
+_TINY = 1e-9  # an error that is none
 
 
 def training(result: Mapping[str, Any]) -> Iterator[Table]:
@@ -195,20 +196,20 @@ def labels(result: Mapping[str, Any]) -> Iterator[Table]:
 
 
 def pretraining(result: Mapping[str, Any]) -> Iterator[Table]:
-    """Means over seeds, with the least and the largest; the last row: geometric means of errors over those of random weights."""
+    """Means over seeds, with the least and the largest; the last row is over the cases that no model has seen."""
     rows: list[list[str]] = []
-    ratios: dict[str, list[float]] = {}
     arms = [*result["models"], SCRATCH]
     for row in result["rows"]:
         metric = row["metric"].replace("_", " ") + (f", {row['unit']}" if row["unit"] else "")
         shown = [_with_range(row["errors"][arm]) + ("*" if arm in row["overlaps"] else "") for arm in arms]
         rows.append([f"{row['task']}, {row['case']}", metric, str(row["size"]), str(row["test_frames"]), *shown])
-        means = {arm: _error(row, fmean(row["errors"][arm])) for arm in arms if arm not in row["overlaps"]}
-        for arm, mean in means.items():
-            ratios.setdefault(arm, []).append(mean / means[SCRATCH])
-    over = [f"{geometric_mean(ratios[arm]):.2f}" if arm in ratios else "-" for arm in arms]
-    rows.append(["all: mean error over that of random weights", "", "", "", *over])
-    title = f"Fine-tuning that begins with different models: {result['seeds']} seeds, means and ranges"
+    fair = [row for row in result["rows"] if not row["overlaps"]]
+    if fair:
+        over = [geometric_mean(_mean_error(row, arm) / _mean_error(row, SCRATCH) for row in fair) for arm in arms]
+        about = f"error over that of random weights, geometric mean of {len(fair)} cases"
+        rows.append([about, "", "", "", *(f"{ratio:.2f}" for ratio in over)])
+    seeds = f"{result['seeds']} seeds, means and ranges" if result["seeds"] > 1 else "one seed"
+    title = f"Fine-tuning that begins with different models: {seeds}"
     title += f"; {result['steps']} steps each" if result["steps"] else ""
     names = [*(name.replace("_", " ") for name in result["models"]), "random weights"]
     yield Table(title, ["task, case", "error", "labelled structures", "test structures", *names], rows)
@@ -216,16 +217,14 @@ def pretraining(result: Mapping[str, Any]) -> Iterator[Table]:
         [name.replace("_", " "), f"{about['structures']:,}", ", ".join(about["heads"]), about["model_id"]]
         for name, about in result["models"].items()
     ]
-    yield Table(
-        "What they begin with (* above: has seen the task)",
-        ["", "structures", "heads", "model id"],
-        origin,
-        detail=True,
-    )
+    header = ["", "training structures on the cards", "heads", "model id"]
+    yield Table("What they begin with (* above: has seen the task)", header, origin, detail=True)
 
 
-def _error(row: Mapping[str, Any], value: float) -> float:
-    return 1 - value if row["more_is_better"] else value
+def _mean_error(row: Mapping[str, Any], arm: str) -> float:
+    """Of several seeds; of what is better the larger, what is missing to 1."""
+    mean = fmean(row["errors"][arm])
+    return max(1 - mean if row["more_is_better"] else mean, _TINY)
 
 
 def _worth(row: Mapping[str, Any], number: int) -> str:

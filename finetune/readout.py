@@ -151,7 +151,7 @@ def fit_readout(model: GFMModel, dataset: Dataset, rows: np.ndarray, groups: np.
         return None
     chosen = labelled[spread_indices(len(labelled), _MOST)]
     seen = _seen(model, dataset, rows[chosen], groups[chosen], list(references))
-    before = np.abs(best(Fit([seen.composition], seen.labels, [1.0]), seen.groups).residual).mean()
+    before = best(Fit([seen.composition], seen.labels, [1.0]), seen.groups).residual
     freedom = FREEDOMS[0] if spec.compares else _freedom(seen)
     fits = sorted(
         (_of_head(number, seen, freedom) for number in range(len(model.energy_heads))), key=lambda one: one.error
@@ -160,16 +160,24 @@ def fit_readout(model: GFMModel, dataset: Dataset, rows: np.ndarray, groups: np.
     processes: list[Process] = []
     judged = np.arange(len(seen.labels))
     if spec.compares:
-        judged = spread_indices(len(seen.labels), _MOST_COMPARED)
+        judged = _compared_with(seen.labels)
         left_out = together(groups[chosen[judged]])
         processes = [process_of(x[judged], seen.labels[judged], left_out) for x in (seen.layers, seen.features)]
     residuals = [np.mean([one.residual[judged] for one in fits], axis=0), *(one.residual for one in processes)]
     shares = shares_of(residuals)
     return Readout(
-        heads=tuple(model.energy_heads[one.head] for one in fits if shares[0]), before=float(before), scale=scale,
+        heads=tuple(model.energy_heads[one.head] for one in fits if shares[0]), scale=scale,
+        before=float(np.abs(before[judged]).mean()),
         error=float(np.abs(sum(share * residual for share, residual in zip(shares, residuals))).mean()),
         **_as_network(model, fits, processes, shares, seen, seen.features[judged], scale),
     )  # fmt: skip
+
+
+def _compared_with(labels: np.ndarray) -> np.ndarray:
+    """Indices of at most `_MOST_COMPARED` structures, evenly spaced in the order of their labels [n]: the least and the largest,
+    or the rarer class, are among them."""
+    order = np.argsort(labels, kind="stable")
+    return np.sort(order[spread_indices(len(labels), _MOST_COMPARED)])
 
 
 def layers_and_composition(model: GFMModel, dataset: Dataset, rows: np.ndarray) -> list[np.ndarray]:

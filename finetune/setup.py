@@ -11,6 +11,7 @@ import numpy as np
 from gfm_calc.artifacts import MANIFEST
 from gfm_calc.checkpoint import resolve
 from gfm_calc.commands.inspection_report import page
+from gfm_calc.config import HeadSpec
 from gfm_calc.data.build import build_flat
 from gfm_calc.data.references import read_reference_energies
 from gfm_calc.data.store import Dataset, open_dataset
@@ -156,7 +157,7 @@ def set_up(job: Job, found: Material, begins: Beginning, kept: Sequence[str], sa
         job = job.shortened(since, least=_LEAST_SHARE)
     old = [head for head in kept if head in start.energy_heads]
     if known is None:
-        plan = _strategy(job, begins, dataset, sides, old, _how(begun) if is_property else strategy.AS_ANOTHER)
+        plan = _strategy(job, begins, dataset, sides, old, _beginning_of(job.card, fitted=begun is not None))
     else:
         plan = Strategy.from_mapping(known["strategy"])
     replay = build_replay(
@@ -201,11 +202,13 @@ def _begin(
     return guess, begin_head(job.output / START, start, labels, sides.train, groups, say)
 
 
-def _how(begun: Begun | None) -> str:
-    """The head of a property begins, see `strategy.choose`."""
-    if begun is None:
+def _beginning_of(card: HeadSpec, *, fitted: bool) -> str:
+    """How a head begins, as `strategy.choose` takes it; fitted: one of a property."""
+    if card.kind == "energy":
+        return strategy.AS_ANOTHER
+    if not fitted:
         return strategy.RANDOM
-    return strategy.COMPARING if begun.landmarks else strategy.FITTED
+    return strategy.FITTED_MEAN if card.kind == "scalar" and card.compares else strategy.FITTED
 
 
 def _in_time(setup: Setup, job: Job) -> Setup:

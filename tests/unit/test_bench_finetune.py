@@ -410,11 +410,35 @@ def test_models_that_were_trained_in_several_ways(task, tmp_path, monkeypatch, c
     assert compared.header[-3:] == ["gfm-small", "one head", "random weights"]
     assert compared.rows[-1][-3:] == [f"{means[arm] / means['scratch']:.2f}" for arm in errors]
     assert begun.rows[1][2] == "gfn1-xtb"
-    row["overlaps"] = {"gfm-small": "these very frames"}
-    compared, _ = tables(result)
-    assert compared.rows[0][-3].endswith("*") and compared.rows[-1][-3] == "-"
+    assert result["provenance"]["model_id"] == ""  # of none of them
     assert main([*words, "--overwrite", "--tasks", "methanoll"]) == 1
     assert "no task 'methanoll'" in capsys.readouterr().err
+
+
+def test_only_what_no_model_has_seen_is_compared_over_tasks():
+    def row(many, one, random, **about):
+        errors = {"many": many, "one_head": one, labels.SCRATCH: random}
+        about = {"more_is_better": False, "overlaps": {}, "metric": "value_mae", "unit": "eV"} | about
+        return {"task": "t", "case": "c", "size": 50, "test_frames": 9, "errors": errors} | about
+
+    rows = [
+        row([1.0, 3.0], [4.0, 4.0], [8.0, 8.0]),
+        row([0.9, 0.9], [0.8, 0.8], [0.6, 0.6], more_is_better=True, metric="roc_auc"),
+        row([0.1, 0.1], [9.0, 9.0], [9.0, 9.0], overlaps={"many": "these very frames"}),
+    ]
+    about = {name: {"model_id": "0", "heads": [name], "structures": 7} for name in ("many", "one_head")}
+    result = {"benchmark": "pretraining", "seeds": 2, "steps": None, "models": about, "rows": rows}
+    compared, _ = tables(result)
+    assert [line[-3:] for line in compared.rows] == [
+        ["2 (1 to 3)", "4 (4 to 4)", "8 (8 to 8)"],
+        ["0.9 (0.9 to 0.9)", "0.8 (0.8 to 0.8)", "0.6 (0.6 to 0.6)"],
+        ["0.1 (0.1 to 0.1)*", "9 (9 to 9)", "9 (9 to 9)"],
+        ["0.25", "0.50", "1.00"],  # of 2 / 8 and 0.1 / 0.4, of 4 / 8 and 0.2 / 0.4
+    ]
+    assert compared.rows[-1][0].endswith("of 2 cases") and compared.title.endswith("2 seeds, means and ranges")
+    result |= {"seeds": 1, "steps": 30, "rows": [row([1.0], [1.0], [1.0], more_is_better=True), *rows[2:]]}
+    compared, _ = tables(result)  # none of them errs
+    assert compared.rows[-1][-3:] == ["1.00"] * 3 and compared.title.endswith("one seed; 30 steps each")
 
 
 def test_few_labels_are_as_good_by_the_next_size_of_random_weights(task):

@@ -15,6 +15,7 @@ from gfm_calc import GFMCalculator
 from gfm_calc.benchmarks.finetune_tasks import load_task, task_names
 from gfm_calc.checkpoint import load_model, subset
 from gfm_calc.cli import main
+from gfm_calc.config import HeadSpec
 from gfm_calc.data.schema import Record
 from gfm_calc.errors import ConfigError
 from gfm_calc.finetune import strategy
@@ -23,6 +24,7 @@ from gfm_calc.finetune.exemplars import exemplars
 from gfm_calc.finetune.forgetting import measure
 from gfm_calc.finetune.nearest import fit_references, predictions, rank_heads
 from gfm_calc.finetune.replay import labelled, structures
+from gfm_calc.finetune.setup import _beginning_of
 from gfm_calc.graph import AtomicGraph, GraphBatch
 from gfm_calc.train.adapters import AdaptedLinear, add_adapters, merge_adapters
 from gfm_calc.train.flat import AdamW, FlatParameters
@@ -177,21 +179,38 @@ def test_strategies_follow_the_number_of_labels():
     many = strategy.choose(5000, 5000, begins=strategy.FITTED, wanted="heads")
     assert few.name == many.name == "heads" and few.learning_rate < many.learning_rate
     assert few.steps < 1500 < many.steps  # many labels are worth more than the fit
-    for naive in (False, True):
-        sums, few, means = (
-            strategy.choose(n, n, begins=begins, naive=naive, keeps_heads=False)
-            for n, begins in ((1000, strategy.FITTED), (200, strategy.COMPARING), (1000, strategy.COMPARING))
+    sums, few, means, naive = (
+        strategy.choose(n, n, begins=begins, naive=naive, keeps_heads=False)
+        for n, begins, naive in (
+            (1000, strategy.FITTED, False), (200, strategy.FITTED_MEAN, False), (1000, strategy.FITTED_MEAN, False),
+            (1000, strategy.FITTED_MEAN, True),
         )
-        assert sums.learning_rate == few.learning_rate < means.learning_rate and means.method == "muon"
-    old = [strategy.choose(n, n, begins=strategy.COMPARING).learning_rate for n in (200, 1000)]
+    )  # fmt: skip
+    assert sums.learning_rate == few.learning_rate == naive.learning_rate < means.learning_rate
+    old = [strategy.choose(n, n, begins=strategy.FITTED_MEAN).learning_rate for n in (200, 1000)]
     assert old[0] == old[1] < sums.learning_rate  # old heads would forget
-    assert strategy.choose(50, 50, begins=strategy.COMPARING).name == "heads"
+    assert strategy.choose(50, 50, begins=strategy.FITTED_MEAN).name == "heads"
     rates = [strategy.choose(n, 10**6, keeps_heads=False).learning_rate for n in (10, 100, 1000)]
     assert rates == sorted(set(rates))  # a handful of frames is soon learnt by heart
     steps = [strategy.choose(n, 10**6).steps for n in (10, 100, 1000, 10_000, 100_000)]
     assert steps == sorted(steps) and steps[-1] <= 60_000
     with pytest.raises(ConfigError, match="did you mean 'adapters'"):
         strategy.choose(8, 224, wanted="adapter")
+
+
+@pytest.mark.parametrize(
+    "about, fitted, begins",
+    [
+        ({"kind": "energy"}, False, strategy.AS_ANOTHER),
+        ({"kind": "vector", "quantity": "p", "unit": "D"}, False, strategy.RANDOM),
+        ({"kind": "scalar", "extensive": False, "quantity": "p", "unit": "D"}, False, strategy.RANDOM),
+        ({"kind": "scalar", "extensive": False, "quantity": "p", "unit": "D"}, True, strategy.FITTED_MEAN),
+        ({"kind": "scalar", "extensive": True, "quantity": "p", "unit": "D"}, True, strategy.FITTED),
+        ({"kind": "class", "extensive": False, "quantity": "p"}, True, strategy.FITTED),
+    ],
+)
+def test_how_a_head_begins(about, fitted, begins):
+    assert _beginning_of(HeadSpec(name="new", **about), fitted=fitted) == begins
 
 
 def test_old_heads_repeat_themselves_more_often_where_they_are_good(small):

@@ -226,12 +226,27 @@ def test_frames_of_a_molecule_do_not_tell_each_others_labels(model, tmp_path):
 
 def test_of_many_labels_some_are_landmarks(model, tmp_path, monkeypatch):
     dataset, _ = dataset_of(model, tmp_path, "scalar", False, count=20)
-    monkeypatch.setattr(readout, "shares_of", lambda residuals: [0.25, 0.5, 0.25])
-    whole = fit_readout(model, dataset, *every(dataset))
+    monkeypatch.setattr(readout, "shares_of", lambda residuals: [0.0, 1.0, 0.0])
+    monkeypatch.setattr(readout, "_MOST", 18)
     monkeypatch.setattr(readout, "_MOST_COMPARED", 12)
-    found = fit_readout(model, dataset, *every(dataset))
-    assert np.array_equal(found.landmarks.centres, whole.landmarks.centres[spread_indices(20, 12)])
-    assert found.landmarks.output.shape[1] == 12 and np.array_equal(found.hidden[:-2], whole.hidden[:-2])
+    rows, groups = np.random.default_rng(0).permutation(20), np.arange(20) // 3
+    found = fit_readout(model, dataset, rows, groups)
+    chosen = spread_indices(20, 18)
+    seen = readout._seen(model, dataset, rows[chosen], groups[chosen], list(found.references))
+    judged = np.sort(np.argsort(seen.labels)[spread_indices(18, 12)])
+    assert np.array_equal(found.landmarks.centres, seen.features[judged])
+    process = process_of(seen.layers[judged], seen.labels[judged], together(groups[chosen][judged]))
+    assert found.landmarks.output[0] * found.scale == pytest.approx(process.weights)
+    assert found.error == pytest.approx(np.abs(process.residual).mean())
+
+
+def test_the_rarer_class_is_among_the_landmarks(monkeypatch):
+    labels = np.zeros(500)
+    labels[[31, 77]] = 1.0
+    monkeypatch.setattr(readout, "_MOST_COMPARED", 50)
+    chosen = readout._compared_with(labels)
+    assert len(chosen) == 50 and np.array_equal(chosen, np.unique(chosen)) and labels[chosen].any()
+    assert np.array_equal(readout._compared_with(labels[:50]), np.arange(50))
 
 
 def test_a_class_begins_on_the_right_side(model, tmp_path):
