@@ -37,7 +37,7 @@ class PretrainingPlan:
 
 def run_pretraining(plan: PretrainingPlan) -> list[dict[str, Any]]:
     """Rows {task, title, case, metric, unit, more_is_better, size (labelled structures), test_frames (of the first seed), errors
-    (name of a model, or `SCRATCH` -> one value a seed), overlaps (name of a model -> what it has seen of the task, where it has)}.
+    (name of a model, or `SCRATCH` -> one value a seed), overlaps (name of a model -> what it has seen of the task, if it has)}.
 
     Raises:
         ConfigError: a task that is none of `labels.ENTRIES`, or no model.
