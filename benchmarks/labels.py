@@ -27,8 +27,9 @@ ENTRIES = (
     ("rmd17", "ethanol", 10), ("3bpa", "high energies", 10), ("acac", "600 K", 10), ("mlearn", "Cu", 8), ("water", "water", 4),
     ("qm9", "U0", 40), ("qm9", "gap", 40), ("nomad2018", "formation energy", 20), ("jarvis_exfoliation", "exfoliation", 20),
     ("elastic", "bulk modulus", 40), ("heat_capacity", "", 40), ("matbench_phonons", "fold 0", 40),
-    ("matbench_dielectric", "fold 0", 40), ("matbench_log_gvrh", "fold 0", 40), ("matbench_perovskites", "fold 0", 40),
-    ("matbench_mp_gap", "fold 0", 40), ("matbench_mp_e_form", "fold 0", 40),
+    ("matbench_dielectric", "fold 0", 40), ("matbench_log_gvrh", "fold 0", 40), ("matbench_log_kvrh", "fold 0", 40),
+    ("matbench_perovskites", "fold 0", 40), ("matbench_mp_gap", "fold 0", 40), ("matbench_mp_e_form", "fold 0", 40),
+    ("matbench_mp_is_metal", "fold 0", 40), ("matbench_jdft2d", "fold 0", 14),
 )  # fmt: skip
 MORE_IS_BETTER = ("accuracy", "roc_auc")
 
