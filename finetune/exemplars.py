@@ -5,6 +5,8 @@ Geometries alone are packaged, with charges and spins: labels are what the model
 name is told apart by its reference energies.  Made, from the datasets of a training, by
 
     python -m gfm_calc.finetune.exemplars DATASETS --model gfm-small -o finetune/exemplars/gfm-small.extxyz.xz
+
+All files of that folder count; `--beside` makes one that adds what the others lack.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ from gfm_calc.train.preparation import Head, load_heads
 _FOLDER = Path(__file__).with_suffix("")
 EXEMPLAR = "exemplar"  # `source` of what they are labelled as
 COUNTS = {"train": 64, "test": 32}  # of a head, as long as they have
-_ATOMS = 1000  # altogether: what is repeated at every step must be cheap
+_NARROW, _OF_ELEMENT, _MOST = 3, 32, 256  # of more elements than these, so many more are trained on, up to
+_ATOMS = {"train": 2000, "test": 1000}  # in so many of them: labelling them must be quick
 _FEWEST = 8  # whatever they have
 _LARGEST_FORCE = 20.0  # eV/Å; a head says little of what is farther from rest
 
@@ -72,13 +75,22 @@ def _packaged() -> dict[tuple[str, str, str], list[Atoms]]:
     return found
 
 
-def choose(head: Head, spec: HeadSpec) -> Iterator[Atoms]:
+def wanted(spec: HeadSpec, side: str) -> int:
+    """How many a head should have: more of many elements, of which a few structures say little."""
+    if side != "train":
+        return COUNTS[side]
+    return min(_MOST, COUNTS[side] + _OF_ELEMENT * max(0, len(spec.elements) - _NARROW))
+
+
+def choose(head: Head, spec: HeadSpec, beside: Sequence[Atoms] = ()) -> Iterator[Atoms]:
     """Some structures of both sides of a head, as many of each of its files, evenly taken; whose they are in `info`.
 
     Args:
         spec: of the head in the model.
+        beside: those that there are; they count, and none comes again.
     """
-    for side, count in COUNTS.items():
+    there = {_signature(atoms) for atoms in beside}
+    for side in COUNTS:
         of_files: dict[str, list[Record]] = {}
         for record in head.dataset.read(head.sides[side], names=True).records() if len(head.sides[side]) else ():
             is_calm = record.forces is None or not np.nanmax(np.abs(record.forces)) > _LARGEST_FORCE
@@ -87,10 +99,21 @@ def choose(head: Head, spec: HeadSpec) -> Iterator[Atoms]:
         if not of_files:
             continue
         size = np.mean([np.mean([len(record) for record in records]) for records in of_files.values()])
-        most = min(count, max(_FEWEST, int(_ATOMS / size))) // len(of_files)
+        count = wanted(spec, side)
+        most = min(count, max(_FEWEST, int(_ATOMS[side] * count / COUNTS[side] / size)))
+        missing = max(0, most - sum(atoms.info["side"] == side for atoms in beside))
+        of_each = missing // len(of_files) if beside else max(1, missing // len(of_files))
         for records in of_files.values():
-            for k in spread_indices(len(records), max(1, most)):
-                yield _bare(records[k], spec, side)
+            chosen = (_bare(records[k], spec, side) for k in spread_indices(len(records), of_each))
+            yield from (atoms for atoms in chosen if _signature(atoms) not in there)
+
+
+def _signature(atoms: Atoms) -> bytes:
+    return atoms.numbers.tobytes() + atoms.positions.round(3).tobytes() + atoms.cell.array.round(4).tobytes()
+
+
+def _of_head(head: Head, some: Sequence[Atoms]) -> list[Atoms]:
+    return [atoms for atoms in some if atoms.info["head"] == head.spec.name]
 
 
 def _bare(record: Record, spec: HeadSpec, side: str) -> Atoms:
@@ -110,6 +133,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("data", type=Path, help="folder of datasets, one a head")
     parser.add_argument("--model", default="gfm-small", help="that was trained on them; default: %(default)s")
     parser.add_argument("--recipe", default="gfm-small", help="says what was held out; default: %(default)s")
+    parser.add_argument("--beside", type=Path, help="of these, which count, none comes again")
     parser.add_argument("--cache", type=Path, help="keep here what was prepared, for the next time")
     parser.add_argument("-o", "--output", type=Path, required=True, help="new .extxyz.xz")
     args = parser.parse_args(words)
@@ -119,7 +143,8 @@ def main(words: Sequence[str] | None = None) -> int:
         model = load_model(args.model)
         heads = load_heads(recipe_on(args.data.resolve(), args.recipe), args.cache)
         own = [head for head in heads if head.spec.name in model.energy_heads]
-        found = [atoms for head in own for atoms in choose(head, model.specs[head.spec.name])]
+        there = [] if args.beside is None else list(read_structures(args.beside))
+        found = [atoms for head in own for atoms in choose(head, model.specs[head.spec.name], _of_head(head, there))]
         text = "".join(extxyz_text(atoms) for atoms in found)
         write_file(args.output, lzma.compress(text.encode(), preset=9 | lzma.PRESET_EXTREME))
     except (GFMError, OSError) as error:

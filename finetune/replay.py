@@ -34,11 +34,17 @@ from gfm_calc.model import GFMModel
 from gfm_calc.predictor import Predictor
 
 _RATTLE, _STRAIN = 0.12, 0.06  # Å; of periodic axes
-_OWN = 2 / 3  # of the structures, at most, are a head's own exemplars and displaced ones of these
+_MADE, _MOST_MADE = 1 / 3, 64  # of the structures, and at most so many, are made by code where a head has exemplars
+_OF_EXEMPLARS = 1.5  # structures for each of them
 _ELEMENTAL = ("fcc", "bcc", "hcp", "diamond")
 _BINARY = ("rocksalt", "cesiumchloride", "zincblende")
 _NEIGHBORS = {"rocksalt": 2.0, "cesiumchloride": 2 / 3**0.5, "zincblende": 4 / 3**0.5}  # lattice constant over a bond
 _FAR = 30.0  # eV/Å: predicted forces beyond this are of structures that no head was made for
+
+
+def enough(spec: HeadSpec, count: int) -> int:
+    """How many structures a head should repeat: `count`, or more where it has many exemplars."""
+    return max(count, _MOST_MADE + math.ceil(_OF_EXEMPLARS * len(exemplars(spec, "train"))))
 
 
 def structures(spec: HeadSpec, count: int, seed: int) -> list[Atoms]:
@@ -50,7 +56,7 @@ def structures(spec: HeadSpec, count: int, seed: int) -> list[Atoms]:
     own = exemplars(spec, "train")
     random = np.random.default_rng([seed, 1, _number(spec)])
     found = []
-    for k, atoms in enumerate([*own, *own][: math.ceil(_OWN * count)]):
+    for k, atoms in enumerate([*own, *own][: count - min(int(_MADE * count), _MOST_MADE)]):
         try:
             found.append(atoms if k < len(own) else _displaced(atoms, random))
         except InvalidStructureError:
@@ -173,15 +179,16 @@ def label(model: GFMModel, head: str, unlabelled: Sequence[Atoms]) -> list[Recor
 
 
 def build_replay(
-    folder: Path, model: GFMModel, where: str, heads: Sequence[str], *, count: int, seed: int
+    folder: Path, model: GFMModel, where: str, counts: Mapping[str, int], *, seed: int
 ) -> Mapping[str, Dataset]:
     """A dataset of pseudo-labels for each head that structures can be made for; what is there is kept.
 
     Args:
         where: the model's name or directory.
+        counts: head -> structures.
     """
     found = {}
-    for head in heads:
+    for head, count in counts.items():
         place = folder / head
         if not (place / MANIFEST).exists():
             if not structures(model.specs[head], 1, seed):

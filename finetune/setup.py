@@ -33,7 +33,7 @@ from gfm_calc.finetune.preparation import (
     sample,
 )
 from gfm_calc.finetune.readout import Begun, begin_head
-from gfm_calc.finetune.replay import build_replay
+from gfm_calc.finetune.replay import build_replay, enough
 from gfm_calc.finetune.stiff import Guess, begin_guess
 from gfm_calc.finetune.strategy import REPLAY_COUNT, Strategy, recipe_of, shortened
 from gfm_calc.model import GFMModel
@@ -160,18 +160,15 @@ def set_up(job: Job, found: Material, begins: Beginning, kept: Sequence[str], sa
         plan = _strategy(job, begins, dataset, sides, old, _beginning_of(job.card, fitted=begun is not None))
     else:
         plan = Strategy.from_mapping(known["strategy"])
-    replay = build_replay(
-        job.output / "replay", begins.origin, begins.origin_where, old if plan.replay else [], count=REPLAY_COUNT,
-        seed=job.seed,
-    )  # fmt: skip
+    counts = {name: enough(start.specs[name], REPLAY_COUNT) for name in (old if plan.replay else [])}
+    replay = build_replay(job.output / "replay", begins.origin, begins.origin_where, counts, seed=job.seed)
     where, model_id = (
         (resolve(begins.where), start.model_id) if begun is None else (begun.where.resolve(), begun.model_id)
     )
     fitted = None if begun is None else job.card.name
     recipe = recipe_of(
         plan, model=(str(where), model_id), data=found.data, config=start.config, head=job.card.name,
-        nearest=ranking[0].head if ranking else fitted, old_heads={name: card_error(begins.origin, name) for name in replay},
-        dtype=job.dtype,
+        nearest=ranking[0].head if ranking else fitted, old_heads=_old_heads(begins.origin, replay), dtype=job.dtype,
     )  # fmt: skip
     patience = _PATIENCE if len(sides.validation) >= _ENOUGH else 0
     # One number that happens to fit would choose weights by chance; the forces of one structure are many.
@@ -187,6 +184,13 @@ def set_up(job: Job, found: Material, begins: Beginning, kept: Sequence[str], sa
     for reason in setup.strategy.reasons:
         say(f"  {reason}")
     return setup
+
+
+def _old_heads(origin: GFMModel, replay: Mapping[str, Dataset]) -> dict[str, strategy.OldHead]:
+    return {
+        name: strategy.OldHead(len(dataset), card_error(origin, name, "energy"), card_error(origin, name))
+        for name, dataset in replay.items()
+    }
 
 
 def _begin(

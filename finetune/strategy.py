@@ -9,10 +9,11 @@ With a guard, old heads keep learning what they said before (see `replay`), so t
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from gfm_calc.errors import ConfigError, did_you_mean
 from gfm_calc.train.recipe import (
@@ -43,6 +44,14 @@ _MOST_STAKE = 3.0  # of one old head, against the middle one
 _REPLAY_WEIGHT = (
     4.8  # of replayed structures in the loss, on average: the old heads begin without error and shall stay so
 )
+
+
+class OldHead(NamedTuple):
+    """One that is replayed: how many structures it repeats, and its errors by its card, eV/atom and eV/Å (NaN: not known)."""
+
+    structures: int
+    energy_error: float
+    error: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,7 +209,7 @@ def _steps(structures: int, batch: int, begins: str) -> int:
 
 def recipe_of(
     strategy: Strategy, *, model: tuple[str, str], data: DataRecipe, config, head: str, nearest: str | None,
-    old_heads: Mapping[str, float], dtype: str,
+    old_heads: Mapping[str, OldHead], dtype: str,
 ) -> Recipe:  # fmt: skip
     """The recipe of the run.
 
@@ -208,7 +217,7 @@ def recipe_of(
         model: name or directory, and id, of the model to start from.
         config: its `ModelConfig`.
         head: the new one, which begins as `nearest`, or with random weights.
-        old_heads: those that are replayed, with their force errors in eV/Å (NaN: not known).
+        old_heads: those that are replayed.
     """
     share = REPLAY_SHARE if old_heads else 0.0
     heads = [HeadRecipe(name=head, start=nearest, share=1 - share if old_heads else None)]
@@ -244,14 +253,24 @@ def shortened(recipe: Recipe, steps: int) -> Recipe:
     return replace(recipe, optimizer=replace(recipe.optimizer, warmup=min(100, steps // 10)), run=run)
 
 
-def _stakes(errors: Mapping[str, float]) -> dict[str, tuple[float, float]]:
-    """(Share of the replayed draws, weight of its structures) of each head: both as 1 / error, since the same change of its
-    forces harms a good head more.  Shares add up to 1; weights are 1 on average over the draws."""
-    known = [error for error in errors.values() if error > 0]
-    middle = statistics.median(known) if known else 1.0
-    stakes = {
-        name: min(_MOST_STAKE, max(1 / _MOST_STAKE, middle / error)) if error > 0 else 1.0
-        for name, error in errors.items()
+def _stakes(heads: Mapping[str, OldHead]) -> dict[str, tuple[float, float]]:
+    """(Share of the replayed draws, weight of its structures) of each head: more draws for one that is good, since the same
+    change harms it more, and for one with much to repeat; the weight makes the product go by the first alone, squared.  Shares
+    add up to 1; weights are 1 on average over the draws."""
+    terms = [
+        _inverse([head.energy_error for head in heads.values()]),
+        _inverse([head.error for head in heads.values()]),
+    ]
+    stakes = [math.sqrt(energy * forces) for energy, forces in zip(*terms)]
+    draws = [stake * head.structures for stake, head in zip(stakes, heads.values())]
+    whole, squares = sum(draws), sum(stake**2 for stake in stakes)
+    return {
+        name: (drawn / whole, stake**2 * whole / (drawn * squares)) for name, drawn, stake in zip(heads, draws, stakes)
     }
-    draws, weighted = sum(stakes.values()), sum(stake**2 for stake in stakes.values())
-    return {name: (stake / draws, stake * draws / weighted) for name, stake in stakes.items()}
+
+
+def _inverse(errors: Sequence[float]) -> list[float]:
+    """The middle error over each, within bounds; 1 where it is not known."""
+    known = [error for error in errors if error > 0]
+    middle = statistics.median(known) if known else 1.0
+    return [min(_MOST_STAKE, max(1 / _MOST_STAKE, middle / error)) if error > 0 else 1.0 for error in errors]

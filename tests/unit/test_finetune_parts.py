@@ -214,7 +214,10 @@ def test_how_a_head_begins(about, fitted, begins):
 
 
 def test_old_heads_repeat_themselves_more_often_where_they_are_good(small):
-    errors = {"good": 0.05, "middle": 0.1, "bad": 0.2, "hopeless": 5.0, "unknown": math.nan}
+    errors = {
+        name: strategy.OldHead(192, 0.1 * error, error)
+        for name, error in (("good", 0.05), ("middle", 0.1), ("bad", 0.2), ("hopeless", 5.0), ("unknown", math.nan))
+    }
     recipe = strategy.recipe_of(
         strategy.choose(50, 1400), model=("m", "id"), data=DataRecipe(), config=small.config, head="new", nearest="good",
         old_heads=errors, dtype="float32",
@@ -226,6 +229,15 @@ def test_old_heads_repeat_themselves_more_often_where_they_are_good(small):
     pull = sum(heads[name].share * heads[name].weight for name in errors)
     assert pull == pytest.approx(strategy.REPLAY_SHARE * strategy._REPLAY_WEIGHT)  # whatever the errors are
     assert heads["new"].share == pytest.approx(1 - strategy.REPLAY_SHARE) and heads["new"].weight == 1.0
+    told = {
+        "much": strategy.OldHead(384, 0.01, 0.1),
+        "little": strategy.OldHead(192, 0.01, 0.1),
+        "sharp": strategy.OldHead(192, 0.005, 0.1),
+    }
+    stakes = strategy._stakes(told)
+    assert stakes["much"][0] == pytest.approx(2 * stakes["little"][0]), "a head with more to repeat is drawn more often"
+    assert math.prod(stakes["much"]) == pytest.approx(math.prod(stakes["little"]))
+    assert math.prod(stakes["sharp"]) > math.prod(stakes["little"])
     alone = strategy.recipe_of(
         strategy.choose(50, 1400, keeps_heads=False), model=("m", "id"), data=DataRecipe(), config=small.config, head="new",
         nearest=None, old_heads={}, dtype="float32",
