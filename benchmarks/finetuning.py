@@ -50,7 +50,7 @@ from gfm_calc.train.trainer import Trainer
 SCRATCH = "scratch"
 _HEAD = "task"
 _REPLAY, _NAIVE = "replay", "naive"
-_OLD_FRAMES = 150  # a head
+_OLD_FRAMES = 600  # a head, at most: of 150, a few violent ones decide
 _HELD_OUT = 0.2  # of the structures, where a task has no official split
 # Random weights want a higher learning rate than trained ones; Muon's is that of pre-training.
 _SCRATCH_RATES = {"adamw": 1e-3, "muon": 3e-3}

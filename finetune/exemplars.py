@@ -17,6 +17,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ase import Atoms
@@ -36,7 +37,7 @@ _FOLDER = Path(__file__).with_suffix("")
 EXEMPLAR = "exemplar"  # `source` of what they are labelled as
 COUNTS = {"train": 64, "test": 32}  # of a head, as long as they have
 _NARROW, _OF_ELEMENT, _MOST = 3, 32, 256  # of more elements than these, so many more are trained on, up to
-_ATOMS = {"train": 2000, "test": 1000}  # in so many of them: labelling them must be quick
+_ATOMS = {"train": 2000, "test": 1000}  # in so many of them (in more, as many more): labelling them must be quick
 _FEWEST = 8  # whatever they have
 _LARGEST_FORCE = 20.0  # eV/Å; a head says little of what is farther from rest
 
@@ -94,7 +95,7 @@ def choose(head: Head, spec: HeadSpec, beside: Sequence[Atoms] = ()) -> Iterator
         of_files: dict[str, list[Record]] = {}
         for record in head.dataset.read(head.sides[side], names=True).records() if len(head.sides[side]) else ():
             is_calm = record.forces is None or not np.nanmax(np.abs(record.forces)) > _LARGEST_FORCE
-            if is_calm and not record.is_free_atom:
+            if is_calm and not record.is_free_atom and not (there and _signature(record.structure()) in there):
                 of_files.setdefault(record.source, []).append(record)
         if not of_files:
             continue
@@ -104,12 +105,15 @@ def choose(head: Head, spec: HeadSpec, beside: Sequence[Atoms] = ()) -> Iterator
         missing = max(0, most - sum(atoms.info["side"] == side for atoms in beside))
         of_each = missing // len(of_files) if beside else max(1, missing // len(of_files))
         for records in of_files.values():
-            chosen = (_bare(records[k], spec, side) for k in spread_indices(len(records), of_each))
-            yield from (atoms for atoms in chosen if _signature(atoms) not in there)
+            for k in spread_indices(len(records), of_each):
+                yield _bare(records[k], spec, side)
 
 
-def _signature(atoms: Atoms) -> bytes:
-    return atoms.numbers.tobytes() + atoms.positions.round(3).tobytes() + atoms.cell.array.round(4).tobytes()
+def _signature(atoms: Atoms) -> tuple[Any, ...]:
+    """What tells structures apart, with the digits that are packaged."""
+    state = tuple(int(atoms.info.get(name) or 0) for name in ("charge", "spin"))
+    places = (atoms.positions.round(3) + 0.0).tobytes(), (atoms.cell.array.round(4) + 0.0).tobytes()
+    return atoms.numbers.tobytes(), *places, atoms.pbc.tobytes(), *state
 
 
 def _of_head(head: Head, some: Sequence[Atoms]) -> list[Atoms]:

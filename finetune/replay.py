@@ -29,10 +29,11 @@ from gfm_calc.data.perturb import displaced
 from gfm_calc.data.schema import Record
 from gfm_calc.data.store import Dataset, open_dataset
 from gfm_calc.errors import GFMError, InvalidStructureError
-from gfm_calc.finetune.exemplars import digest, exemplars
+from gfm_calc.finetune.exemplars import EXEMPLAR, digest, exemplars
 from gfm_calc.model import GFMModel
 from gfm_calc.predictor import Predictor
 
+DISPLACED, MADE = "displaced exemplar", "made"  # what structures come from, beside `EXEMPLAR`
 _RATTLE, _STRAIN = 0.12, 0.06  # Å; of periodic axes
 _MADE, _MOST_MADE = 1 / 3, 64  # of the structures, and at most so many, are made by code where a head has exemplars
 _OF_EXEMPLARS = 1.5  # structures for each of them
@@ -58,9 +59,11 @@ def structures(spec: HeadSpec, count: int, seed: int) -> list[Atoms]:
     found = []
     for k, atoms in enumerate([*own, *own][: count - min(int(_MADE * count), _MOST_MADE)]):
         try:
-            found.append(atoms if k < len(own) else _displaced(atoms, random))
+            one = atoms if k < len(own) else _displaced(atoms, random)
         except InvalidStructureError:
             continue
+        one.info["source"] = EXEMPLAR if k < len(own) else DISPLACED
+        found.append(one)
     return [*found, *made(spec, count - len(found), seed)]
 
 
@@ -172,7 +175,7 @@ def label(model: GFMModel, head: str, unlabelled: Sequence[Atoms]) -> list[Recor
                 atomic_numbers=np.asarray(atoms.numbers, np.int64), positions=atoms.positions.copy(),
                 cell=atoms.cell.array.copy(), pbc=atoms.pbc.copy(), energy=one.energy.item(), forces=one.forces.numpy(),
                 stress=one.stress[0].numpy() if atoms.pbc.all() else None, charge=atoms.info.get("charge"),
-                spin=atoms.info.get("spin"), source=atoms.info.get("source", "made"), frame=number,
+                spin=atoms.info.get("spin"), source=atoms.info.get("source", MADE), frame=number,
             )
         )  # fmt: skip
     return found

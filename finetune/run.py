@@ -242,7 +242,7 @@ def _save(
     trained = trained_model(trainer, own) if step else starting_model(trainer.recipe, own).to(trainer.model.dtype)
     model = combine(trained, setup.start, setup.kept, cards=setup.origin.specs, note=note)
     if moved:
-        settle(model, setup.replay)
+        settle(model, setup.replay, setup.origin)
     sure = sureness.learn(model, next(head for head in own if head.spec.name == name), side) if final else None
     if setup.guess is not None and setup.begun is not None:
         model = with_guess(model, setup.begun.where, name, setup.guess)

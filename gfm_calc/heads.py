@@ -72,8 +72,10 @@ class EnergyHeads(ExactBuffers):
         energies = (_units(scalars, hidden, bias) * output).sum(dim=-1) * scale.to(scalars.dtype)
         return (energies.t() + shift.index_select(1, atomic_numbers)) * gate
 
-    def units(self, scalars: Tensor) -> Tensor:
-        """The hidden units of all heads [N, H, K]; scalars: [N, F]."""
+    def units(self, scalars: Tensor, head: int | None = None) -> Tensor:
+        """The hidden units of all heads [N, H, K], or of one [N, K]; scalars: [N, F]."""
+        if head is not None:
+            return _units(scalars, self.hidden[head : head + 1], self.hidden_bias[head : head + 1])[:, 0]
         return _units(scalars, self.hidden, self.hidden_bias)
 
     def own(
