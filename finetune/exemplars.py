@@ -84,7 +84,7 @@ def wanted(spec: HeadSpec, side: str) -> int:
 
 
 def choose(head: Head, spec: HeadSpec, beside: Sequence[Atoms] = ()) -> Iterator[Atoms]:
-    """Some structures of both sides of a head, as many of each of its files, evenly taken; whose they are in `info`.
+    """Some structures of both sides of a head, evenly taken, more of files with many formulas; whose they are in `info`.
 
     Args:
         spec: of the head in the model.
@@ -99,14 +99,19 @@ def choose(head: Head, spec: HeadSpec, beside: Sequence[Atoms] = ()) -> Iterator
                 of_files.setdefault(record.source, []).append(record)
         if not of_files:
             continue
-        size = np.mean([np.mean([len(record) for record in records]) for records in of_files.values()])
+        shares = np.sqrt([len({_formula(record) for record in records}) for records in of_files.values()])
+        shares /= shares.sum()
+        size = shares @ [np.mean([len(record) for record in records]) for records in of_files.values()]
         count = wanted(spec, side)
         most = min(count, max(_FEWEST, int(_ATOMS[side] * count / COUNTS[side] / size)))
         missing = max(0, most - sum(atoms.info["side"] == side for atoms in beside))
-        of_each = missing // len(of_files) if beside else max(1, missing // len(of_files))
-        for records in of_files.values():
-            for k in spread_indices(len(records), of_each):
+        for share, records in zip(shares, of_files.values()):
+            for k in spread_indices(len(records), max(0 if beside else 1, int(share * missing))):
                 yield _bare(records[k], spec, side)
+
+
+def _formula(record: Record) -> bytes:
+    return np.sort(record.atomic_numbers).tobytes()
 
 
 def _signature(atoms: Atoms) -> tuple[Any, ...]:
