@@ -6,7 +6,7 @@ name is told apart by its reference energies.  Made, from the datasets of a trai
 
     python -m gfm_calc.finetune.exemplars DATASETS --model gfm-small -o finetune/exemplars/gfm-small.extxyz.xz
 
-All files of that folder count; `--beside` makes one that adds what the others lack.
+All files of that folder count; one made with `--beside` adds to the others.
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ from gfm_calc.train.preparation import Head, load_heads
 _FOLDER = Path(__file__).with_suffix("")
 EXEMPLAR = "exemplar"  # `source` of what they are labelled as
 COUNTS = {"train": 64, "test": 32}  # of a head, as long as they have
-_NARROW, _OF_ELEMENT, _MOST = 3, 32, 256  # of more elements than these, so many more are trained on, up to
-_ATOMS = {"train": 2000, "test": 1000}  # in so many of them (in more, as many more): labelling them must be quick
+_NARROW, _OF_ELEMENT, _MOST = 3, 32, 512  # of more elements than these, so many more are trained on, up to
+_ATOMS = {"train": 2000, "test": 1000}  # in so many of them, and in more as many more: labelling them must be quick
+_MOST_ATOMS = 8000  # of a head
 _FEWEST = 8  # whatever they have
 _LARGEST_FORCE = 20.0  # eV/Å; a head says little of what is farther from rest
 
@@ -103,7 +104,7 @@ def choose(head: Head, spec: HeadSpec, beside: Sequence[Atoms] = ()) -> Iterator
         shares /= shares.sum()
         size = shares @ [np.mean([len(record) for record in records]) for records in of_files.values()]
         count = wanted(spec, side)
-        most = min(count, max(_FEWEST, int(_ATOMS[side] * count / COUNTS[side] / size)))
+        most = min(count, max(_FEWEST, int(min(_MOST_ATOMS, _ATOMS[side] * count / COUNTS[side]) / size)))
         missing = max(0, most - sum(atoms.info["side"] == side for atoms in beside))
         for share, records in zip(shares, of_files.values()):
             for k in spread_indices(len(records), max(0 if beside else 1, int(share * missing))):
@@ -121,8 +122,8 @@ def _signature(atoms: Atoms) -> tuple[Any, ...]:
     return atoms.numbers.tobytes(), *places, atoms.pbc.tobytes(), *state
 
 
-def _of_head(head: Head, some: Sequence[Atoms]) -> list[Atoms]:
-    return [atoms for atoms in some if atoms.info["head"] == head.spec.name]
+def _of_head(spec: HeadSpec, some: Sequence[Atoms]) -> list[Atoms]:
+    return [atoms for atoms in some if (atoms.info["head"], atoms.info["mark"]) == (spec.name, _mark(spec))]
 
 
 def _bare(record: Record, spec: HeadSpec, side: str) -> Atoms:
@@ -142,7 +143,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("data", type=Path, help="folder of datasets, one a head")
     parser.add_argument("--model", default="gfm-small", help="that was trained on them; default: %(default)s")
     parser.add_argument("--recipe", default="gfm-small", help="says what was held out; default: %(default)s")
-    parser.add_argument("--beside", type=Path, help="of these, which count, none comes again")
+    parser.add_argument("--beside", type=Path, nargs="+", default=[], help="of these, which count, none comes again")
     parser.add_argument("--cache", type=Path, help="keep here what was prepared, for the next time")
     parser.add_argument("-o", "--output", type=Path, required=True, help="new .extxyz.xz")
     args = parser.parse_args(words)
@@ -152,8 +153,11 @@ def main(words: Sequence[str] | None = None) -> int:
         model = load_model(args.model)
         heads = load_heads(recipe_on(args.data.resolve(), args.recipe), args.cache)
         own = [head for head in heads if head.spec.name in model.energy_heads]
-        there = [] if args.beside is None else list(read_structures(args.beside))
-        found = [atoms for head in own for atoms in choose(head, model.specs[head.spec.name], _of_head(head, there))]
+        there = [atoms for path in args.beside for atoms in read_structures(path)]
+        specs = [model.specs[head.spec.name] for head in own]
+        found = [atoms for head, spec in zip(own, specs) for atoms in choose(head, spec, _of_head(spec, there))]
+        if not found:
+            raise GFMError(f"{args.data}: nothing that is not there already")
         text = "".join(extxyz_text(atoms) for atoms in found)
         write_file(args.output, lzma.compress(text.encode(), preset=9 | lzma.PRESET_EXTREME))
     except (GFMError, OSError) as error:

@@ -29,9 +29,10 @@ from gfm_calc.data.perturb import displaced
 from gfm_calc.data.schema import Record
 from gfm_calc.data.store import Dataset, open_dataset
 from gfm_calc.errors import GFMError, InvalidStructureError
-from gfm_calc.finetune.exemplars import EXEMPLAR, digest, exemplars
+from gfm_calc.finetune.exemplars import digest, exemplars
 from gfm_calc.model import GFMModel
 from gfm_calc.predictor import Predictor
+from gfm_calc.train.evaluation import spread_indices
 
 DISPLACED, MADE = "displaced exemplar", "made"  # what structures come from, beside `EXEMPLAR`
 _RATTLE, _STRAIN = 0.12, 0.06  # Å; of periodic axes
@@ -54,16 +55,16 @@ def structures(spec: HeadSpec, count: int, seed: int) -> list[Atoms]:
     Args:
         spec: of the head; its name and `seed` decide what is drawn.
     """
-    own = exemplars(spec, "train")
+    own = exemplars(spec, "train")[:count]
     random = np.random.default_rng([seed, 1, _number(spec)])
-    found = []
-    for k, atoms in enumerate([*own, *own][: count - min(int(_MADE * count), _MOST_MADE)]):
+    more = count - min(int(_MADE * count), _MOST_MADE) - len(own)
+    found = own[: len(own) + min(0, more)]
+    for k in spread_indices(len(own), max(0, more)):
         try:
-            one = atoms if k < len(own) else _displaced(atoms, random)
+            found.append(_displaced(own[k], random))
         except InvalidStructureError:
             continue
-        one.info["source"] = EXEMPLAR if k < len(own) else DISPLACED
-        found.append(one)
+        found[-1].info["source"] = DISPLACED
     return [*found, *made(spec, count - len(found), seed)]
 
 

@@ -26,13 +26,13 @@ from gfm_calc.model import GFMModel
 
 _ROUNDS = 10  # of least squares in which what is off by more than the middle one weighs less: violent structures are off by much
 _RIDGE = 0.01  # structures' worth of zeros for each element: one that hardly occurs keeps its shift
-# After 50 frames of ethanol with replay, on 200 training structures of each of 21 heads that are no exemplars, errors of energies
-# grow by 2.65 % on average, without displaced exemplars by 2.85 %; as heavy as exemplars, these moved the level of metals.  On
-# structures made by code with another seed, energies are off by 6.0 meV/atom in the middle of the heads before, by 3.9 after, by
-# 7.5 without such ones in the fit.  With a ridge for each unit by its own size, units that sleep in the fit get weights of
-# hundreds, and these structures are off by 14.5.
+# When it was chosen, after 50 frames of ethanol with replay, on 200 training structures of each of 21 heads that are no
+# exemplars, errors of energies had grown by 2.65 % on average, without displaced exemplars in the fit by 2.85 %; as heavy as
+# exemplars, these moved the level of metals.  On structures made by code with another seed, energies were off by 6.0 meV/atom
+# in the middle of the heads before, by 3.9 after, by 7.5 without such ones in the fit.  With a ridge for each unit by its own
+# size, units that sleep in the fit got weights of hundreds, and these structures were off by 14.5.
 _RIDGE_OF_UNITS = 0.01  # for the weight of each hidden unit, in structures with units as large as they are on average
-_WEIGHTS = {EXEMPLAR: 1.0, DISPLACED: 0.3, MADE: 0.1}  # the level of energies is that of exemplars as they are
+_DISPLACED, _MADE = 0.3, 0.1  # weights: the level of energies is that of exemplars as they are
 _RATIO = 0.05  # Å: error of energies of an atom over that of forces, where the card of a head does not say
 _MOST_RATIO = 1.0  # Å: energies that are worth nothing shall not be all that counts
 _ANGSTROMS = 0.01  # how far atoms move, on average, to tell a slope
@@ -50,7 +50,7 @@ class Changes(NamedTuple):
         energies: [n], eV/atom.
         slopes: [n, K + Z], of the same sums over atoms along a direction of length 1 in the space of all positions, 1/Å.
         forces: [n], of the energies, eV/Å.
-        weight: [n], of the structures.
+        weight: [n], of the structures.  is_own: [n], exemplars as they are.
     """
 
     columns: np.ndarray
@@ -58,6 +58,7 @@ class Changes(NamedTuple):
     slopes: np.ndarray
     forces: np.ndarray
     weight: np.ndarray
+    is_own: np.ndarray
 
 
 def settle(model: GFMModel, replay: Mapping[str, Dataset], origin: GFMModel) -> None:
@@ -86,19 +87,28 @@ def settle(model: GFMModel, replay: Mapping[str, Dataset], origin: GFMModel) -> 
 
 def _changes(model: GFMModel, head: str, dataset: Dataset) -> Changes | None:
     """On all structures; None where none is an exemplar."""
-    rows = np.arange(len(dataset))
-    weights = np.array([_WEIGHTS[record.source] for record in dataset.read(rows, names=True).records()])
-    if not (weights == _WEIGHTS[EXEMPLAR]).any():
+    records = list(dataset.read(np.arange(len(dataset)), names=True).records())
+    source = np.array([record.source for record in records])
+    is_own = source == EXEMPLAR
+    if not is_own.any():
         return None
+    known = {z for record, own in zip(records, is_own) if own for z in record.atomic_numbers.tolist()}
+    is_known = np.array([known.issuperset(record.atomic_numbers.tolist()) for record in records])
+    # Those made by code count less, all together, than the exemplars; none says what an element adds that no exemplar shows.
+    of_code = _MADE * min(1.0, is_own.sum() / max(1, (source == MADE).sum()))
+    weight = np.where(is_own, 1.0, np.where(source == DISPLACED, _DISPLACED, of_code * is_known))
     random = torch.Generator().manual_seed(0)
+    rows = np.flatnonzero(weight)
     batches = Loader([Selection(dataset, rows)], model.config.cutoff, max_atoms=_ATOMS).once()
-    parts = [_changes_of_batch(model, head, batch, weights, random) for batch in batches]
-    return Changes(*(np.concatenate(part) for part in zip(*parts)))
+    parts = [_changes_of_batch(model, head, batch, random) for batch in batches]
+    columns, energies, slopes, forces = (np.concatenate(part) for part in zip(*parts))
+    return Changes(columns, energies, slopes, forces, weight[rows], is_own[rows])
 
 
 def _changes_of_batch(
-    model: GFMModel, head: str, batch: LabelledBatch, weights: np.ndarray, random: torch.Generator
-) -> Changes:
+    model: GFMModel, head: str, batch: LabelledBatch, random: torch.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """`columns`, `energies`, `slopes` and `forces` of `Changes`."""
     graph, sizes = batch.graph, batch.graph.ptr.diff().double()
     now = model.predict(graph, [head])[head]
     assert now.energy is not None and now.forces is not None
@@ -109,12 +119,11 @@ def _changes_of_batch(
     moved = direction * step.index_select(0, graph.batch).unsqueeze(1)
     difference = _columns(model, head, graph, moved) - _columns(model, head, graph, -moved)
     along = ((now.forces.double().cpu() - batch.forces) * direction).sum(1)
-    return Changes(
-        columns=(_columns(model, head, graph) / sizes.unsqueeze(1)).numpy(),
-        energies=((now.energy.double().cpu() - batch.energy) / sizes).numpy(),
-        slopes=(difference / (2 * step).unsqueeze(1)).numpy(),
-        forces=-scatter_sum(along, graph.batch, len(sizes)).numpy(),
-        weight=weights[batch.index.numpy()],
+    return (
+        (_columns(model, head, graph) / sizes.unsqueeze(1)).numpy(),
+        ((now.energy.double().cpu() - batch.energy) / sizes).numpy(),
+        (difference / (2 * step).unsqueeze(1)).numpy(),
+        -scatter_sum(along, graph.batch, len(sizes)).numpy(),
     )
 
 
@@ -133,21 +142,21 @@ def _columns(model: GFMModel, head: str, graph: GraphBatch, moved: torch.Tensor 
 
 
 def fitted(changes: Changes, ratio: float) -> np.ndarray:
-    """What each column adds to the changes [K + Z], eV: first the elements, which move no forces, then all in what they leave.
+    """What each column adds to the changes [K + Z], eV: first elements, which hardly move forces, then all in what they leave.
 
     Args:
         ratio: Å, how much a force that is off by 1 eV/Å is worth, in eV/atom.
     """
-    found = np.zeros(changes.columns.shape[1])
-    there = np.flatnonzero((changes.columns != 0).any(axis=0))
+    found, own = np.zeros(changes.columns.shape[1]), changes.is_own
+    there = np.flatnonzero((changes.columns[own] != 0).any(axis=0))
     units, elements = there[there < len(found) - _ELEMENTS], there[there >= len(found) - _ELEMENTS]
-    known = changes.weight == _WEIGHTS[EXEMPLAR]
-    level = Rows(changes.columns[known][:, elements], changes.energies[known], changes.weight[known])
+    level = Rows(changes.columns[own][:, elements], changes.energies[own], changes.weight[own])
     found[elements] = least_squares([level], np.full(len(elements), _RIDGE))
     energies = Rows(changes.columns, changes.energies - changes.columns @ found, changes.weight)
     forces = Rows(ratio * changes.slopes, ratio * (changes.forces - changes.slopes @ found), changes.weight)
     parts = [Rows(part.columns[:, there], part.off, part.weight) for part in (energies, forces)]
-    size = np.mean([np.square(part.columns[known][:, : len(units)]).mean() for part in parts])
+    size = sum(float(np.square(part.columns[own][:, : len(units)]).sum()) for part in parts)
+    size /= max(1, len(parts) * own.sum() * len(units))
     ridge = np.concatenate([np.full(len(units), _RIDGE_OF_UNITS * size + _TINY), np.full(len(elements), _RIDGE)])
     found[there] += least_squares(parts, ridge)
     return found

@@ -60,7 +60,7 @@ def test_a_head_of_another_model_has_none_whatever_its_name(small):
 
 def test_a_head_of_many_elements_has_more(small):
     assert wanted(small.specs["mp2-avtz"], "train") == COUNTS["train"] < wanted(small.specs["pbe-vasp"], "train")
-    assert wanted(small.specs["pbe-vasp"], "train") < wanted(small.specs["pbe-u-mp"], "train") == 256
+    assert wanted(small.specs["pbe-vasp"], "train") < wanted(small.specs["pbe-u-mp"], "train") == 512
     assert len(exemplars(small.specs["pbe-u-mp"], "train")) > 3 * COUNTS["train"]
     assert wanted(small.specs["pbe-u-mp"], "test") == COUNTS["test"]
 
@@ -92,6 +92,9 @@ def test_many_exemplars_are_all_repeated(small):
     assert len(found) == count == 64 + math.ceil(1.5 * len(own)) and len(own) > 192 and found[: len(own)] == own
     assert enough(small.specs["mp2-avtz"], 192) == 192
     assert sum("source" in atoms.info for atoms in found) == math.ceil(1.5 * len(own))
+    displaced = [atoms for atoms in found if atoms.info.get("source") == "displaced exemplar"]
+    assert "Cl" in {symbol for atoms in displaced for symbol in atoms.symbols}, "of all of them, evenly"
+    assert any(atoms.info.get("charge") for atoms in displaced)
 
 
 def test_a_head_is_guarded_by_its_exemplars_where_nothing_can_be_made(small, tmp_path, monkeypatch):
@@ -151,15 +154,33 @@ def test_a_last_layer_is_settled(small, tmp_path):
     assert energies < 0.1 * spoilt[0] and forces < 0.1 * spoilt[1]
 
 
+def test_what_counts_is_what_the_cards_of_the_origin_say(small, tmp_path):
+    """Those of the model that was trained say nothing by then."""
+    found = []
+    for ratio in (1e-3, 0.5):
+        moved, origin = shaken(small), copy_of(small)
+        errors = {"energy_mae_mev_per_atom": 100.0 * ratio, "forces_mae_mev_per_a": 100.0}
+        origin.specs = {name: replace(spec, test_errors=errors) for name, spec in origin.specs.items()}
+        moved.specs = {name: replace(spec, test_errors={}) for name, spec in moved.specs.items()}
+        settle(moved, replayed(small, tmp_path), origin)
+        found.append(off(small, moved, exemplars(small.specs[CHARGED], "test")))
+    assert found[0][0] < found[1][0] and found[0][1] > found[1][1]
+
+
+def shaken(model):
+    """Its encoder has moved by a hundredth."""
+    moved, random = copy_of(model), torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in moved.encoder.parameters():
+            parameter += 0.01 * parameter.std(correction=0) * torch.randn(parameter.shape, generator=random)
+    return moved
+
+
 @pytest.mark.parametrize("kind", ["test", "made"])
 def test_a_moved_encoder_is_made_good_also_on_structures_that_are_not_replayed(small, tmp_path, kind):
     """Of its own kind, and of another."""
     spec = small.specs[CHARGED]
-    moved = copy_of(small)
-    random = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for parameter in moved.encoder.parameters():
-            parameter += 0.01 * parameter.std(correction=0) * torch.randn(parameter.shape, generator=random)
+    moved = shaken(small)
     atoms = exemplars(spec, "test") if kind == "test" else made(spec, 32, 4711)
     spoilt = off(small, moved, atoms)
     settle(moved, replayed(small, tmp_path), small)
@@ -192,7 +213,13 @@ def test_a_head_that_says_no_number_stays_as_it_is(small, tmp_path):
 def changes_of(columns, truth, *, units=0):
     still = np.zeros((len(columns), units))
     whole = np.concatenate([still, columns], axis=1)
-    return Changes(whole, columns @ truth, np.zeros_like(whole), np.zeros(len(columns)), np.ones(len(columns)))
+    return changes_in(whole, columns @ truth, np.zeros_like(whole), np.zeros(len(columns)))
+
+
+def changes_in(columns, energies, slopes, forces, own=None):
+    count = len(columns)
+    is_own = np.ones(count, bool) if own is None else own
+    return Changes(columns, energies, slopes, forces, np.where(is_own, 1.0, 0.1), is_own)
 
 
 def test_a_fit_is_not_bent_by_violent_structures_or_rare_elements():
@@ -215,9 +242,20 @@ def test_forces_count_as_much_as_the_ratio_says():
     """One unit cannot give energies and slopes what they want."""
     columns = np.zeros((40, 120))
     columns[:, 0] = 1.0
-    torn = Changes(columns, np.full(40, 1.0), columns, np.zeros(40), np.ones(40))
+    torn = changes_in(columns, np.full(40, 1.0), columns, np.zeros(40))
     found = [fitted(torn, ratio)[0] for ratio in (0.01, 1.0, 100.0)]
     assert found[0] > 0.95 and found[2] < 0.05 and found[0] > found[1] > found[2]
+
+
+def test_the_level_is_that_of_the_own_structures():
+    """As many made by code say another one, and one of an element that no other shows."""
+    columns, own = np.zeros((60, 121)), np.arange(60) < 30
+    columns[:, :2] = np.random.default_rng(2).normal(size=(60, 2))
+    columns[:, 8] = 1.0
+    columns[59, 8], columns[59, 9] = 0.0, 1.0
+    energies = np.where(own, 0.1, 0.3)
+    found = fitted(changes_in(columns, energies, np.zeros_like(columns), np.zeros(60), own), 0.05)
+    assert found[8] == pytest.approx(0.1, abs=0.03) and found[9] == 0.0
 
 
 def test_a_unit_that_sleeps_is_not_woken():
@@ -225,7 +263,7 @@ def test_a_unit_that_sleeps_is_not_woken():
     random = np.random.default_rng(1)
     columns = np.concatenate([random.normal(size=(40, 3)), np.zeros((40, 119))], axis=1)
     columns[:, 2] *= 1e-3
-    changes = Changes(columns, 1e3 * columns[:, 2], np.zeros_like(columns), np.zeros(40), np.ones(40))
+    changes = changes_in(columns, 1e3 * columns[:, 2], np.zeros_like(columns), np.zeros(40))
     assert abs(fitted(changes, 0.05)[2]) < 100
 
 
@@ -300,6 +338,8 @@ def test_exemplars_are_made_from_the_datasets_of_a_training(small, tmp_path, cap
         "none comes again"
     )
     assert packaged.main([*line[:-1], str(tmp_path / "none.extxyz.xz"), "--beside", str(tmp_path / "half.xyz")]) == 1
+    assert packaged.main([*line[:-1], str(tmp_path / "none.extxyz.xz"), "--beside", more[-3], str(half)]) == 1
+    assert not (tmp_path / "none.extxyz.xz").exists() and "nothing that is not there already" in capsys.readouterr().err
     folder = tmp_path / "exemplars"
     folder.mkdir()
     (tmp_path / "found.extxyz.xz").rename(folder / "found.extxyz.xz")
