@@ -11,6 +11,7 @@ written as weights of the head, from which training goes on.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -86,13 +87,15 @@ class Compared(NamedTuple):
 
 class Begun(NamedTuple):
     """A saved model with the head in it, of labels less a first guess where there is one: `where` it is, its id, the head's
-    references (symbol -> value), scale and number of landmarks."""
+    references (symbol -> value), scale and number of landmarks; `left_out`, how far off structures are that the fit has not seen,
+    on average, in the unit of its card (NaN in folders of older versions)."""
 
     where: Path
     model_id: str
     references: Mapping[str, float]
     scale: float
     landmarks: int
+    left_out: float = math.nan
 
 
 def begin_head(
@@ -115,15 +118,18 @@ def begin_head(
         if found is None:
             return None
         say(_in_words(found, dataset.head))
-        save_model(_with_readout(model, dataset.head, found), folder, provenance={"labels": dataset.digest})
-    elif open_model(folder).read_json("provenance.json").get("labels", dataset.digest) != dataset.digest:
+        about = {"labels": dataset.digest, "left_out": found.error}
+        save_model(_with_readout(model, dataset.head, found), folder, provenance=about)
+    about = open_model(folder).read_json("provenance.json")
+    if about.get("labels", dataset.digest) != dataset.digest:
         raise CorruptFileError(
             f"{folder}: was fitted to other labels, with a guess that is gone: begin anew in another folder"
         )
     start = load_model(folder)
     module = cast(PropertyHead, start.properties[start.property_heads.index(name)])
     card = start.specs[name]
-    return Begun(folder, start.model_id, card.reference_energies, float(module.scale), card.landmarks)
+    left_out = float(about.get("left_out", math.nan))
+    return Begun(folder, start.model_id, card.reference_energies, float(module.scale), card.landmarks, left_out)
 
 
 def _in_words(found: Readout, card: HeadSpec) -> str:

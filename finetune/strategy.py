@@ -27,7 +27,7 @@ from gfm_calc.train.recipe import (
 )
 
 NAMES = ("heads", "adapters", "full")
-# How a head begins; fitted are numbers and classes of structures, of which sums over atoms and means learn differently.
+# How a head begins; fitted are numbers and classes of structures, of which means that a fit does not nearly tell learn faster.
 AS_ANOTHER, RANDOM, FITTED, FITTED_MEAN = "as another", "random", "fitted", "fitted mean"
 _AS_FITTED = (FITTED, FITTED_MEAN)
 _FEW_LABELS = 300  # numbers: energies, force and stress components
@@ -104,7 +104,7 @@ def choose(
         keeps_heads: the old heads are wanted afterwards.
         steps: that the user chose.
         begins: how the head begins: `AS_ANOTHER`, with `RANDOM` weights, which learn faster than the encoder, `FITTED`, or
-            `FITTED_MEAN`: a number that is no sum over atoms.
+            `FITTED_MEAN`: a number that is no sum over atoms and that no fit nearly tells.
         begun: what the model has learnt of structures like these before, in words: large steps would only undo it.
 
     Raises:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from gfm_calc.finetune.combine import combine
 from gfm_calc.finetune.exemplars import exemplars
 from gfm_calc.finetune.forgetting import measure
 from gfm_calc.finetune.nearest import fit_references, predictions, rank_heads
+from gfm_calc.finetune.readout import Begun
 from gfm_calc.finetune.replay import labelled, structures
 from gfm_calc.finetune.setup import _beginning_of
 from gfm_calc.graph import AtomicGraph, GraphBatch
@@ -199,18 +201,21 @@ def test_strategies_follow_the_number_of_labels():
 
 
 @pytest.mark.parametrize(
-    "about, fitted, begins",
+    "about, left_out, begins",
     [
-        ({"kind": "energy"}, False, strategy.AS_ANOTHER),
-        ({"kind": "vector", "quantity": "p", "unit": "D"}, False, strategy.RANDOM),
-        ({"kind": "scalar", "extensive": False, "quantity": "p", "unit": "D"}, False, strategy.RANDOM),
-        ({"kind": "scalar", "extensive": False, "quantity": "p", "unit": "D"}, True, strategy.FITTED_MEAN),
-        ({"kind": "scalar", "extensive": True, "quantity": "p", "unit": "D"}, True, strategy.FITTED),
-        ({"kind": "class", "extensive": False, "quantity": "p"}, True, strategy.FITTED),
+        ({"kind": "energy"}, None, strategy.AS_ANOTHER),
+        ({"kind": "vector", "quantity": "p", "unit": "D"}, None, strategy.RANDOM),
+        ({"kind": "scalar", "extensive": False, "quantity": "p", "unit": "D"}, None, strategy.RANDOM),
+        ({"kind": "scalar", "extensive": False, "quantity": "p", "unit": "D"}, 0.3, strategy.FITTED_MEAN),
+        ({"kind": "scalar", "extensive": False, "quantity": "p", "unit": "D"}, 0.1, strategy.FITTED),
+        ({"kind": "scalar", "extensive": False, "quantity": "p", "unit": "D"}, math.nan, strategy.FITTED_MEAN),
+        ({"kind": "scalar", "extensive": True, "quantity": "p", "unit": "D"}, 0.3, strategy.FITTED),
+        ({"kind": "class", "extensive": False, "quantity": "p"}, 0.3, strategy.FITTED),
     ],
 )
-def test_how_a_head_begins(about, fitted, begins):
-    assert _beginning_of(HeadSpec(name="new", **about), fitted=fitted) == begins
+def test_how_a_head_begins(about, left_out, begins):
+    begun = None if left_out is None else Begun(Path(), "id", {}, 1.0, 0, left_out)
+    assert _beginning_of(HeadSpec(name="new", **about), begun, spread=1.0) == begins
 
 
 def test_old_heads_repeat_themselves_more_often_where_they_are_good(small):
