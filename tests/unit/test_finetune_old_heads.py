@@ -210,10 +210,8 @@ def test_a_head_that_says_no_number_stays_as_it_is(small, tmp_path):
     assert torch.equal(moved.energy_stack.shift, spoilt)
 
 
-def changes_of(columns, truth, *, units=0):
-    still = np.zeros((len(columns), units))
-    whole = np.concatenate([still, columns], axis=1)
-    return changes_in(whole, columns @ truth, np.zeros_like(whole), np.zeros(len(columns)))
+def changes_of(columns, truth):
+    return changes_in(columns, columns @ truth, np.zeros_like(columns), np.zeros(len(columns)))
 
 
 def changes_in(columns, energies, slopes, forces, own=None):
