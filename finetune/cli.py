@@ -75,8 +75,8 @@ def _add_training(group: Any) -> None:
         "--max-minutes",
         type=positive,
         metavar="M",
-        help="training (with the fits that a property begins at) ends after so long, with a model; with --resume, "
-        "so long after that",
+        help="takes about so long, with a model at the end: old heads repeat fewer structures and training is shorter, but for "
+        "half of it; with --resume, so long after that",
     )
     group.add_argument("--seed", type=natural, default=0, help="default: %(default)s")
     group.add_argument("--device", help="cpu, cuda or cuda:N (default: the GPU where there is one)")

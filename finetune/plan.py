@@ -132,11 +132,15 @@ class Job:
         }
         return json.loads(canonical_json(asked))
 
-    def shortened(self, since: float, *, least: float) -> Job:
-        """With what is left of its minutes, at least a part of them; since: of `time.monotonic`."""
+    def shortened(self, since: float, *, least: float, reserved: float = 0.0) -> Job:
+        """With what is left of its minutes, at least a part of them.
+
+        Args:
+            since: of `time.monotonic`.  reserved: seconds for what comes later.
+        """
         if self.max_minutes is None:
             return self
-        spent = (time.monotonic() - since) / 60
+        spent = (time.monotonic() - since + reserved) / 60
         left = max(least * self.max_minutes, self.max_minutes - spent)
         return replace(self, max_minutes=float(f"{left:.3g}"))
 

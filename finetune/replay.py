@@ -9,6 +9,7 @@ structures.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -41,6 +42,9 @@ _OF_EXEMPLARS = 1.5  # structures for each of them
 _ELEMENTAL = ("fcc", "bcc", "hcp", "diamond")
 _BINARY = ("rocksalt", "cesiumchloride", "zincblende")
 _NEIGHBORS = {"rocksalt": 2.0, "cesiumchloride": 2 / 3**0.5, "zincblende": 4 / 3**0.5}  # lattice constant over a bond
+_TRIED = 8  # structures of a head, to see how long labels take
+_FEWEST = 24  # that a head repeats where time is short
+_AFTER = 2.0  # to fit the heads to what they said, and to try them, takes so many times as long as the labels
 _FAR = 30.0  # eV/Å: predicted forces beyond this are of structures that no head was made for
 
 
@@ -55,11 +59,11 @@ def structures(spec: HeadSpec, count: int, seed: int) -> list[Atoms]:
     Args:
         spec: of the head; its name and `seed` decide what is drawn.
     """
-    own = exemplars(spec, "train")[:count]
+    all_own, most = exemplars(spec, "train"), count - min(int(_MADE * count), _MOST_MADE)
+    own = [all_own[k] for k in spread_indices(len(all_own), most)]
     random = np.random.default_rng([seed, 1, _number(spec)])
-    more = count - min(int(_MADE * count), _MOST_MADE) - len(own)
-    found = own[: len(own) + min(0, more)]
-    for k in spread_indices(len(own), max(0, more)):
+    found = list(own)
+    for k in spread_indices(len(own), most - len(own)):
         try:
             found.append(_displaced(own[k], random))
         except InvalidStructureError:
@@ -180,6 +184,28 @@ def label(model: GFMModel, head: str, unlabelled: Sequence[Atoms]) -> list[Recor
             )
         )  # fmt: skip
     return found
+
+
+def within(
+    model: GFMModel, counts: Mapping[str, int], seconds: float, *, seed: int
+) -> tuple[Mapping[str, int], float]:  # fmt: skip
+    """Fewer structures, where to label these would take too long; and the seconds that they cost after training.
+
+    Args:
+        counts: head -> structures.  seconds: for labels and what comes after training, together.
+    """
+    needed = 0.0
+    for head, count in counts.items():
+        own = exemplars(model.specs[head], "train")
+        tried = [own[k] for k in spread_indices(len(own), _TRIED)] or made(model.specs[head], _TRIED, seed)
+        label(model, head, tried[:1])  # loads what is needed
+        since = time.perf_counter()
+        label(model, head, tried)
+        needed += (time.perf_counter() - since) * count / max(1, len(tried))
+    part = min(1.0, seconds / ((1 + _AFTER) * needed)) if needed else 1.0
+    fewer = {head: max(min(count, _FEWEST), round(part * count)) for head, count in counts.items()}
+    share = sum(fewer.values()) / max(1, sum(counts.values()))
+    return fewer, _AFTER * share * needed
 
 
 def build_replay(

@@ -34,7 +34,7 @@ from gfm_calc.finetune.preparation import (
     sample,
 )
 from gfm_calc.finetune.readout import Begun, begin_head
-from gfm_calc.finetune.replay import build_replay, enough
+from gfm_calc.finetune.replay import build_replay, enough, within
 from gfm_calc.finetune.stiff import Guess, begin_guess
 from gfm_calc.finetune.strategy import REPLAY_COUNT, Strategy, recipe_of, shortened
 from gfm_calc.model import GFMModel
@@ -45,7 +45,10 @@ from gfm_calc.train.recipe import DataRecipe, Recipe
 
 _MARGIN = 0.85  # of the time that the user gives is for steps, the rest for validations
 _LEAST_STEPS = 50
-_LEAST_SHARE = 0.5  # of the minutes for training, however long a first guess took
+_LEAST_SHARE = 0.5  # of the minutes for training, however long a first guess and old heads take
+_OLD_SHARE = (
+    0.35  # of the minutes, at most, for what old heads need besides steps: labels before, a fit and a trial after
+)
 _PATIENCE = 8  # validations without improvement that end the run
 _FAR = 0.1  # from the fraction that was asked for
 # Of the spread of the labels, at most, is left by fits that larger steps would only undo.  1,000 formation energies (Matbench,
@@ -148,6 +151,7 @@ def set_up(job: Job, found: Material, begins: Beginning, kept: Sequence[str], sa
     Raises:
         GFMError: a strategy that does not exist, or a disk that is full.
     """
+    since = time.monotonic()
     start, dataset, sides = begins.model, found.dataset, found.sides
     is_property = job.card.kind != "energy"
     ranking = [] if is_property else rank_heads(start, sample(dataset, sides.train))
@@ -155,10 +159,7 @@ def set_up(job: Job, found: Material, begins: Beginning, kept: Sequence[str], sa
     if references is not None:
         _say_start(ranking, references, say)
     known = read_decisions(job.output)
-    since = time.monotonic()
     guess, begun = _begin(job, start, dataset, sides, say, goes_on=known is not None) if is_property else (None, None)
-    if begun is not None and known is None:
-        job = job.shortened(since, least=_LEAST_SHARE)
     old = [head for head in kept if head in start.energy_heads]
     if known is None:
         plan = _strategy(
@@ -166,8 +167,8 @@ def set_up(job: Job, found: Material, begins: Beginning, kept: Sequence[str], sa
         )
     else:
         plan = Strategy.from_mapping(known["strategy"])
-    counts = {name: enough(start.specs[name], REPLAY_COUNT) for name in (old if plan.replay else [])}
-    replay = build_replay(job.output / "replay", begins.origin, begins.origin_where, counts, seed=job.seed)
+    replay, after = _replay(job, begins, old if plan.replay else [], since)
+    job = job.shortened(since, least=_LEAST_SHARE, reserved=after)
     where, model_id = (
         (resolve(begins.where), start.model_id) if begun is None else (begun.where.resolve(), begun.model_id)
     )
@@ -190,6 +191,15 @@ def set_up(job: Job, found: Material, begins: Beginning, kept: Sequence[str], sa
     for reason in setup.strategy.reasons:
         say(f"  {reason}")
     return setup
+
+
+def _replay(job: Job, begins: Beginning, old: Sequence[str], since: float) -> tuple[Mapping[str, Dataset], float]:
+    """What old heads repeat, and the seconds that they take after training, where the user counts minutes."""
+    counts: Mapping[str, int] = {name: enough(begins.origin.specs[name], REPLAY_COUNT) for name in old}
+    after, left = 0.0, job.shortened(since, least=_LEAST_SHARE).max_minutes
+    if left is not None:
+        counts, after = within(begins.origin, counts, 60 * _OLD_SHARE * left, seed=job.seed)
+    return build_replay(job.output / "replay", begins.origin, begins.origin_where, counts, seed=job.seed), after
 
 
 def _old_heads(origin: GFMModel, replay: Mapping[str, Dataset]) -> dict[str, strategy.OldHead]:

@@ -1,8 +1,11 @@
 """What keeps old heads as they were: packaged structures, replay, last layers that are settled; and how far they moved."""
 
+import itertools
 import lzma
 import math
+import tomllib
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +23,7 @@ from gfm_calc.finetune import exemplars as packaged
 from gfm_calc.finetune import replay, run
 from gfm_calc.finetune.exemplars import COUNTS, exemplars, wanted
 from gfm_calc.finetune.forgetting import measure
-from gfm_calc.finetune.replay import build_replay, enough, label, made, structures
+from gfm_calc.finetune.replay import build_replay, enough, label, made, structures, within
 from gfm_calc.finetune.settling import Changes, fitted, settle
 from gfm_calc.predictor import Predictor
 from gfm_calc.structures import read_structures
@@ -95,6 +98,55 @@ def test_many_exemplars_are_all_repeated(small):
     displaced = [atoms for atoms in found if atoms.info.get("source") == "displaced exemplar"]
     assert "Cl" in {symbol for atoms in displaced for symbol in atoms.symbols}, "of all of them, evenly"
     assert any(atoms.info.get("charge") for atoms in displaced)
+
+
+def test_few_are_of_all_exemplars_evenly(small):
+    own = exemplars(small.specs[CHARGED], "train")
+    found = [atoms for atoms in structures(small.specs[CHARGED], 24, 0) if "source" in atoms.info]
+    assert len(found) == 16 and found[0] in own[:2] and found[-1] in own[-2:]
+
+
+def test_where_time_is_short_old_heads_repeat_less(small, monkeypatch):
+    counts = {head: enough(small.specs[head], 192) for head in ("mp2-avtz", CHARGED)}
+    clock = itertools.count()  # each look at it is a second later
+    monkeypatch.setattr(replay, "time", SimpleNamespace(perf_counter=lambda: float(next(clock))))
+    needed = sum(counts.values()) / 8  # 8 structures are tried, in a second
+    same, after = within(small, counts, 3 * needed, seed=0)
+    assert same == counts and after == pytest.approx(2 * needed)
+    fewer, after = within(small, counts, 1.5 * needed, seed=0)
+    assert all(abs(fewer[head] - count / 2) <= 0.5 for head, count in counts.items())
+    assert after == pytest.approx(needed, rel=0.01)
+    assert set(within(small, counts, 0.0, seed=0)[0].values()) == {24}
+    assert within(small, {}, 1.0, seed=0) == ({}, 0.0)
+
+
+@pytest.mark.parametrize("after, left", [(60.0, 3.0), (600.0, 2.0)])
+def test_what_old_heads_need_after_training_counts_as_the_users_minutes(after, left, tmp_path, monkeypatch):
+    """Half of them are for training, whatever comes after; a job that goes on finds what old heads repeat."""
+    from gfm_calc.finetune import setup
+
+    asked = []
+    monkeypatch.setattr(
+        setup, "within", lambda model, counts, seconds, seed: (asked.append(seconds), ({CHARGED: 24}, after))[1]
+    )
+    write(tmp_path / "frames.extxyz", molecules(40))
+    line = words(
+        tmp_path / "frames.extxyz",
+        tmp_path / "out",
+        "--from",
+        "gfm-small",
+        "--keep-heads",
+        CHARGED,
+        "--strategy",
+        "full",
+    )
+    line += ["--steps", "2", "--max-minutes", "4"]
+    assert main(line) == 0
+    assert 60 < asked[0] <= 0.35 * 240
+    told = tomllib.loads((tmp_path / "out" / "run" / "recipe.toml").read_text())["run"]
+    assert left - 0.5 < told["max_minutes"] <= left
+    kept = open_dataset(tmp_path / "out" / "replay" / CHARGED)
+    assert 12 < len(kept) <= 24
 
 
 def test_a_head_is_guarded_by_its_exemplars_where_nothing_can_be_made(small, tmp_path, monkeypatch):
