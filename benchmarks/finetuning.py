@@ -114,8 +114,6 @@ def run_finetune(plan: FinetunePlan) -> list[dict[str, Any]]:
         raise ConfigError(f"--model: two directories of one name ({', '.join(plan.models)}): rename one, rows go by it")
     for case in cases:
         require(plan.data, plan.task, case)
-        if plan.peers and case.kind != "energy":
-            raise ConfigError(f"--peer is for energies and forces, not for {case.label} of case {case.name}")
         if plan.cheap is not None:
             check(plan.cheap, kind=KINDS[case.kind][0], strategy=plan.strategy)
     rows = []

@@ -5,11 +5,13 @@ Run by the python of an environment that has the peer.  It answers one JSON line
     {"train": FILE, "validation": FILE or null, "test": FILE, "seconds": S, "seed": n}
         -> {"steps": n, "frames": tested, "energy_mae_mev_per_atom": ..., "energy_rmse_mev_per_atom": ...,
             "forces_mae_mev_per_a": ..., "forces_rmse_mev_per_a": ...}
+    the same with "property": "extensive", "intensive" or "class" -> {"steps": n, "frames": tested, "values": [n]}
 
-Files are extended XYZ with energies and forces.  Energies of elements are fitted to what the peer leaves of the training
-labels.  AdamW with a rate that falls as a cosine of the time that is over, gradients clipped at 10; the weights are those of the
-best of ten validations, where there is something to validate on.  Preparing the training structures takes of the seconds, testing
-does not.
+Files are extended XYZ with energies and forces, or with the property as `value` of each structure.  Energies of elements are
+fitted to what the peer leaves of the training labels.  A property is the mean over atoms of what the peer says of each, or that
+times the number of atoms; of a class it is what its logistic function is taken of.  AdamW with a rate that falls as a cosine of
+the time that is over, gradients clipped at 10; the weights are those of the best of ten validations, where there is something to
+validate on.  Preparing the training structures takes of the seconds, testing does not.
 """
 
 import argparse
@@ -25,16 +27,20 @@ import torch
 from measure import answer_jobs, batches
 
 _VALIDATIONS = 10
+_LABELS_OF_ELEMENT = 10  # so many, at least, say what each element adds to a sum; of fewer, all atoms add as much
 _MOST_VALIDATED = 50  # structures: the seconds are for learning
 _VACUUM = 15.0  # Å about a molecule, for models of crystals
 
 
 class CHGNetLearner:
-    """All weights of CHGNet 0.3.0, from the released ones; Huber losses of energies an atom and forces, as in its training."""
+    """All weights of CHGNet 0.3.0, from the released ones; Huber losses of energies an atom and forces, as in its training.
+
+    Of a property, without the energies of its elements; a Huber loss of what is left in units of its spread.
+    """
 
     batch, rate = 8, 1e-3
 
-    def __init__(self):
+    def __init__(self, *, of_property=False):
         from chgnet.graph import CrystalGraphConverter
         from chgnet.model import CHGNet
 
@@ -43,6 +49,8 @@ class CHGNetLearner:
             atom_graph_cutoff=self.model.graph_converter.atom_graph_cutoff,
             bond_graph_cutoff=self.model.graph_converter.bond_graph_cutoff, on_isolated_atoms="ignore",
         )  # fmt: skip
+        if of_property:
+            self.model.composition_model = None
 
     def describe(self):
         return {"name": "CHGNet 0.3.0", "version": version("chgnet")}
@@ -63,17 +71,22 @@ class CHGNetLearner:
         found = self.model(inputs, task="ef")
         return found["e"], torch.cat(found["f"])
 
+    def means(self, inputs):
+        return self.model(inputs, task="e")["e"]
+
     def loss(self, energies, forces, wanted_energies, wanted_forces):
         huber = torch.nn.functional.huber_loss
         return huber(energies, wanted_energies, delta=0.1) + huber(forces, wanted_forces, delta=0.1)
 
+    loss_of_values = staticmethod(torch.nn.functional.huber_loss)
+
 
 class SchNetPackLearner:
-    """schnetpack's PaiNN, 3 layers of 128, from random weights; losses and rate of its md17 experiment."""
+    """schnetpack's PaiNN, 3 layers of 128, from random weights; losses and rate of its md17 experiment, of a property squares."""
 
     batch, rate = 10, 1e-3
 
-    def __init__(self):
+    def __init__(self, *, of_property=False):
         import torch.utils.data.dataloader
 
         # schnetpack imports this type variable, which newer versions of torch have renamed.
@@ -88,7 +101,9 @@ class SchNetPackLearner:
                 cutoff_fn=spk.nn.CosineCutoff(cutoff),
             ),
             input_modules=[spk.atomistic.PairwiseDistances()],
-            output_modules=[spk.atomistic.Atomwise(n_in=128, output_key="energy"), spk.atomistic.Forces()],
+            output_modules=[
+                spk.atomistic.Atomwise(n_in=128, output_key="energy"), *([] if of_property else [spk.atomistic.Forces()])
+            ],
         )  # fmt: skip
 
     def describe(self):
@@ -105,6 +120,14 @@ class SchNetPackLearner:
         }  # fmt: skip
 
     def predict(self, inputs):
+        sizes, found = self._found(inputs)
+        return found["energy"] / sizes, found["forces"]
+
+    def means(self, inputs):
+        sizes, found = self._found(inputs)
+        return found["energy"] / sizes
+
+    def _found(self, inputs):
         from schnetpack import properties
 
         sizes = torch.tensor([len(one["Z"]) for one in inputs])
@@ -117,99 +140,191 @@ class SchNetPackLearner:
             properties.idx_j: torch.cat([one["j"] + start for one, start in zip(inputs, starts)]),
             properties.offsets: torch.cat([one["offsets"] for one in inputs]),
         }  # fmt: skip
-        found = self.model(batch)
-        return found["energy"] / sizes, found["forces"]
+        return sizes, self.model(batch)
 
     def loss(self, energies, forces, wanted_energies, wanted_forces):
         mse = torch.nn.functional.mse_loss
         return 0.01 * mse(energies, wanted_energies) + 0.99 * mse(forces, wanted_forces)
 
+    loss_of_values = staticmethod(torch.nn.functional.mse_loss)
+
 
 LEARNERS = {"chgnet": CHGNetLearner, "schnetpack": SchNetPackLearner}
 
 
-class Side:
+def opened(learner, path, most=None):
+    """Structures of a file, and what the learner takes of each."""
+    frames = ase.io.read(path, ":", format="extxyz")
+    if most is not None:
+        frames = frames[:: math.ceil(len(frames) / most)]
+    return frames, [learner.ready(atoms) for atoms in frames]
+
+
+def counts_of(frames, elements=None):
+    """(Atomic numbers, [B, their number] how many atoms of each)."""
+    elements = elements or sorted({int(z) for atoms in frames for z in atoms.numbers})
+    return elements, np.array([[np.sum(atoms.numbers == z) for z in elements] for atoms in frames], float)
+
+
+class EnergySide:
     """Structures of a file, ready for the learner; energies [B] eV an atom and forces [N, 3] of each."""
 
     def __init__(self, learner, path, most=None):
-        frames = ase.io.read(path, ":", format="extxyz")
-        if most is not None:
-            frames = frames[:: math.ceil(len(frames) / most)]
-        self.frames, self.inputs = frames, [learner.ready(atoms) for atoms in frames]
-        self.energies = torch.tensor([atoms.get_potential_energy() / len(atoms) for atoms in frames])
-        self.forces = [torch.from_numpy(atoms.get_forces(apply_constraint=False)).float() for atoms in frames]
-
-    def subtract(self, references):
-        """Energies of the elements, {number: eV}."""
-        elements = [np.mean([references.get(z, 0.0) for z in atoms.numbers]) for atoms in self.frames]
-        self.energies = (self.energies.double() - torch.tensor(elements)).float()
+        self.frames, self.inputs = opened(learner, path, most)
+        self.energies = torch.tensor([atoms.get_potential_energy() / len(atoms) for atoms in self.frames])
+        self.forces = [torch.from_numpy(atoms.get_forces(apply_constraint=False)).float() for atoms in self.frames]
 
 
-def errors(learner, side, size):
-    """Mean absolute and root mean square errors, meV an atom and meV/Å."""
-    learner.model.eval()
-    off = {"energy": [], "forces": []}
-    for rows in batches(list(range(len(side.inputs))), size):
-        energies, forces = learner.predict([side.inputs[k] for k in rows])
-        off["energy"].append(energies.detach() - side.energies[rows])
-        off["forces"].append((forces.detach() - torch.cat([side.forces[k] for k in rows])).reshape(-1))
-    found = {}
-    for name, unit in (("energy", "mev_per_atom"), ("forces", "mev_per_a")):
-        differences = 1000 * torch.cat(off[name]).double()
-        found[f"{name}_mae_{unit}"] = float(differences.abs().mean())
-        found[f"{name}_rmse_{unit}"] = float(differences.square().mean().sqrt())
-    return found
+class Energies:
+    """Energies and forces are learnt; energies of elements are fitted to what the peer leaves of the training labels, eV."""
+
+    def __init__(self, learner, job):
+        self.learner = learner
+        self.train = EnergySide(learner, job["train"])
+        learner.model.eval()
+        found = torch.cat([learner.predict([one])[0].detach().double().reshape(1) for one in self.train.inputs])
+        self.elements, counts = counts_of(self.train.frames)
+        rest = (self.train.energies.double() - found).numpy()
+        self.references = np.linalg.lstsq(counts / counts.sum(1, keepdims=True), rest, rcond=None)[0]
+        self._subtract(self.train)
+
+    def side(self, path, most=None):
+        found = EnergySide(self.learner, path, most)
+        self._subtract(found)
+        return found
+
+    def _subtract(self, side):
+        counts = counts_of(side.frames, self.elements)[1]
+        own = counts @ self.references / [len(atoms) for atoms in side.frames]
+        side.energies = (side.energies.double() - torch.from_numpy(own)).float()
+
+    def loss(self, rows):
+        energies, forces = self.learner.predict([self.train.inputs[k] for k in rows])
+        wanted = torch.cat([self.train.forces[k] for k in rows])
+        return self.learner.loss(energies, forces, self.train.energies[rows], wanted)
+
+    def score(self, side, size):
+        return self.errors(side, size)["forces_mae_mev_per_a"]
+
+    def errors(self, side, size):
+        """Mean absolute and root mean square errors, meV an atom and meV/Å."""
+        self.learner.model.eval()
+        off = {"energy": [], "forces": []}
+        for rows in batches(list(range(len(side.inputs))), size):
+            energies, forces = self.learner.predict([side.inputs[k] for k in rows])
+            off["energy"].append(energies.detach() - side.energies[rows])
+            off["forces"].append((forces.detach() - torch.cat([side.forces[k] for k in rows])).reshape(-1))
+        found = {}
+        for name, unit in (("energy", "mev_per_atom"), ("forces", "mev_per_a")):
+            differences = 1000 * torch.cat(off[name]).double()
+            found[f"{name}_mae_{unit}"] = float(differences.abs().mean())
+            found[f"{name}_rmse_{unit}"] = float(differences.square().mean().sqrt())
+        return found
+
+    answer = errors
 
 
-def left_over(learner, side):
-    """Energies of elements that make the peer's energies of the training structures those of the labels, eV."""
-    learner.model.eval()
-    found = [learner.predict([one])[0].detach().double() for one in side.inputs]
-    numbers = sorted({int(z) for atoms in side.frames for z in atoms.numbers})
-    counts = np.array([[np.mean(atoms.numbers == z) for z in numbers] for atoms in side.frames])
-    rest = (side.energies.double() - torch.cat([one.reshape(1) for one in found])).numpy()
-    return dict(zip(numbers, np.linalg.lstsq(counts, rest, rcond=None)[0]))
+class ValueSide:
+    """Structures of a file, ready for the learner; the property [B] of each and its number of atoms."""
+
+    def __init__(self, learner, path, most=None):
+        self.frames, self.inputs = opened(learner, path, most)
+        self.values = np.array([atoms.info["value"] for atoms in self.frames], float)
+        self.sizes = np.array([len(atoms) for atoms in self.frames], float)
+
+
+class Values:
+    """A property is learnt: what the peer says begins at the mean of the labels, or of a sum at what elements add, and counts
+    in units of what that leaves."""
+
+    def __init__(self, learner, job):
+        self.learner, self.kind = learner, job["property"]
+        self.train = ValueSide(learner, job["train"])
+        learner.model.eval()
+        found = self._raw(self.train, learner.batch)
+        self.middle = float(found.mean())
+        if self.kind == "class":
+            self.wanted = torch.from_numpy(self.train.values).float()
+            return
+        labels, self.elements = self.train.values, []
+        if self.kind == "extensive":
+            elements, counts = counts_of(self.train.frames)
+            if len(labels) >= _LABELS_OF_ELEMENT * len(elements):
+                self.elements = elements
+                self.adds = np.linalg.lstsq(counts, labels, rcond=None)[0]
+        self.adds = self.adds if self.elements else float((labels / self._sizes(self.train)).mean())
+        left = (labels - self._level(self.train)) / self._sizes(self.train)
+        self.spread = float(left.std()) or 1.0
+        self.wanted = torch.from_numpy(left / self.spread).float()
+
+    def _sizes(self, side):
+        return side.sizes if self.kind == "extensive" else np.ones(len(side.sizes))
+
+    def _level(self, side):
+        if self.elements:
+            return counts_of(side.frames, self.elements)[1] @ self.adds
+        return self._sizes(side) * self.adds
+
+    def _raw(self, side, size):
+        rows = batches(list(range(len(side.inputs))), size)
+        parts = [self.learner.means([side.inputs[k] for k in some]).detach().reshape(-1) for some in rows]
+        return torch.cat(parts).double().numpy()
+
+    def side(self, path, most=None):
+        return ValueSide(self.learner, path, most)
+
+    def loss(self, rows):
+        found = self.learner.means([self.train.inputs[k] for k in rows]).reshape(-1) - self.middle
+        if self.kind == "class":
+            return torch.nn.functional.binary_cross_entropy_with_logits(found, self.wanted[rows])
+        return self.learner.loss_of_values(found, self.wanted[rows])
+
+    def predicted(self, side, size):
+        self.learner.model.eval()
+        found = self._raw(side, size) - self.middle
+        if self.kind == "class":
+            return 0.5 * (1 + np.tanh(found / 2))
+        return self._level(side) + self._sizes(side) * self.spread * found
+
+    def score(self, side, size):
+        return float(np.abs(self.predicted(side, size) - side.values).mean())
+
+    def answer(self, side, size):
+        return {"values": self.predicted(side, size).tolist()}
 
 
 def learn(learner, job):
     """Train on one side until the time is over, and test; see the module."""
     began = time.perf_counter()
-    train = Side(learner, job["train"])
-    validation = Side(learner, job["validation"], _MOST_VALIDATED) if job["validation"] else None
-    references = left_over(learner, train)
-    for side in (train, validation):
-        if side is not None:
-            side.subtract(references)
+    goal = (Values if job.get("property") else Energies)(learner, job)
+    validation = goal.side(job["validation"], _MOST_VALIDATED) if job["validation"] else None
     optimizer = torch.optim.AdamW([p for p in learner.model.parameters() if p.requires_grad], lr=learner.rate)
     generator = np.random.default_rng(job["seed"])
     best, least, steps, validated = None, math.inf, 0, 0
-    size = min(learner.batch, len(train.inputs))
+    count = len(goal.train.inputs)
+    size = min(learner.batch, count)
     while True:
         done = (time.perf_counter() - began) / job["seconds"]
         if validation is not None and (done >= 1 or int(done * _VALIDATIONS) > validated):
             validated = int(done * _VALIDATIONS)
-            found = errors(learner, validation, size)["forces_mae_mev_per_a"]
+            found = goal.score(validation, size)
             if found < least:
                 best, least = copy.deepcopy(learner.model.state_dict()), found
         if done >= 1:
             break
         for group in optimizer.param_groups:
             group["lr"] = learner.rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
-        rows = generator.choice(len(train.inputs), size, replace=False).tolist()
+        rows = generator.choice(count, size, replace=False).tolist()
         learner.model.train()
         optimizer.zero_grad()
-        energies, forces = learner.predict([train.inputs[k] for k in rows])
-        wanted = torch.cat([train.forces[k] for k in rows])
-        learner.loss(energies, forces, train.energies[rows], wanted).backward()
+        goal.loss(rows).backward()
         torch.nn.utils.clip_grad_norm_(learner.model.parameters(), 10.0)
         optimizer.step()
         steps += 1
     if best is not None:
         learner.model.load_state_dict(best)
-    test = Side(learner, job["test"])
-    test.subtract(references)
-    found = errors(learner, test, size)
-    return {"steps": steps, "frames": len(test.inputs), **found}
+    test = goal.side(job["test"])
+    return {"steps": steps, "frames": len(test.inputs), **goal.answer(test, size)}
 
 
 def start(options):
@@ -218,7 +333,7 @@ def start(options):
 
     def run(job):
         torch.manual_seed(job["seed"])
-        return learn(make(), job)
+        return learn(make(of_property=bool(job.get("property"))), job)
 
     return make().describe(), run
 

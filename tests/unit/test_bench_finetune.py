@@ -81,7 +81,7 @@ from measure import answer_jobs
 
 class Springs:  # between all atoms, one length and strength
     batch, rate = 4, 0.02
-    def __init__(self):
+    def __init__(self, *, of_property=False):
         self.model = torch.nn.Linear(1, 1)
         torch.nn.init.constant_(self.model.weight, 0.5)
     def describe(self):
@@ -98,7 +98,11 @@ class Springs:  # between all atoms, one length and strength
             (gradient,) = torch.autograd.grad(energy, r, create_graph=True)
             found.append((energy / len(r), -gradient))
         return torch.stack([e for e, _ in found]), torch.cat([f for _, f in found])
+    def means(self, inputs):  # linear in the mean distance from the middle
+        sizes = torch.stack([(r - r.mean(0)).norm(dim=1).mean() for r in inputs])
+        return self.model(20 * (sizes - 1.14).unsqueeze(1))[:, 0]
     loss = learn.SchNetPackLearner.loss
+    loss_of_values = staticmethod(learn.SchNetPackLearner.loss_of_values)
 
 learn.LEARNERS = {{"schnetpack": Springs}}
 parser = argparse.ArgumentParser()
@@ -141,6 +145,55 @@ def test_a_peer_learns_the_same_structures_in_as_many_seconds(task, tmp_path, mo
         run_finetune(replace(plan, work=None))
     line = ["bench", "finetune", "rmd17", "--data", str(tmp_path), "--peer", "schnet=python"]
     assert main(line) == 1
+
+
+def _size(atoms):
+    return float(np.linalg.norm(atoms.positions - atoms.positions.mean(axis=0), axis=1).mean())
+
+
+_MIDDLE = float(np.median([_size(atoms) for atoms in molecules(20)]))
+
+
+@pytest.mark.parametrize(
+    "kind, of, names",
+    [
+        ("intensive", lambda atoms: 7 + 3 * _size(atoms), {"value_mae", "value_rmse"}),
+        ("extensive", lambda atoms: len(atoms) * (7 + 3 * _size(atoms)), {"value_mae", "value_rmse"}),
+        ("class", lambda atoms: int(_size(atoms) > _MIDDLE), {"accuracy", "roc_auc"}),
+    ],
+)
+def test_a_peer_learns_a_property(kind, of, names, tmp_path, monkeypatch):
+    """What it is linear in is a property that it can learn to the last digit."""
+    script = tmp_path / "peer.py"
+    script.write_text(PEER.format(folder=str(Path(finetune_peers.__file__).parent / "peers")))
+    monkeypatch.setattr(finetune_peers, "_SCRIPT", script)
+    learn = finetune_peers.learn
+    monkeypatch.setattr(finetune_peers, "learn", lambda *words, **more: learn(*words, **more | {"seconds": 4}))
+    path = tmp_path / "sizes.toml"
+    metric = "roc_auc" if kind == "class" else "value_mae"
+    path.write_text(
+        TASK.replace("forces_mae_mev_per_a", metric).replace(
+            'test = "t', f'kind = "{kind}"\nlabel = "size"\nunit = "A"\ntest = "t'
+        )
+    )
+    (tmp_path / "methanol").mkdir()
+    sides = {"train": [*molecules(20), *molecules(20, seed=9)], "test": molecules(6, seed=5)}
+    for side, frames in sides.items():
+        for atoms in frames:
+            atoms.calc = None
+            atoms.info = {"size": of(atoms)}
+        write(tmp_path / "methanol" / f"{side}.extxyz", frames)
+    plan = FinetunePlan(
+        task=load_task(str(path)), data=tmp_path, models=["gfm-small"], steps=2, scratch=False, sizes=(40,),
+        peers={"schnetpack": sys.executable},
+    )  # fmt: skip
+    ours, peer = run_finetune(plan)
+    assert peer["errors"].keys() == names and peer["test_frames"] == ours["test_frames"] == 6
+    if kind == "class":
+        assert peer["errors"]["roc_auc"] == [1.0]
+    else:
+        labels = [of(atoms) for atoms in sides["test"]]
+        assert peer["errors"]["value_mae"][0] < 0.1 * np.abs(labels - np.median(labels)).mean()
 
 
 def test_what_old_heads_forget_with_and_without_replay(task, tmp_path):
