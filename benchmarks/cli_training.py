@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -146,9 +147,7 @@ def _add_finetune(benches: Any) -> None:
     parser.add_argument("--max-minutes", type=positive, metavar="M", help="of each run (default: no limit)")
     parser.add_argument("--strategy", metavar="NAME", help="of gfm finetune (default: its choice)")
     add_cheap(parser)
-    parser.add_argument("--peer", type=peer, action="append", default=[], metavar="NAME=PYTHON",
-                        help="chgnet or schnetpack, and the python of an environment for it: they learn the same structures in "
-                        "as many seconds")  # fmt: skip
+    _add_peers(parser)
     parser.add_argument(
         "--forgetting",
         dest="keep_heads",
@@ -194,8 +193,25 @@ def _add_pretraining(benches: Any) -> None:
     parser.add_argument("--tasks", type=words, default=(), metavar="NAME,NAME", help="these alone (default: all)")
     parser.add_argument("--seeds", type=positive_int, default=3, help="runs of each kind; default: %(default)s")
     parser.add_argument("--steps", type=positive_int, metavar="N", help="of each run (default: as gfm finetune)")
+    _add_peers(parser)
     _add_work(parser)
     add_output(parser)
+
+
+def _add_peers(parser: Any) -> None:
+    parser.add_argument("--peer", type=peer, action="append", default=[], metavar="NAME=PYTHON",
+                        help="chgnet or schnetpack, and the python of an environment for it: they learn the same structures in "
+                        "as many seconds")  # fmt: skip
+
+
+def _peers(given: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """What `--peer` says."""
+    from gfm_calc.benchmarks.finetune_peers import PEERS
+
+    for name, _ in given:
+        if name not in PEERS:
+            raise ConfigError(f"no peer {name!r}{did_you_mean(name, PEERS)}; peers: {', '.join(PEERS)}")
+    return dict(given)
 
 
 def run_scaling(args: argparse.Namespace) -> None:
@@ -265,16 +281,13 @@ def run_ablation(args: argparse.Namespace) -> None:
 
 def run_finetune(args: argparse.Namespace) -> None:
     """Fine-tune on a downstream task."""
-    from gfm_calc.benchmarks.finetune_peers import PEERS
     from gfm_calc.benchmarks.finetune_tasks import load_task
     from gfm_calc.benchmarks.finetuning import FinetunePlan, about, run_finetune
     from gfm_calc.finetune.cli import cheap_of
     from gfm_calc.train.cli import recipe_on
     from gfm_calc.train.preparation import load_heads
 
-    for name, _ in args.peer:
-        if name not in PEERS:
-            raise ConfigError(f"no peer {name!r}{did_you_mean(name, PEERS)}; peers: {', '.join(PEERS)}")
+    peers = _peers(args.peer)
     if args.old_data and not args.keep_heads:
         raise ConfigError("--old-data is for --forgetting: no other run keeps old heads")
     if (args.old_recipe or args.cache) and not args.old_data:
@@ -289,7 +302,7 @@ def run_finetune(args: argparse.Namespace) -> None:
     plan = FinetunePlan(
         task=task, data=args.data, models=args.model or [DEFAULT_MODEL], cases=args.cases, sizes=args.sizes,
         scratch=args.scratch, seeds=args.seeds, steps=args.steps, max_minutes=args.max_minutes, strategy=args.strategy,
-        cheap=cheap_of(args), peers=dict(args.peer), keep_heads=args.keep_heads, old=old if args.old_data else tuple,
+        cheap=cheap_of(args), peers=peers, keep_heads=args.keep_heads, old=old if args.old_data else tuple,
         work=args.work,
     )  # fmt: skip
     finish(args, "finetune", model=plan.models[0], task=about(task), rows=run_finetune(plan))
@@ -297,13 +310,13 @@ def run_finetune(args: argparse.Namespace) -> None:
 
 def run_pretraining(args: argparse.Namespace) -> None:
     """Fine-tune several models, and random weights, to many tasks."""
-    from gfm_calc.benchmarks.pretraining import PretrainingPlan, origins, run_pretraining
+    from gfm_calc.benchmarks.pretraining import PretrainingPlan, origins, peers_of, run_pretraining
 
     plan = PretrainingPlan(
         data=args.data, models=args.model or (DEFAULT_MODEL,), tasks=args.tasks, seeds=args.seeds, steps=args.steps,
-        work=args.work,
+        peers=_peers(args.peer), work=args.work,
     )  # fmt: skip
-    about = {"seeds": plan.seeds, "steps": plan.steps, "models": origins(plan.models)}
+    about = {"seeds": plan.seeds, "steps": plan.steps, "models": origins(plan.models), "peers": peers_of(plan)}
     finish(args, "pretraining", of_model=False, **about, rows=run_pretraining(plan))
 
 

@@ -21,6 +21,10 @@ from gfm_calc.finetune.setup import Setup
 PEERS = MappingProxyType({
     "chgnet": "CHGNet, fine-tuned as long", "schnetpack": "PaiNN of schnetpack, from scratch, as long",
 })  # fmt: skip
+# What a peer has learnt of a task before.
+SEEN = MappingProxyType({
+    ("chgnet", "matbench_mp_e_form"): "energies of the Materials Project",
+})  # fmt: skip
 _SCRIPT = Path(__file__).resolve().parent / "peers" / "learn.py"
 
 

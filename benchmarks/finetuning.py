@@ -264,7 +264,8 @@ def _follow(plan: FinetunePlan, arm: _Arm, setup: Setup, folder: Path, seed: int
         python, place = plan.peers[arm.peer], folder / arm.peer
         place.mkdir()
         found = finetune_peers.learn(arm.peer, python, setup, seconds=seconds, seed=seed, folder=place)
-        return found | {"strategy": "its own", "budget": seconds}
+        seen = finetune_peers.SEEN.get((arm.peer, plan.task.name), "")
+        return found | {"strategy": "its own", "budget": seconds, "overlap": seen}
     errors, steps = _scratch(setup, folder / SCRATCH)
     return {"errors": errors, "steps": steps}
 

@@ -198,7 +198,8 @@ def labels(result: Mapping[str, Any]) -> Iterator[Table]:
 def pretraining(result: Mapping[str, Any]) -> Iterator[Table]:
     """Means over seeds, with the least and the largest; the last row is over the cases that no model has seen."""
     rows: list[list[str]] = []
-    arms = [*result["models"], SCRATCH]
+    peers = result.get("peers", [])
+    arms = [*result["models"], SCRATCH, *peers]
     for row in result["rows"]:
         metric = row["metric"].replace("_", " ") + (f", {row['unit']}" if row["unit"] else "")
         shown = [_with_range(row["errors"][arm]) + ("*" if arm in row["overlaps"] else "") for arm in arms]
@@ -211,7 +212,7 @@ def pretraining(result: Mapping[str, Any]) -> Iterator[Table]:
     seeds = f"{result['seeds']} seeds, means and ranges" if result["seeds"] > 1 else "one seed"
     title = f"Fine-tuning that begins with different models: {seeds}"
     title += f"; {result['steps']} steps each" if result["steps"] else ""
-    names = [*(name.replace("_", " ") for name in result["models"]), "random weights"]
+    names = [*(name.replace("_", " ") for name in result["models"]), "random weights", *peers]
     yield Table(title, ["task, case", "error", "labelled structures", "test structures", *names], rows)
     origin = [
         [name.replace("_", " "), f"{about['structures']:,}", ", ".join(about["heads"]), about["model_id"]]

@@ -468,6 +468,45 @@ def test_models_that_were_trained_in_several_ways(task, tmp_path, monkeypatch, c
     assert "no task 'methanoll'" in capsys.readouterr().err
 
 
+def test_peers_learn_many_tasks(task, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(pretraining, "ENTRIES", ((str(tmp_path / "methanol.toml"), "one", 2),))
+    monkeypatch.setattr(finetune_peers, "SEEN", {("chgnet", "methanol"): "these very frames"})
+    found = {"steps": 9, "version": "1", "errors": {"frames": 6, "forces_mae_mev_per_a": 5.0}}
+    monkeypatch.setattr(finetune_peers, "learn", lambda *words, **more: dict(found))
+    words = [
+        "bench",
+        "pretraining",
+        "--data",
+        str(tmp_path),
+        "--steps",
+        "2",
+        "--seeds",
+        "1",
+        "-o",
+        str(tmp_path / "peers.json"),
+    ]
+    assert main([*words, "--peer", "schnetpack=python", "--peer", "chgnet=python"]) == 0
+    result = json.loads((tmp_path / "peers.json").read_text())
+    (row,) = result["rows"]
+    names = list(finetune_peers.PEERS.values())
+    assert sorted(result["peers"]) == sorted(names) and all(row["errors"][name] == [5.0] for name in names)
+    assert row["overlaps"] == {finetune_peers.PEERS["chgnet"]: "these very frames"}
+    compared, _ = tables(result)
+    assert compared.header[-2:] == result["peers"] and [line[-2:] for line in compared.rows] == [["5", "5*"]]
+    assert main([*words, "--overwrite", "--peer", "chgnett=python"]) == 1
+    assert "no peer 'chgnett'" in capsys.readouterr().err
+
+
+def test_a_model_that_lacks_an_element_ends_no_suite(task, tmp_path, monkeypatch, capsys):
+    """It is told before anything runs."""
+    monkeypatch.setattr(pretraining, "ENTRIES", ((str(tmp_path / "methanol.toml"), "one", 2),))
+    save_model(subset(load_model("gfm-small"), ["pypolymlp-mgo"]), tmp_path / "mgo")
+    monkeypatch.setattr(pretraining, "run_finetune", lambda plan: pytest.fail("it began"))
+    line = ["bench", "pretraining", "--data", str(tmp_path), "--model", "gfm-small", "--model", str(tmp_path / "mgo")]
+    assert main([*line, "-o", str(tmp_path / "x.json")]) == 1
+    assert "mgo has not seen C, H of methanol: take it away" in capsys.readouterr().err
+
+
 def test_only_what_no_model_has_seen_is_compared_over_tasks():
     def row(many, one, random, **about):
         errors = {"many": many, "one_head": one, labels.SCRATCH: random}
