@@ -235,7 +235,7 @@ class ValueSide:
 
 class Values:
     """A property is learnt: what the peer says begins at the mean of the labels, or of a sum at what elements add, and counts
-    in units of what that leaves."""
+    in units of what that leaves.  It is held within the training labels: a few structures may be off by hundreds of units."""
 
     def __init__(self, learner, job):
         self.learner, self.kind = learner, job["property"]
@@ -284,6 +284,7 @@ class Values:
         found = self._raw(side, size) - self.middle
         if self.kind == "class":
             return 0.5 * (1 + np.tanh(found / 2))
+        found = np.clip(found, float(self.wanted.min()), float(self.wanted.max()))
         return self._level(side) + self._sizes(side) * self.spread * found
 
     def score(self, side, size):
