@@ -42,9 +42,10 @@ _OF_EXEMPLARS = 1.5  # structures for each of them
 _ELEMENTAL = ("fcc", "bcc", "hcp", "diamond")
 _BINARY = ("rocksalt", "cesiumchloride", "zincblende")
 _NEIGHBORS = {"rocksalt": 2.0, "cesiumchloride": 2 / 3**0.5, "zincblende": 4 / 3**0.5}  # lattice constant over a bond
-_TRIED = 8  # structures of a head, to see how long labels take
+_TRIED = 16  # structures of a head, to see how long labels take
 _FEWEST = 24  # that a head repeats where time is short
-_AFTER = 2.0  # to fit the heads to what they said, and to try them, takes so many times as long as the labels
+_FIT = 1.6  # to fit the heads to what they said takes so many times as long as the labels
+_TRIAL = 64  # labels of a head: as long takes it to try it afterwards
 _FAR = 30.0  # eV/Å: predicted forces beyond this are of structures that no head was made for
 
 
@@ -187,25 +188,29 @@ def label(model: GFMModel, head: str, unlabelled: Sequence[Atoms]) -> list[Recor
 
 
 def within(
-    model: GFMModel, counts: Mapping[str, int], seconds: float, *, seed: int
+    model: GFMModel, counts: Mapping[str, int], seconds: float, *, seed: int, fixed: bool = False
 ) -> tuple[Mapping[str, int], float]:  # fmt: skip
     """Fewer structures, where to label these would take too long; and the seconds that they cost after training.
 
     Args:
-        counts: head -> structures.  seconds: for labels and what comes after training, together.
+        counts: head -> structures.  seconds: for labels and what comes after training, together.  fixed: the structures are there
+            already, and stay.
     """
-    needed = 0.0
-    for head, count in counts.items():
-        own = exemplars(model.specs[head], "train")
-        tried = [own[k] for k in spread_indices(len(own), _TRIED)] or made(model.specs[head], _TRIED, seed)
-        label(model, head, tried[:1])  # loads what is needed
-        since = time.perf_counter()
-        label(model, head, tried)
-        needed += (time.perf_counter() - since) * count / max(1, len(tried))
-    part = min(1.0, seconds / ((1 + _AFTER) * needed)) if needed else 1.0
+    label_of_each = {head: _seconds_of_label(model, head, seed) for head in counts}
+    needed = sum(label_of_each[head] * count for head, count in counts.items())
+    trials = sum(_TRIAL * each for each in label_of_each.values())
+    part = 1.0 if fixed or not needed else min(1.0, max(0.0, seconds - trials) / ((1 + _FIT) * needed))
     fewer = {head: max(min(count, _FEWEST), round(part * count)) for head, count in counts.items()}
-    share = sum(fewer.values()) / max(1, sum(counts.values()))
-    return fewer, _AFTER * share * needed
+    return fewer, _FIT * sum(label_of_each[head] * count for head, count in fewer.items()) + trials
+
+
+def _seconds_of_label(model: GFMModel, head: str, seed: int) -> float:
+    own = exemplars(model.specs[head], "train")
+    tried = [own[k] for k in spread_indices(len(own), _TRIED)] or made(model.specs[head], _TRIED, seed)
+    label(model, head, tried[:1])  # loads what is needed
+    since = time.perf_counter()
+    label(model, head, tried)
+    return (time.perf_counter() - since) / max(1, len(tried))
 
 
 def build_replay(

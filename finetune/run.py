@@ -128,10 +128,10 @@ def _fit(job: Job, place: Place, say: Say, *, resume: bool, final: bool = True) 
     begins: Beginning | str = Beginning(model=start, where=job.model, origin=start, origin_where=job.model)
     if job.cheap is not None:
         begins = _after_cheap(job, job.cheap, found, start, place, say)
-    job = job.shortened(since, least=_LEAST_SHARE)
+        job, since = job.shortened(since, least=_LEAST_SHARE), time.monotonic()
     if isinstance(begins, str):
         return begins
-    setup = set_up(job, found, begins, kept, say)
+    setup = set_up(job, found, begins, kept, say, since=since)
     outcome = _train(job, setup, place, say, final=final)
     if not isinstance(outcome, str):
         write(job.output / "errors.json", canonical_json(_plain(_summary(outcome))))

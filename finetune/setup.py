@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import time
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
-from gfm_calc.artifacts import MANIFEST
+from gfm_calc.artifacts import MANIFEST, canonical_json, read_json
 from gfm_calc.checkpoint import resolve
 from gfm_calc.commands.inspection_report import page
 from gfm_calc.config import HeadSpec
@@ -54,6 +54,7 @@ _FAR = 0.1  # from the fraction that was asked for
 # Of the spread of the labels, at most, is left by fits that larger steps would only undo.  1,000 formation energies (Matbench,
 # fold 1, which no table shows): 0.10 is left, and errors are 0.068 eV/atom at 1e-3 and 0.084 at 3e-3.
 _NEAR = 0.15
+_COUNTS = "counts.json"  # of structures that each old head repeats
 _ENOUGH = 10  # structures that can tell whether there is an improvement, and labels that can tell the best weights
 Say = Callable[[str], None]
 
@@ -145,13 +146,17 @@ def look(job: Job, start: GFMModel, say: Say) -> Material:
     return Material(checks=checks, dataset=dataset, data=data, sides=sides)
 
 
-def set_up(job: Job, found: Material, begins: Beginning, kept: Sequence[str], say: Say) -> Setup:
+def set_up(
+    job: Job, found: Material, begins: Beginning, kept: Sequence[str], say: Say, *, since: float
+) -> Setup:  # fmt: skip
     """Decide; the same again for a job that goes on.
+
+    Args:
+        since: of `time.monotonic`, when the user's minutes began.
 
     Raises:
         GFMError: a strategy that does not exist, or a disk that is full.
     """
-    since = time.monotonic()
     start, dataset, sides = begins.model, found.dataset, found.sides
     is_property = job.card.kind != "energy"
     ranking = [] if is_property else rank_heads(start, sample(dataset, sides.train))
@@ -167,7 +172,8 @@ def set_up(job: Job, found: Material, begins: Beginning, kept: Sequence[str], sa
         )
     else:
         plan = Strategy.from_mapping(known["strategy"])
-    replay, after = _replay(job, begins, old if plan.replay else [], since)
+    replay, after, fewer = _replay(job, begins, old if plan.replay else [], since, decided=known is not None)
+    plan = replace(plan, reasons=(*plan.reasons, *fewer)) if known is None else plan
     job = job.shortened(since, least=_LEAST_SHARE, reserved=after)
     where, model_id = (
         (resolve(begins.where), start.model_id) if begun is None else (begun.where.resolve(), begun.model_id)
@@ -193,13 +199,31 @@ def set_up(job: Job, found: Material, begins: Beginning, kept: Sequence[str], sa
     return setup
 
 
-def _replay(job: Job, begins: Beginning, old: Sequence[str], since: float) -> tuple[Mapping[str, Dataset], float]:
-    """What old heads repeat, and the seconds that they take after training, where the user counts minutes."""
-    counts: Mapping[str, int] = {name: enough(begins.origin.specs[name], REPLAY_COUNT) for name in old}
-    after, left = 0.0, job.shortened(since, least=_LEAST_SHARE).max_minutes
+def _replay(
+    job: Job, begins: Beginning, old: Sequence[str], since: float, *, decided: bool
+) -> tuple[Mapping[str, Dataset], float, Sequence[str]]:  # fmt: skip
+    """What old heads repeat; the seconds that they take after training, where the user counts minutes; and, in words, that they
+    repeat fewer structures for it.
+
+    Args:
+        decided: an earlier run has come as far as steps; what it chose stays.
+    """
+    folder = job.output / "replay"
+    wanted = {name: enough(begins.origin.specs[name], REPLAY_COUNT) for name in old}
+    kept = read_json(folder / _COUNTS) if (folder / _COUNTS).exists() else wanted if decided else None
+    left = job.shortened(since, least=_LEAST_SHARE).max_minutes
+    if left is None and not decided and kept not in (None, wanted):
+        shutil.rmtree(folder)  # an earlier run, which came no further, had less time
+        kept = None
+    counts, after = kept or wanted, 0.0
     if left is not None:
-        counts, after = within(begins.origin, counts, 60 * _OLD_SHARE * left, seed=job.seed)
-    return build_replay(job.output / "replay", begins.origin, begins.origin_where, counts, seed=job.seed), after
+        seconds, fixed = 60 * _OLD_SHARE * left, kept is not None
+        counts, after = within(begins.origin, counts, seconds, seed=job.seed, fixed=fixed)
+    if old and kept is None:
+        write(folder / _COUNTS, canonical_json(dict(counts)))
+    few, many = sum(counts.values()), sum(wanted.values())
+    words = [f"old heads repeat {few} structures instead of {many}: for --max-minutes"] if few < many else []
+    return build_replay(folder, begins.origin, begins.origin_where, counts, seed=job.seed), after, words
 
 
 def _old_heads(origin: GFMModel, replay: Mapping[str, Dataset]) -> dict[str, strategy.OldHead]:
@@ -252,7 +276,8 @@ def _in_time(setup: Setup, job: Job) -> Setup:
     most = max(_LEAST_STEPS, int(60 * job.max_minutes * _MARGIN / step))
     if most >= plan.steps:
         return setup
-    text = f"{most} steps instead: as many as {job.max_minutes:g} minutes allow at {1000 * step:.0f} ms each"
+    why = f"as many as {job.max_minutes:.2g} minutes allow at {1000 * step:.0f} ms each"
+    text = f"{most} steps instead: {why if most > _LEAST_STEPS else 'the fewest; minutes may end before'}"
     plan = replace(plan, steps=most, reasons=(*plan.reasons, text))
     return replace(setup, strategy=plan, recipe=shortened(recipe, most))
 

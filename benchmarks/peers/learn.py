@@ -8,10 +8,11 @@ Run by the python of an environment that has the peer.  It answers one JSON line
     the same with "property": "extensive", "intensive" or "class" -> {"steps": n, "frames": tested, "values": [n]}
 
 Files are extended XYZ with energies and forces, or with the property as `value` of each structure.  Energies of elements are
-fitted to what the peer leaves of the training labels.  A property is the mean over atoms of what the peer says of each, or that
-times the number of atoms; of a class it is what its logistic function is taken of.  AdamW with a rate that falls as a cosine of
-the time that is over, gradients clipped at 10; the weights are those of the best of ten validations, where there is something to
-validate on.  Preparing the training structures takes of the seconds, testing does not.
+fitted to what the peer leaves of the training labels.  A property is a mean over atoms, or that times their number; it begins at
+the ridge regression of the training labels on what the peer says and on the fractions of elements, to which its last layer is
+scaled; of a class, whose logistic function is taken, at how many are yes.  AdamW with a rate that falls as a cosine of the time
+that is over, gradients clipped at 10; the weights are those of the best of ten validations, where there is something to validate
+on.  Preparing the training structures takes of the seconds, testing does not.
 """
 
 import argparse
@@ -27,7 +28,7 @@ import torch
 from measure import answer_jobs, batches
 
 _VALIDATIONS = 10
-_LABELS_OF_ELEMENT = 10  # so many, at least, say what each element adds to a sum; of fewer, all atoms add as much
+_RIDGES = (1e-9, 1e-6, 1e-4, 1e-2, 1e-1, 1.0, 10.0)  # of what a property begins at, for each label
 _MOST_VALIDATED = 50  # structures: the seconds are for learning
 _VACUUM = 15.0  # Å about a molecule, for models of crystals
 
@@ -73,6 +74,9 @@ class CHGNetLearner:
 
     def means(self, inputs):
         return self.model(inputs, task="e")["e"]
+
+    def last_layer(self):
+        return self.model.mlp.layers[-1]
 
     def loss(self, energies, forces, wanted_energies, wanted_forces):
         huber = torch.nn.functional.huber_loss
@@ -126,6 +130,9 @@ class SchNetPackLearner:
     def means(self, inputs):
         sizes, found = self._found(inputs)
         return found["energy"] / sizes
+
+    def last_layer(self):
+        return self.model.output_modules[0].outnet[-1]
 
     def _found(self, inputs):
         from schnetpack import properties
@@ -233,37 +240,55 @@ class ValueSide:
         self.sizes = np.array([len(atoms) for atoms in self.frames], float)
 
 
+def regression(columns, labels):
+    """Coefficients [K] of centred columns and labels [n]; the ridge is the best for labels that are left out one by one."""
+    width = columns.std(axis=0)
+    centred = (columns - columns.mean(axis=0)) / np.where(width > 0, width, 1.0)
+    left, best, found = labels - labels.mean(), math.inf, np.zeros(columns.shape[1])
+    for ridge in _RIDGES:
+        inverse = np.linalg.inv(centred.T @ centred + ridge * len(labels) * np.eye(len(width)))
+        leverage = np.einsum("nk,kl,nl->n", centred, inverse, centred) + 1 / len(labels)
+        fitted = inverse @ centred.T @ left
+        off = np.abs((left - centred @ fitted) / np.maximum(1 - leverage, 1e-9)).mean()
+        if off < best:
+            best, found = off, fitted / np.where(width > 0, width, np.inf)
+    return found
+
+
 class Values:
-    """A property is learnt: what the peer says begins at the mean of the labels, or of a sum at what elements add, and counts
-    in units of what that leaves.  It is held within the training labels: a few structures may be off by hundreds of units."""
+    """A property is learnt: a level by elements, and what the peer says in units of what the level leaves.  It is held within the
+    training labels: a few structures may be off by hundreds of units."""
 
     def __init__(self, learner, job):
         self.learner, self.kind = learner, job["property"]
         self.train = ValueSide(learner, job["train"])
         learner.model.eval()
-        found = self._raw(self.train, learner.batch)
-        self.middle = float(found.mean())
+        raw = self._raw(self.train, learner.batch)
+        labels = self.train.values / self._sizes(self.train)
+        self.elements, counts = counts_of(self.train.frames)
+        fractions = counts / counts.sum(1, keepdims=True)
+        self.adds, self.constant, scale = np.zeros(len(self.elements)), 0.0, 0.0
+        self.spread, self.wanted = 1.0, labels
         if self.kind == "class":
-            self.wanted = torch.from_numpy(self.train.values).float()
-            return
-        labels, self.elements = self.train.values, []
-        if self.kind == "extensive":
-            elements, counts = counts_of(self.train.frames)
-            if len(labels) >= _LABELS_OF_ELEMENT * len(elements):
-                self.elements = elements
-                self.adds = np.linalg.lstsq(counts, labels, rcond=None)[0]
-        self.adds = self.adds if self.elements else float((labels / self._sizes(self.train)).mean())
-        left = (labels - self._level(self.train)) / self._sizes(self.train)
-        self.spread = float(left.std()) or 1.0
-        self.wanted = torch.from_numpy(left / self.spread).float()
+            yes = np.clip(labels.mean(), 0.5 / len(labels), 1 - 0.5 / len(labels))
+            self.constant = math.log(yes / (1 - yes))
+        else:
+            *self.adds, scale = regression(np.column_stack([fractions, raw]), labels)
+            self.constant = float((labels - fractions @ self.adds).mean())
+            left = labels - self.constant - fractions @ self.adds
+            self.spread = float(left.std()) or 1.0
+            self.wanted, scale = left / self.spread, float(scale) / self.spread
+        self.wanted = torch.from_numpy(self.wanted).float()
+        self.middle = scale * float(raw.mean())
+        with torch.no_grad():
+            for parameter in learner.last_layer().parameters():
+                parameter *= scale
 
     def _sizes(self, side):
         return side.sizes if self.kind == "extensive" else np.ones(len(side.sizes))
 
     def _level(self, side):
-        if self.elements:
-            return counts_of(side.frames, self.elements)[1] @ self.adds
-        return self._sizes(side) * self.adds
+        return self._sizes(side) * (self.constant + counts_of(side.frames, self.elements)[1] @ self.adds / side.sizes)
 
     def _raw(self, side, size):
         rows = batches(list(range(len(side.inputs))), size)
@@ -276,14 +301,14 @@ class Values:
     def loss(self, rows):
         found = self.learner.means([self.train.inputs[k] for k in rows]).reshape(-1) - self.middle
         if self.kind == "class":
-            return torch.nn.functional.binary_cross_entropy_with_logits(found, self.wanted[rows])
+            return torch.nn.functional.binary_cross_entropy_with_logits(found + self.constant, self.wanted[rows])
         return self.learner.loss_of_values(found, self.wanted[rows])
 
     def predicted(self, side, size):
         self.learner.model.eval()
         found = self._raw(side, size) - self.middle
         if self.kind == "class":
-            return 0.5 * (1 + np.tanh(found / 2))
+            return 0.5 * (1 + np.tanh((found + self.constant) / 2))
         found = np.clip(found, float(self.wanted.min()), float(self.wanted.max()))
         return self._level(side) + self._sizes(side) * self.spread * found
 

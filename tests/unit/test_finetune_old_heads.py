@@ -1,6 +1,7 @@
 """What keeps old heads as they were: packaged structures, replay, last layers that are settled; and how far they moved."""
 
 import itertools
+import json
 import lzma
 import math
 import tomllib
@@ -20,7 +21,7 @@ from gfm_calc.data.label import extxyz_text
 from gfm_calc.data.store import open_dataset
 from gfm_calc.data.tasks import file_tasks
 from gfm_calc.finetune import exemplars as packaged
-from gfm_calc.finetune import replay, run
+from gfm_calc.finetune import replay, run, setup
 from gfm_calc.finetune.exemplars import COUNTS, exemplars, wanted
 from gfm_calc.finetune.forgetting import measure
 from gfm_calc.finetune.replay import build_replay, enough, label, made, structures, within
@@ -110,43 +111,62 @@ def test_where_time_is_short_old_heads_repeat_less(small, monkeypatch):
     counts = {head: enough(small.specs[head], 192) for head in ("mp2-avtz", CHARGED)}
     clock = itertools.count()  # each look at it is a second later
     monkeypatch.setattr(replay, "time", SimpleNamespace(perf_counter=lambda: float(next(clock))))
-    needed = sum(counts.values()) / 8  # 8 structures are tried, in a second
-    same, after = within(small, counts, 3 * needed, seed=0)
-    assert same == counts and after == pytest.approx(2 * needed)
-    fewer, after = within(small, counts, 1.5 * needed, seed=0)
+    needed = sum(counts.values()) / 16  # 16 structures are tried, in a second
+    trials = 2 * 64 / 16
+    same, after = within(small, counts, 2.6 * needed + trials, seed=0)
+    assert same == counts and after == pytest.approx(1.6 * needed + trials)
+    fewer, after = within(small, counts, 1.3 * needed + trials, seed=0)
     assert all(abs(fewer[head] - count / 2) <= 0.5 for head, count in counts.items())
-    assert after == pytest.approx(needed, rel=0.01)
+    assert after == pytest.approx(0.8 * needed + trials, rel=0.01)
     assert set(within(small, counts, 0.0, seed=0)[0].values()) == {24}
+    assert within(small, counts, 0.0, seed=0, fixed=True) == (counts, pytest.approx(1.6 * needed + trials))
     assert within(small, {}, 1.0, seed=0) == ({}, 0.0)
 
 
 @pytest.mark.parametrize("after, left", [(60.0, 3.0), (600.0, 2.0)])
 def test_what_old_heads_need_after_training_counts_as_the_users_minutes(after, left, tmp_path, monkeypatch):
-    """Half of them are for training, whatever comes after; a job that goes on finds what old heads repeat."""
-    from gfm_calc.finetune import setup
-
+    """Half of them are for training, whatever comes after."""
     asked = []
-    monkeypatch.setattr(
-        setup, "within", lambda model, counts, seconds, seed: (asked.append(seconds), ({CHARGED: 24}, after))[1]
-    )
+
+    def few(model, counts, seconds, **how):
+        asked.append((seconds, how["fixed"]))
+        return ({CHARGED: 24}, after)
+
+    monkeypatch.setattr(setup, "within", few)
     write(tmp_path / "frames.extxyz", molecules(40))
-    line = words(
-        tmp_path / "frames.extxyz",
-        tmp_path / "out",
-        "--from",
-        "gfm-small",
-        "--keep-heads",
-        CHARGED,
-        "--strategy",
-        "full",
-    )
-    line += ["--steps", "2", "--max-minutes", "4"]
-    assert main(line) == 0
-    assert 60 < asked[0] <= 0.35 * 240
+    assert main(short(tmp_path, "--max-minutes", "4")) == 0
+    ((seconds, fixed),) = asked
+    assert 60 < seconds <= 0.35 * 240 and not fixed
     told = tomllib.loads((tmp_path / "out" / "run" / "recipe.toml").read_text())["run"]
     assert left - 0.5 < told["max_minutes"] <= left
-    kept = open_dataset(tmp_path / "out" / "replay" / CHARGED)
-    assert 12 < len(kept) <= 24
+    assert 12 < len(open_dataset(tmp_path / "out" / "replay" / CHARGED)) <= 24
+    why = json.loads((tmp_path / "out" / "decisions.json").read_text())["strategy"]["reasons"]
+    assert any("old heads repeat 24 structures instead of" in reason for reason in why)
+
+
+def short(folder, *more):
+    """The command line of a job with one old head, of two steps."""
+    line = words(
+        folder / "frames.extxyz", folder / "out", "--from", "gfm-small", "--keep-heads", CHARGED, "--steps", "2"
+    )
+    return [*line, "--strategy", "full", *more]
+
+
+def test_a_job_that_goes_on_repeats_what_is_there(tmp_path, monkeypatch, small):
+    """Killed after labels: with minutes again what was made then counts, without limit all is made."""
+    write(tmp_path / "frames.extxyz", molecules(40))
+    place, calls, real = tmp_path / "out" / "replay" / CHARGED, [], setup.within
+    monkeypatch.setattr(setup, "seconds_of_step", lambda *words: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert main(short(tmp_path, "--max-minutes", "0.01")) == 130 and 12 < len(open_dataset(place)) <= 24
+    few = open_dataset(place).digest
+    monkeypatch.setattr(setup, "within", lambda *words, **how: calls.append(how["fixed"]) or real(*words, **how))
+    assert main(short(tmp_path, "--max-minutes", "9", "--resume")) == 130
+    assert calls == [True] and open_dataset(place).digest == few
+    monkeypatch.undo()
+    assert main(short(tmp_path, "--resume")) == 0
+    many = len(open_dataset(place))
+    assert many > 192 and json.loads((place.parent / "counts.json").read_text())[CHARGED] >= many
+    assert main(short(tmp_path, "--resume", "--max-minutes", "0.01")) == 0 and len(open_dataset(place)) == many
 
 
 def test_a_head_is_guarded_by_its_exemplars_where_nothing_can_be_made(small, tmp_path, monkeypatch):

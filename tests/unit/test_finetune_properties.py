@@ -27,7 +27,7 @@ from gfm_calc.data.readers import ReadOptions, read
 from gfm_calc.data.store import Selection, open_dataset
 from gfm_calc.data.tasks import FileTask
 from gfm_calc.errors import ConfigError, HeadError
-from gfm_calc.finetune import plan, readout, setup
+from gfm_calc.finetune import plan, readout, run, setup
 from gfm_calc.finetune.classes import roc_auc, roc_curve
 from gfm_calc.finetune.plan import START
 from gfm_calc.train.evaluation import ErrorSums
@@ -374,7 +374,7 @@ def test_fits_before_training_count_as_the_users_minutes(took, left, path, saved
         return begin(*args)
 
     monkeypatch.setattr(setup, "begin_head", slow)
-    for module in (setup, plan):
+    for module in (run, plan):
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + past[0]))
     out = tmp_path / "out"
     more = ("--steps", "2", "--strategy", "heads", "--keep-heads", "none", "--max-minutes", "4")
