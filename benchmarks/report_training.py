@@ -208,6 +208,7 @@ def pretraining(result: Mapping[str, Any]) -> Iterator[Table]:
     if fair:
         over = [geometric_mean(_mean_error(row, arm) / _mean_error(row, SCRATCH) for row in fair) for arm in arms]
         about = f"error over that of random weights, geometric mean of {len(fair)} case{'s' * (len(fair) > 1)}"
+        about += " that none has seen" if len(fair) < len(result["rows"]) else ""
         rows.append([about, "", "", "", *(f"{ratio:.2f}" for ratio in over)])
     seeds = f"{result['seeds']} seeds, means and ranges" if result["seeds"] > 1 else "one seed"
     title = f"Fine-tuning that begins with different models: {seeds}"
