@@ -75,8 +75,8 @@ def _add_training(group: Any) -> None:
         "--max-minutes",
         type=positive,
         metavar="M",
-        help="about so long takes all but what errors to expect and the report: old heads repeat fewer structures, and "
-        "training is shorter, but not below half of it; with --resume, so long from then on",
+        help="for everything but expected errors and the report: training is shorter (at least half of M), and old heads "
+        "repeat fewer structures; with --resume, so long from then on",
     )
     group.add_argument("--seed", type=natural, default=0, help="default: %(default)s")
     group.add_argument("--device", help="cpu, cuda or cuda:N (default: the GPU where there is one)")

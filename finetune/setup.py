@@ -46,9 +46,7 @@ from gfm_calc.train.recipe import DataRecipe, Recipe
 _MARGIN = 0.85  # of the time that the user gives is for steps, the rest for validations
 _LEAST_STEPS = 50
 _LEAST_SHARE = 0.5  # of the minutes for training, however long a first guess and old heads take
-_OLD_SHARE = (
-    0.35  # of the minutes, at most, for what old heads need besides steps: labels before, a fit and a trial after
-)
+_OLD_SHARE = 0.35  # of them, at most, for what old heads need besides steps: labels before, a fit and a trial after
 _PATIENCE = 8  # validations without improvement that end the run
 _FAR = 0.1  # from the fraction that was asked for
 # Of the spread of the labels, at most, is left by fits that larger steps would only undo.  1,000 formation energies (Matbench,

@@ -542,7 +542,9 @@ def test_only_what_no_model_has_seen_is_compared_over_tasks():
         ["0.1 (0.1 to 0.1)*", "9 (9 to 9)", "9 (9 to 9)"],
         ["0.25", "0.50", "1.00"],  # of 2 / 8 and 0.1 / 0.4, of 4 / 8 and 0.2 / 0.4
     ]
-    assert compared.rows[-1][0].endswith("of 2 cases that none has seen") and compared.title.endswith("2 seeds, means and ranges")
+    assert compared.rows[-1][0].endswith("of 2 cases that none has seen") and compared.title.endswith(
+        "2 seeds, means and ranges"
+    )
     result |= {"seeds": 1, "steps": 30, "rows": [row([1.0], [1.0], [1.0], more_is_better=True), *rows[2:]]}
     compared, _ = tables(result)  # none of them errs
     assert compared.rows[-1][-3:] == ["1.00"] * 3 and compared.title.endswith("one seed; 30 steps each")
