@@ -22,6 +22,7 @@ from gfm_calc.benchmarks.task_files import files_of, require
 from gfm_calc.checkpoint import load_model
 from gfm_calc.data.readers import ReadOptions, read
 from gfm_calc.errors import ConfigError
+from gfm_calc.finetune.preflight import seen_elements
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,10 +75,7 @@ def peers_of(plan: PretrainingPlan) -> list[str]:
 
 def _require_elements(plan: PretrainingPlan, parts: Sequence[FinetunePlan]) -> None:
     """A model that cannot predict a structure of a task would end the suite there."""
-    known = {
-        Path(name).name: {symbol for spec in load_model(name).specs.values() for symbol in spec.elements}
-        for name in plan.models
-    }
+    known = {Path(name).name: seen_elements(load_model(name)) for name in plan.models}
     for part in parts:
         there = _elements(part)
         for name, own in known.items():

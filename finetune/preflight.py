@@ -202,6 +202,11 @@ def _of_energies(inspection: Inspection) -> list[Finding]:
     return found
 
 
+def seen_elements(model: GFMModel) -> set[str]:
+    """Symbols that any head has seen: structures of others are refused."""
+    return {symbol for spec in model.specs.values() for symbol in spec.elements}
+
+
 def _of_learning(inspection: Inspection, model: GFMModel) -> list[Finding]:
     """What an inspection does not judge, since it knows of no model."""
     found = []
@@ -211,7 +216,7 @@ def _of_learning(inspection: Inspection, model: GFMModel) -> list[Finding]:
             frames = tuple(file.statistics["frame"][overlapping[:5]].astype(int).tolist())
             text = f"{file.path}: {len(overlapping)} frame{'s' * (len(overlapping) != 1)} with two atoms at one place"
             found.append(Finding(level="error", code="overlap", text=text, frames=frames, num_frames=len(overlapping)))
-    known = {symbol for spec in model.specs.values() for symbol in spec.elements}
+    known = seen_elements(model)
     for file in inspection.files:
         strange = [symbol for symbol in file.statistics.elements if symbol not in known]
         if strange:

@@ -256,8 +256,8 @@ def regression(columns, labels):
 
 
 class Values:
-    """A property is learnt: a level by elements, and what the peer says in units of what the level leaves.  It is held within the
-    training labels: a few structures may be off by hundreds of units."""
+    """A property is learnt: a level by elements, and what the peer says in units of what the level leaves.  What it says is held
+    within what the level leaves of the training labels: a few structures may be off by hundreds of units."""
 
     def __init__(self, learner, job):
         self.learner, self.kind = learner, job["property"]
