@@ -34,8 +34,9 @@ def _physics_parser(benches: Any) -> None:
     parser.add_argument("--compile", action="store_true", help="compile the model for the NVE runs: they are long")
     parser.add_argument("--parts", type=words, default=("nve", "relaxations", "pairs"), metavar="NAME,NAME",
                         help="of nve, relaxations, pairs; default: all")  # fmt: skip
-    parser.add_argument("--peer", type=peer, action="append", default=[], metavar="sevennet=PYTHON",
-                        help="python of an environment with sevenn, for the references of crystals")  # fmt: skip
+    parser.add_argument("--peer", type=peer, action="append", default=[], metavar="NAME=PYTHON",
+                        help="chgnet or sevennet, and the python of its environment: runs the dynamics of crystals and pairs of "
+                        "like atoms, too; sevennet also gives the references of crystals and pairs")  # fmt: skip
     add_device(parser, None)
     add_output(parser)
 
@@ -120,6 +121,9 @@ def _stability_parser(benches: Any) -> None:
     parser.add_argument("--picoseconds", type=positive, default=50.0, help="of each run; default: %(default)s")
     parser.add_argument("--systems", type=words, metavar="NAME,NAME", help="these alone (default: all)")
     parser.add_argument("--compile", action="store_true", help="compile the networks: the runs are long")
+    parser.add_argument("--peer", type=peer, action="append", default=[], metavar="NAME=PYTHON",
+                        help="chgnet or sevennet (SevenNet-0 and its l3i5), and the python of its environment: runs the "
+                        "crystals, too")  # fmt: skip
     parser.add_argument("--work", type=Path, metavar="DIR", help="keep what is done, and go on there")
     add_output(parser)
 
@@ -133,7 +137,7 @@ def run_physics(args: argparse.Namespace) -> None:
         raise ConfigError(f"--parts: no part {unknown[0]!r}; parts: {', '.join(PARTS)}")
     measured = run_physics(
         args.model, head=args.head, picoseconds=args.picoseconds, device=args.device, compile=args.compile,
-        sevennet=dict(args.peer).get("sevennet"), parts=args.parts,
+        peers=dict(args.peer), parts=args.parts,
     )  # fmt: skip
     finish(args, "physics", extra_versions=optional("tblite"), **measured)
 
@@ -172,6 +176,7 @@ def run_relative(args: argparse.Namespace) -> None:
 def run_stability(args: argparse.Namespace) -> None:
     """Run the dynamics."""
     from gfm_calc.benchmarks.provenance import weights_id
+    from gfm_calc.benchmarks.remote import remote_calculators
     from gfm_calc.benchmarks.stability import run_systems, systems
     from gfm_calc.checkpoint import load_model, open_model
     from gfm_calc.errors import did_you_mean
@@ -181,8 +186,9 @@ def run_stability(args: argparse.Namespace) -> None:
         if name not in known:
             raise ConfigError(f"--systems: no {name!r}{did_you_mean(name, known)}; systems: {', '.join(known)}")
     model = load_model(args.model).compile(enabled=args.compile)
-    rows = run_systems(
-        [known[name] for name in args.systems or known], model, picoseconds=args.picoseconds,
-        weights=weights_id(open_model(args.model)), compiled=args.compile, work=args.work,
-    )  # fmt: skip
+    with remote_calculators(dict(args.peer), threads=1) as peers:
+        rows = run_systems(
+            [known[name] for name in args.systems or known], model, picoseconds=args.picoseconds,
+            weights=weights_id(open_model(args.model)), compiled=args.compile, peers=peers, work=args.work,
+        )  # fmt: skip
     finish(args, "stability", rows=rows)

@@ -86,7 +86,7 @@ def run_crystals(plan: CrystalPlan) -> dict[str, Any]:
                 for atoms in chosen:
                     found[part].append(measure(atoms, calculators))
                     progress.advance(note=str(atoms.symbols))
-        names = {key: calculator.process.description["name"] for key, calculator in others.items()}
+        names = {key: calculator.title for key, calculator in others.items()}
     models = {OURS: f"gfm-calc, {plan.head}", **names}
     return {"models": models, "elements": plan.elements, **found, "means": means(found)}
 

@@ -18,6 +18,7 @@ from gfm_calc.predictor import Predictor
 _POINTS = 120
 _DEPTH = 0.02  # eV; shallower dips are not counted
 _SHORTEST, _CLOSEST = 0.5, 0.3  # Å, and of the bonding distance (the sum of covalent radii): the smaller of the two
+_BOX = 25.0  # Å, of a pair for models of crystals: no image is within their cutoffs
 
 Pair = tuple[str, str]
 LabelMethod = Callable[[Atoms], Calculator]  # see `data.calculators.make_calculator`
@@ -53,6 +54,42 @@ def run_pairs(
     return [_row(model, head, found[head], (references or {}).get(head)) for head in heads]
 
 
+def run_like_pairs(
+    own: Mapping[str, Any], others: Mapping[str, Calculator], symbols: Sequence[str], cutoff: float
+) -> list[dict[str, Any]]:
+    """Pairs of like atoms alone, by a head and by published models, each point a structure of its own.
+
+    Args:
+        own: row of the head, of `run_pairs`.  others: title -> calculator.
+        symbols: elements of the head.  cutoff: of ours, in Å, where the curves end.
+
+    Returns:
+        Rows {model, pairs (those with a curve), extra_minima, soft}, see `run_pairs`; ours first.
+    """
+    like = [f"{symbol}-{symbol}" for symbol in symbols]
+    minima_of_own = {name: own["extra_minima"][name] for name in like if name in own["extra_minima"]}
+    soft_of_own = [name for name in like if name in own["soft"]]
+    first = {"model": own["head"], "pairs": len(like), "extra_minima": minima_of_own, "soft": soft_of_own}
+    return [first, *(_like_row(title, calculator, symbols, cutoff) for title, calculator in others.items())]
+
+
+def _like_row(title: str, calculator: Calculator, symbols: Sequence[str], cutoff: float) -> dict[str, Any]:
+    row: dict[str, Any] = {"model": title, "pairs": 0, "extra_minima": {}, "soft": []}
+    with Progress(f"pair curves of {title}", "pairs", len(symbols)) as progress:
+        for symbol in symbols:
+            distances, energies = _curve_of(lambda _: calculator, (symbol, symbol), cutoff, box=_BOX)
+            progress.advance()
+            if len(energies) < _POINTS:
+                continue
+            row["pairs"] += 1
+            lowest = minima(distances, energies)
+            if len(lowest) > 1:
+                row["extra_minima"][f"{symbol}-{symbol}"] = [round(float(r), 2) for r in lowest[1:]]
+            if energies[0] < energies[-1]:
+                row["soft"].append(f"{symbol}-{symbol}")
+    return row
+
+
 def _row(
     model: GFMModel, head: str, curves: Mapping[Pair, np.ndarray], reference: LabelMethod | None
 ) -> dict[str, Any]:
@@ -64,7 +101,7 @@ def _row(
             soft.append(name)
         if len(lowest) > 1:
             extra[name] = [round(float(r), 2) for r in lowest[1:]]
-            if reference is not None and len(_minima_of(reference, pair, distances)) >= len(lowest):
+            if reference is not None and len(_minima_of(reference, pair, model.config.cutoff)) >= len(lowest):
                 in_reference.append(name)
     return {
         "head": head, "elements": len(model.spec(head).elements), "pairs": len(curves), "extra_minima": extra,
@@ -100,18 +137,29 @@ def _curves(
         )
 
 
-def _minima_of(reference: LabelMethod, pair: Pair, distances: np.ndarray) -> list[float]:
-    """Of the reference's own curve; where it fails there is no point."""
-    energies = []
+def _curve_of(
+    method: LabelMethod, pair: Pair, cutoff: float, *, box: float | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Distances in Å and energies in eV of another method, in a periodic box of this side where it needs one; where it fails
+    there is no point."""
+    distances, energies = _distances(pair, cutoff), []
     for atoms in _frames(pair, distances):
-        atoms.calc = reference(atoms)
+        if box is not None:
+            atoms.cell, atoms.pbc = [box] * 3, True
+        atoms.calc = method(atoms)
         try:
             energies.append(atoms.get_potential_energy())
         except Exception:  # calculators raise whatever comes
             energies.append(np.nan)
     values = np.array(energies)
     right = np.isfinite(values)
-    return minima(distances[right], values[right]) if right.sum() > 2 else []
+    return distances[right], values[right]
+
+
+def _minima_of(reference: LabelMethod, pair: Pair, cutoff: float) -> list[float]:
+    """Of the reference's own curve."""
+    distances, energies = _curve_of(reference, pair, cutoff)
+    return minima(distances, energies) if len(energies) > 2 else []
 
 
 def minima(distances: np.ndarray, energies: np.ndarray) -> list[float]:

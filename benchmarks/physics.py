@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,10 @@ import torch
 from ase import Atoms
 from ase.calculators.calculator import Calculator
 
-from gfm_calc.benchmarks.dynamics import nve_systems, run_nve
-from gfm_calc.benchmarks.pairs import run_pairs
+from gfm_calc.benchmarks.dynamics import CRYSTALS, nve_systems, run_nve
+from gfm_calc.benchmarks.pairs import run_like_pairs, run_pairs
 from gfm_calc.benchmarks.relaxations import cases, run_case, teacher_references, xtb_reference
-from gfm_calc.benchmarks.remote import remote_calculators
+from gfm_calc.benchmarks.remote import RemoteCalculator, remote_calculators
 from gfm_calc.benchmarks.speed import pick_head
 from gfm_calc.calculator import GFMCalculator
 from gfm_calc.checkpoint import load_model
@@ -33,7 +33,7 @@ def run_physics(
     picoseconds: float = 20.0,
     device: str | None = None,
     compile: bool = False,
-    sevennet: str | None = None,
+    peers: Mapping[str, str] | None = None,
     parts: Sequence[str] = PARTS,
 ) -> dict[str, Any]:
     """Measure in float64; {part: rows} for the `parts` asked for.
@@ -43,21 +43,26 @@ def run_physics(
             model lacks that one).
         picoseconds: of each constant-energy run.
         compile: compile the networks for the constant-energy runs.
-        sevennet: python of an environment with sevenn, for the references of crystals and of pairs.
+        peers: {"chgnet" | "sevennet": python of its environment}: published models, which run the same dynamics of crystals
+            and pairs of like atoms; sevennet also gives the references of crystals and of pairs.
     """
     loaded = load_model(model, dtype=torch.float64, device=device or "cpu")
     found: dict[str, Any] = {}
-    with remote_calculators({"sevennet": sevennet} if sevennet else {}, threads=torch.get_num_threads()) as others:
+    with remote_calculators(peers or {}, threads=torch.get_num_threads()) as others:
         if "relaxations" in parts:
             found["relaxations"] = _relaxations(loaded, head, others.get("teacher"))
         if "nve" in parts:
             loaded.compile(enabled=compile)
-            systems = nve_systems()
-            found["nve"] = [run_nve(s, _calculator(loaded, s, head), picoseconds=picoseconds) for s in systems]
+            found["nve"] = _nve(loaded, head, picoseconds, others)
             loaded.compile(enabled=False)
         if "pairs" in parts:
             heads = list(loaded.energy_heads) if head is None else [head]
             found["pairs"] = run_pairs(loaded, heads, _label_methods(others.get("teacher")))
+            own = next((row for row in found["pairs"] if row["head"] == CRYSTALS), None)
+            if others and own is not None:
+                titled = {other.title: other for other in others.values()}
+                elements = loaded.spec(CRYSTALS).elements
+                found["like_pairs"] = run_like_pairs(own, titled, elements, loaded.config.cutoff)
     return found
 
 
@@ -70,6 +75,18 @@ def _label_methods(teacher: Calculator | None) -> dict[str, Callable[[Atoms], Ca
         with suppress(MissingDependencyError):
             found[method.lower()] = make_calculator(f"tblite:{method}")
     return found
+
+
+def _nve(
+    model: GFMModel, head: str | None, picoseconds: float, others: Mapping[str, RemoteCalculator]
+) -> list[dict[str, Any]]:
+    rows = []
+    for system in nve_systems():
+        ours = _calculator(model, system, head)
+        rows.append(run_nve(system, ours, ours.head, picoseconds=picoseconds))
+        if system.head == CRYSTALS:
+            rows += [run_nve(system, other, other.title, picoseconds=picoseconds) for other in others.values()]
+    return rows
 
 
 def _relaxations(model: GFMModel, head: str | None, teacher: Calculator | None) -> list[dict[str, Any]]:

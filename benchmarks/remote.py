@@ -30,6 +30,11 @@ class RemoteCalculator(Calculator):
         super().__init__()
         self.process = process
 
+    @property
+    def title(self) -> str:
+        """Of the model, for tables."""
+        return str(self.process.description["name"])
+
     def calculate(
         self, atoms: Atoms | None = None, properties: Sequence[str] = ("energy",), system_changes: Sequence[str] = all_changes
     ) -> None:  # fmt: skip
@@ -41,7 +46,7 @@ class RemoteCalculator(Calculator):
         }  # fmt: skip
         answer = self.process.ask(job)
         if "error" in answer:
-            raise GFMError(f"{self.process.description['name']}: {answer['error']}")
+            raise GFMError(f"{self.title}: {answer['error']}")
         self.results = {
             "energy": answer["energy"], "forces": np.array(answer["forces"]), "stress": np.array(answer["stress"])
         }  # fmt: skip

@@ -173,7 +173,7 @@ def _physics(result: Mapping[str, Any]) -> Iterator[Table]:
         ]
         for row in result.get("nve", [])
     ]  # fmt: skip
-    header = ["system", "head", "ps", "step, fs", "K", "drift, meV/atom/ps", "rms fluctuation, meV/atom"]
+    header = ["system", "head or model", "ps", "step, fs", "K", "drift, meV/atom/ps", "rms fluctuation, meV/atom"]
     yield Table("Energy conservation at constant energy, float64", header, rows)
     rows = [
         [
@@ -201,6 +201,15 @@ def _physics(result: Mapping[str, Any]) -> Iterator[Table]:
         "without a wall",
     ]
     yield Table("Curves of isolated pairs of atoms, from 0.5 Å to the cutoff", header, rows, detail=True)
+    rows = [
+        [
+            row["model"], f"{row['pairs']:,}", f"{len(row['extra_minima']):,}", _first(row["extra_minima"]),
+            f"{len(row['soft']):,}", _first(row["soft"]),
+        ]
+        for row in result.get("like_pairs", [])
+    ]  # fmt: skip
+    header = ["head or model", "pairs", "with a second minimum", "which", "without a wall", "which"]
+    yield Table("Curves of isolated pairs of like atoms", header, rows)
 
 
 def _first(names: Iterable[str], most: int = 12) -> str:

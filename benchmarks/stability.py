@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,16 @@ import numpy as np
 import torch
 from ase import Atoms
 from ase.build import add_adsorbate, bulk, fcc111, molecule
+from ase.calculators.calculator import Calculator
 from ase.data import covalent_radii
 from ase.neighborlist import neighbor_list
 
 from gfm_calc import __version__
 from gfm_calc.artifacts import canonical_json, read_json, write_file
 from gfm_calc.benchmarks import structures
+from gfm_calc.benchmarks.dynamics import CRYSTALS
 from gfm_calc.benchmarks.numbers import rounded
+from gfm_calc.benchmarks.remote import RemoteCalculator
 from gfm_calc.benchmarks.runs import folder_of_runs
 from gfm_calc.calculator import GFMCalculator
 from gfm_calc.commands.md import Dynamics, prepare
@@ -28,7 +31,7 @@ from gfm_calc.commands.relax import Relaxation, relax
 from gfm_calc.errors import CorruptFileError, GFMError, one_line
 from gfm_calc.model import GFMModel
 
-MOLECULES, CRYSTALS = "gfn2-xtb", "distilled-7net-l3i5"
+MOLECULES = "gfn2-xtb"
 _CLOSE = 0.55  # of the sum of the covalent radii: closer is a collapse
 _TORN = 2.0  # times its length at the start: a bond of a molecule that is gone
 _HOT = 3.0  # times the temperature of the bath
@@ -88,13 +91,16 @@ def water_box(count: int, seed: int = 0) -> Atoms:
 
 
 def run_system(
-    system: System, model: GFMModel, *, picoseconds: float, seed: int = 0, every: int = 50
+    system: System, calculator: Calculator, head: str, *, picoseconds: float, seed: int = 0, every: int = 50
 ) -> dict[str, Any]:
     """Relax, heat, run; a row with name, head, atoms, kelvin, timestep_fs, picoseconds (how far it came), stable, why (empty
-    where it is), mean_kelvin of the second half, closest (smallest distance over the sum of covalent radii), ms_a_step."""
-    head = system.head if system.head in model.specs else model.energy_heads[0]
+    where it is), mean_kelvin of the second half, closest (smallest distance over the sum of covalent radii), ms_a_step.
+
+    Args:
+        head: of the calculator; of another model its name.
+    """
     atoms = system.atoms.copy()
-    atoms.calc = GFMCalculator(model, head=head)
+    atoms.calc = calculator
     row = {"name": system.name, "head": head, "atoms": len(atoms), "kelvin": system.temperature,
            "timestep_fs": system.timestep}  # fmt: skip
     steps, done, why, seconds = max(every, round(1000 * picoseconds / system.timestep)), 0, "", 0.0
@@ -126,10 +132,13 @@ def run_system(
 
 def run_systems(
     chosen: Sequence[System], model: GFMModel, *, picoseconds: float, weights: str, compiled: bool = False,
-    work: Path | None = None,
+    peers: Mapping[str, RemoteCalculator] | None = None, work: Path | None = None,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """`run_system` of each; `work` keeps the rows of those that are done with these `weights` (their id), `compiled` or not, so
     that what was interrupted goes on there.
+
+    Args:
+        peers: published models of crystals, which run the systems that want our head of crystals.
 
     Raises:
         CorruptFileError: a row that is none.
@@ -138,15 +147,27 @@ def run_systems(
     how = (picoseconds, weights, compiled, torch.get_num_threads(), __version__)
     with folder_of_runs(work) as folder:
         for system in chosen:
-            about = repr((system.name, system.head, system.temperature, system.timestep, *how))
-            kept = folder / f"{hashlib.sha256(about.encode()).hexdigest()[:16]}.json"
-            if not kept.exists():
-                write_file(kept, canonical_json(run_system(system, model, picoseconds=picoseconds)))
-            row = read_json(kept)
-            if not isinstance(row, dict) or row.get("name") != system.name:
-                raise CorruptFileError(f"{kept}: holds no row of {system.name}: damaged, remove it")
-            rows.append(row)
+            for head, calculator in _contenders(system, model, peers or {}):
+                about = repr((system.name, head, system.temperature, system.timestep, *how))
+                kept = folder / f"{hashlib.sha256(about.encode()).hexdigest()[:16]}.json"
+                if not kept.exists():
+                    write_file(kept, canonical_json(run_system(system, calculator, head, picoseconds=picoseconds)))
+                row = read_json(kept)
+                if not isinstance(row, dict) or row.get("name") != system.name:
+                    raise CorruptFileError(f"{kept}: holds no row of {system.name}: damaged, remove it")
+                rows.append(row)
     return rows
+
+
+def _contenders(
+    system: System, model: GFMModel, peers: Mapping[str, RemoteCalculator]
+) -> Iterator[tuple[str, Calculator]]:
+    """(Head or name of a model, calculator), ours first."""
+    head = system.head if system.head in model.specs else model.energy_heads[0]
+    yield head, GFMCalculator(model, head=head)
+    if system.head == CRYSTALS:
+        for other in peers.values():
+            yield other.title, other
 
 
 def nearest(atoms: Atoms) -> float:

@@ -1,4 +1,4 @@
-"""Calculators that misbehave, by import path: `calculators_for_tests:NAME`."""
+"""Calculators that misbehave, by import path: `calculators_for_tests:NAME`; and one in the place of a published model."""
 
 import os
 import signal
@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 from ase.calculators.calculator import Calculator
+from ase.calculators.emt import EMT
 
 
 class Sum(Calculator):
@@ -50,3 +51,9 @@ NOT_A_CLASS = 3
 
 class Useless:
     """No calculator."""
+
+
+class Peer(EMT):
+    """As `benchmarks.remote.RemoteCalculator`: it has a title."""
+
+    title = "Effective medium"

@@ -11,13 +11,16 @@ import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
+from calculators_for_tests import Peer
 from labelled import need_adios
 from support import random_model
 
 import gfm_calc.benchmarks
+from gfm_calc import GFMCalculator
 from gfm_calc.benchmarks import force_sets, stability
 from gfm_calc.benchmarks.contenders import Process
 from gfm_calc.benchmarks.crystals import choose, elements, means, phonon_row, volume_row
+from gfm_calc.benchmarks.dynamics import CRYSTALS
 from gfm_calc.benchmarks.relative_energies import run_relative_energies
 from gfm_calc.benchmarks.remote import RemoteCalculator, remote_calculators
 from gfm_calc.benchmarks.report import tables
@@ -353,10 +356,25 @@ def test_faults_are_seen(change, word):
 
 def test_dynamics_row_says_how_far_it_came():
     system = System(name="Cu", atoms=bulk("Cu", "fcc", a=3.6, cubic=True), head="first", temperature=300, timestep=2.0)
-    row = run_system(system, random_model(elements=("H", "Cu")), picoseconds=0.02, every=5)
+    row = run_system(
+        system, GFMCalculator(random_model(elements=("H", "Cu")), head="first"), "first", picoseconds=0.02, every=5
+    )
     assert row["picoseconds"] == pytest.approx(0.02) or row["why"]
     assert row["stable"] == (row["why"] == "")
     assert len(tables({"benchmark": "stability", "rows": [row]})[0].rows) == 1
+
+
+def test_a_peer_runs_the_crystals_beside_ours():
+    """And no other system: published models of crystals do not know molecules."""
+    copper = System(name="Cu", atoms=bulk("Cu", cubic=True), head=CRYSTALS, temperature=300, timestep=2.0)
+    water = System(name="water", atoms=molecule("H2O"), head="first", temperature=300, timestep=0.5)
+    rows = run_systems(
+        [copper, water], random_model(elements=("H", "O", "Cu")), picoseconds=0.01, weights="w", peers={"emt": Peer()}
+    )
+    assert [(row["name"], row["head"]) for row in rows] == [
+        ("Cu", "first"), ("Cu", "Effective medium"), ("water", "first"),
+    ]  # fmt: skip
+    assert rows[1]["stable"] and rows[1]["mean_kelvin"] > 0
 
 
 def test_dynamics_that_were_interrupted_go_on(tmp_path, monkeypatch):

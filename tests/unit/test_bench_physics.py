@@ -1,7 +1,9 @@
 """The measures of physics on cases whose answer is known."""
 
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,15 +11,17 @@ from ase import Atoms
 from ase.build import bulk, molecule
 from ase.calculators.calculator import Calculator
 from ase.calculators.emt import EMT
+from calculators_for_tests import Peer
 from support import random_model
 
 from gfm_calc import GFMCalculator
-from gfm_calc.benchmarks import pairs
+from gfm_calc.benchmarks import pairs, physics
 from gfm_calc.benchmarks.dynamics import drift, nve_systems, run_nve
-from gfm_calc.benchmarks.pairs import minima, run_pairs
+from gfm_calc.benchmarks.pairs import minima, run_like_pairs, run_pairs
 from gfm_calc.benchmarks.physics import run_physics
 from gfm_calc.benchmarks.relaxations import cases, geometry, run_case, teacher_references, xtb_reference
 from gfm_calc.benchmarks.remote import remote_calculators
+from gfm_calc.benchmarks.report import tables
 from gfm_calc.benchmarks.structures import slab
 from gfm_calc.errors import GFMError
 
@@ -104,7 +108,7 @@ def test_nve_systems_have_64_atoms_or_nearly():
 
 def test_nve_run_conserves_energy_over_a_few_steps():
     system = nve_systems()[0]
-    row = run_nve(system, GFMCalculator(random_model(), head="first"), picoseconds=0.04, sample_every=2)
+    row = run_nve(system, GFMCalculator(random_model(), head="first"), "first", picoseconds=0.04, sample_every=2)
     assert row["picoseconds"] == pytest.approx(0.04) and row["atoms"] == 64
     assert row["rms_fluctuation_mev_per_atom"] < 5.0
 
@@ -141,6 +145,36 @@ def test_pair_curves_are_compared_with_those_of_the_labels(monkeypatch):
     monkeypatch.setattr(pairs, "_curves", lambda *args: iter([(pair, {"first": waves(pair)}) for pair in names]))
     (row,) = run_pairs(model, ["first"], {"first": lambda atoms: TwoMinima()})
     assert list(row["extra_minima"]) == ["H-H", "H-Cu", "Cu-Cu"] and row["in_reference"] == ["H-Cu"]
+
+
+def test_pairs_of_like_atoms_by_other_models():
+    """Each in a box of its own: with one minimum, with two, and one that fails."""
+    own = {"head": "ours", "extra_minima": {"H-H": [2.0], "H-Cu": [1.5]}, "soft": ["Cu-Cu"]}
+    boxed = []
+
+    class Boxed(TwoMinima):
+        def calculate(self, atoms=None, *more):
+            boxed.append(atoms.pbc.all() and atoms.cell.lengths().min() > 20)
+            super().calculate(atoms, *more)
+
+    rows = run_like_pairs(own, {"other": Boxed()}, ["H", "Cu"], 5.0)
+    assert rows[0] == {"model": "ours", "pairs": 2, "extra_minima": {"H-H": [2.0]}, "soft": ["Cu-Cu"]}
+    assert rows[1] == {"model": "other", "pairs": 1, "extra_minima": {}, "soft": []} and all(boxed)
+    shown = {table.title: table for table in tables({"benchmark": "physics", "like_pairs": rows})}
+    assert len(shown["Curves of isolated pairs of like atoms"].rows) == 2
+
+
+def test_other_models_run_the_crystals_at_constant_energy(monkeypatch, saved_model):
+    """And our head all systems."""
+    seen = []
+    monkeypatch.setattr(physics, "run_nve", lambda system, _, head, **more: seen.append((system.name, head)) or {})
+    monkeypatch.setattr(physics, "remote_calculators", lambda peers, threads: nullcontext({"emt": Peer()}))
+    monkeypatch.setattr(physics, "_calculator", lambda *_: SimpleNamespace(head="ours"))
+    run_physics(saved_model, parts=("nve",), peers={"emt": "python"})
+    assert seen == [
+        ("Cu, 64 atoms", "ours"), ("Cu, 64 atoms", "Effective medium"), ("NaCl, 64 atoms", "ours"),
+        ("NaCl, 64 atoms", "Effective medium"), ("(H2O)21 cluster", "ours"),
+    ]  # fmt: skip
 
 
 def test_heads_of_other_elements_have_pairs_of_their_own():
