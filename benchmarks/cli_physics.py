@@ -33,10 +33,10 @@ def _physics_parser(benches: Any) -> None:
     parser.add_argument("--picoseconds", type=positive, default=20.0, help="of each NVE run; default: %(default)s")
     parser.add_argument("--compile", action="store_true", help="compile the model for the NVE runs: they are long")
     parser.add_argument("--parts", type=words, default=("nve", "relaxations", "pairs"), metavar="NAME,NAME",
-                        help="of nve, relaxations, pairs; default: all")  # fmt: skip
+                        help="of nve, relaxations, pairs, and like_pairs (beside peers); default: the first three")  # fmt: skip
     parser.add_argument("--peer", type=peer, action="append", default=[], metavar="NAME=PYTHON",
-                        help="chgnet or sevennet, and the python of its environment: runs the dynamics of crystals and pairs of "
-                        "like atoms, too; sevennet also gives the references of crystals and pairs")  # fmt: skip
+                        help="chgnet or sevennet, and the python of its environment: runs the dynamics of crystals and "
+                        "like_pairs, too; sevennet also gives the references of crystals and pairs")  # fmt: skip
     add_device(parser, None)
     add_output(parser)
 

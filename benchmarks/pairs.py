@@ -25,12 +25,13 @@ LabelMethod = Callable[[Atoms], Calculator]  # see `data.calculators.make_calcul
 
 
 def run_pairs(
-    model: GFMModel, heads: Sequence[str], references: Mapping[str, LabelMethod] | None = None
+    model: GFMModel, heads: Sequence[str], references: Mapping[str, LabelMethod] | None = None, *, like: bool = False
 ) -> list[dict[str, Any]]:
     """E(r) of every pair of elements of each head, from 0.5 Å (0.3 of the bonding distance for small atoms) to the cutoff.
 
     Args:
         references: {head: what gives the calculator of its labels for a pair}, for the pairs with more than one minimum.
+        like: pairs of the same element alone.
 
     Returns:
         Rows {head, elements: how many, pairs: how many, extra_minima {"H-F": distances in Å of the minima beyond the deepest
@@ -41,7 +42,8 @@ def run_pairs(
     of_pair: dict[tuple[str, ...], list[Pair]] = {}  # the heads that know both -> pairs
     known = {head: frozenset(model.spec(head).elements) for head in heads}
     symbols = sorted(frozenset[str]().union(*known.values()), key=lambda symbol: atomic_numbers[symbol])
-    for first, second in combinations_with_replacement(symbols, 2):
+    wanted = zip(symbols, symbols) if like else combinations_with_replacement(symbols, 2)
+    for first, second in wanted:
         those = tuple(head for head in heads if known[head] >= {first, second})
         if those:
             of_pair.setdefault(those, []).append((first, second))
@@ -54,22 +56,18 @@ def run_pairs(
     return [_row(model, head, found[head], (references or {}).get(head)) for head in heads]
 
 
-def run_like_pairs(
-    own: Mapping[str, Any], others: Mapping[str, Calculator], symbols: Sequence[str], cutoff: float
-) -> list[dict[str, Any]]:
-    """Pairs of like atoms alone, by a head and by published models, each point a structure of its own.
+def run_like_pairs(model: GFMModel, head: str, others: Mapping[str, Calculator]) -> list[dict[str, Any]]:
+    """Pairs of like atoms alone, by a head and by published models.
 
     Args:
-        own: row of the head, of `run_pairs`.  others: title -> calculator.
-        symbols: elements of the head.  cutoff: of ours, in Å, where the curves end.
+        others: title -> calculator, for which each point is a structure of its own.
 
     Returns:
         Rows {model, pairs (those with a curve), extra_minima, soft}, see `run_pairs`; ours first.
     """
-    like = [f"{symbol}-{symbol}" for symbol in symbols]
-    minima_of_own = {name: own["extra_minima"][name] for name in like if name in own["extra_minima"]}
-    soft_of_own = [name for name in like if name in own["soft"]]
-    first = {"model": own["head"], "pairs": len(like), "extra_minima": minima_of_own, "soft": soft_of_own}
+    (own,) = run_pairs(model, [head], like=True)
+    first = {"model": head, **{key: own[key] for key in ("pairs", "extra_minima", "soft")}}
+    symbols, cutoff = model.spec(head).elements, model.config.cutoff
     return [first, *(_like_row(title, calculator, symbols, cutoff) for title, calculator in others.items())]
 
 

@@ -23,7 +23,7 @@ from gfm_calc.data.calculators import make_calculator
 from gfm_calc.errors import MissingDependencyError
 from gfm_calc.model import GFMModel
 
-PARTS = ("nve", "relaxations", "pairs")
+PARTS = ("nve", "relaxations", "pairs", "like_pairs")  # the last beside published models alone
 
 
 def run_physics(
@@ -34,7 +34,7 @@ def run_physics(
     device: str | None = None,
     compile: bool = False,
     peers: Mapping[str, str] | None = None,
-    parts: Sequence[str] = PARTS,
+    parts: Sequence[str] = PARTS[:3],
 ) -> dict[str, Any]:
     """Measure in float64; {part: rows} for the `parts` asked for.
 
@@ -58,11 +58,9 @@ def run_physics(
         if "pairs" in parts:
             heads = list(loaded.energy_heads) if head is None else [head]
             found["pairs"] = run_pairs(loaded, heads, _label_methods(others.get("teacher")))
-            own = next((row for row in found["pairs"] if row["head"] == CRYSTALS), None)
-            if others and own is not None:
-                titled = {other.title: other for other in others.values()}
-                elements = loaded.spec(CRYSTALS).elements
-                found["like_pairs"] = run_like_pairs(own, titled, elements, loaded.config.cutoff)
+        if "like_pairs" in parts:
+            titled = {other.title: other for other in others.values()}
+            found["like_pairs"] = run_like_pairs(loaded, head or CRYSTALS, titled)
     return found
 
 
