@@ -134,6 +134,8 @@ def test_it_must_help_clearly_and_most_structures():
     assert not stiff._helps(odd, np.where(odd > 1000, 100.0, odd * random.uniform(0.8, 1.25, 40)))  # one alone
     assert not stiff._helps(before, 0.98 * before)  # clear, and too little
     assert not stiff._helps(np.zeros(3), np.zeros(3))
+    large = np.arange(40) < 10  # they lose half of a large error, the others make more of a small one
+    assert stiff._helps(np.where(large, 100.0, 1.0), np.where(large, 50.0 + 2 * np.arange(40), 1.3))
 
 
 @pytest.mark.parametrize("reason", ["luck", "elements", "molecules", "few", "kind", "one slab", "stress"])
