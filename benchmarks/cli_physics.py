@@ -27,7 +27,7 @@ def add_physics(benches: Any) -> None:
 def _physics_parser(benches: Any) -> None:
     parser = new_parser(
         benches, "physics", run_physics, summary="energy conservation, relaxations and pair curves, in float64",
-        example="gfm bench physics --picoseconds 20 --peer sevennet=PYTHON -o physics.json",
+        example="gfm bench physics --parts relaxations,pairs --peer sevennet=PYTHON -o physics.json",
     )  # fmt: skip
     add_model(parser)
     parser.add_argument("--picoseconds", type=positive, default=20.0, help="of each NVE run; default: %(default)s")
@@ -35,8 +35,8 @@ def _physics_parser(benches: Any) -> None:
     parser.add_argument("--parts", type=words, default=("nve", "relaxations", "pairs"), metavar="NAME,NAME",
                         help="of nve, relaxations, pairs, and like_pairs (beside peers); default: the first three")  # fmt: skip
     parser.add_argument("--peer", type=peer, action="append", default=[], metavar="NAME=PYTHON",
-                        help="chgnet or sevennet, and the python of its environment: runs the dynamics of crystals and "
-                        "like_pairs, too; sevennet also gives the references of crystals and pairs")  # fmt: skip
+                        help="chgnet or sevennet (SevenNet-0 and its l3i5), and the python of its environment: runs "
+                        "crystals of nve (slowly) and like_pairs; sevennet also gives the references of the rest")  # fmt: skip
     add_device(parser, None)
     add_output(parser)
 
@@ -139,7 +139,8 @@ def run_physics(args: argparse.Namespace) -> None:
         args.model, head=args.head, picoseconds=args.picoseconds, device=args.device, compile=args.compile,
         peers=dict(args.peer), parts=args.parts,
     )  # fmt: skip
-    finish(args, "physics", extra_versions=optional("tblite"), **measured)
+    releases = measured.pop("peers", {})
+    finish(args, "physics", extra_versions={**optional("tblite"), **releases}, **measured)
 
 
 def run_crystals(args: argparse.Namespace) -> None:
@@ -175,6 +176,8 @@ def run_relative(args: argparse.Namespace) -> None:
 
 def run_stability(args: argparse.Namespace) -> None:
     """Run the dynamics."""
+    import torch
+
     from gfm_calc.benchmarks.provenance import weights_id
     from gfm_calc.benchmarks.remote import remote_calculators
     from gfm_calc.benchmarks.stability import run_systems, systems
@@ -186,9 +189,10 @@ def run_stability(args: argparse.Namespace) -> None:
         if name not in known:
             raise ConfigError(f"--systems: no {name!r}{did_you_mean(name, known)}; systems: {', '.join(known)}")
     model = load_model(args.model).compile(enabled=args.compile)
-    with remote_calculators(dict(args.peer), threads=1) as peers:
+    with remote_calculators(dict(args.peer), threads=torch.get_num_threads()) as peers:
         rows = run_systems(
             [known[name] for name in args.systems or known], model, picoseconds=args.picoseconds,
             weights=weights_id(open_model(args.model)), compiled=args.compile, peers=peers, work=args.work,
         )  # fmt: skip
-    finish(args, "stability", rows=rows)
+        releases = {peer.title: peer.release for peer in peers.values()}
+    finish(args, "stability", extra_versions=releases, rows=rows)

@@ -14,6 +14,10 @@ import gfm_calc
 from gfm_calc.errors import GFMError
 
 
+class ProcessEndedError(GFMError):
+    """The process of a contender is gone, or does not say what it should: nothing that it was asked tells of its model."""
+
+
 class Process:
     """A contender under way: JSON lines in and out."""
 
@@ -44,20 +48,20 @@ class Process:
             self.process.stdin.write(json.dumps(job) + "\n")
             self.process.stdin.flush()
         except OSError as error:
-            raise GFMError(f"{self.name}: its process ended: {self._last_words()}") from error
+            raise ProcessEndedError(f"{self.name}: its process ended: {self._last_words()}") from error
         return self._read()
 
     def _read(self) -> dict[str, Any]:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            raise GFMError(f"{self.name}: its process ended: {self._last_words()}")
+            raise ProcessEndedError(f"{self.name}: its process ended: {self._last_words()}")
         try:
             found = json.loads(line)
         except json.JSONDecodeError:
             found = None
         if not isinstance(found, dict):
-            raise GFMError(f"{self.name}: its process printed {line.strip()[:100]!r} where an answer was due")
+            raise ProcessEndedError(f"{self.name}: its process printed {line.strip()[:100]!r} where an answer was due")
         return found
 
     def _last_words(self) -> str:

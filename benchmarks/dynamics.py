@@ -18,8 +18,6 @@ from gfm_calc.benchmarks.numbers import rounded
 from gfm_calc.benchmarks.peers.measure import thermalize
 from gfm_calc.commands.progress import Progress
 
-CRYSTALS = "distilled-7net-l3i5"  # the head that they want
-
 
 @dataclass(frozen=True, kw_only=True)
 class NVESystem:
@@ -39,11 +37,11 @@ def nve_systems() -> list[NVESystem]:
     cluster of 63 atoms."""
     return [
         NVESystem(
-            name="Cu, 64 atoms", atoms=bulk("Cu", "fcc", a=3.63).repeat(4), head=CRYSTALS, timestep=2.0,
+            name="Cu, 64 atoms", atoms=bulk("Cu", "fcc", a=3.63).repeat(4), head=structures.CRYSTALS, timestep=2.0,
             temperature=600.0,
         ),
         NVESystem(
-            name="NaCl, 64 atoms", atoms=bulk("NaCl", "rocksalt", a=5.69, cubic=True).repeat(2), head=CRYSTALS,
+            name="NaCl, 64 atoms", atoms=bulk("NaCl", "rocksalt", a=5.69, cubic=True).repeat(2), head=structures.CRYSTALS,
             timestep=2.0, temperature=600.0,
         ),
         NVESystem(

@@ -11,6 +11,7 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator
 from ase.data import atomic_numbers, covalent_radii
 
+from gfm_calc.benchmarks.contenders import ProcessEndedError
 from gfm_calc.commands.progress import Progress
 from gfm_calc.model import GFMModel
 from gfm_calc.predictor import Predictor
@@ -63,7 +64,8 @@ def run_like_pairs(model: GFMModel, head: str, others: Mapping[str, Calculator])
         others: title -> calculator, for which each point is a structure of its own.
 
     Returns:
-        Rows {model, pairs (those with a curve), extra_minima, soft}, see `run_pairs`; ours first.
+        Rows {model, pairs (those with a whole curve), extra_minima, soft (of published models: whose energy at the shortest
+        distance is below that at our cutoff)}, see `run_pairs`; ours first.
     """
     (own,) = run_pairs(model, [head], like=True)
     first = {"model": head, **{key: own[key] for key in ("pairs", "extra_minima", "soft")}}
@@ -147,6 +149,8 @@ def _curve_of(
         atoms.calc = method(atoms)
         try:
             energies.append(atoms.get_potential_energy())
+        except ProcessEndedError:
+            raise
         except Exception:  # calculators raise whatever comes
             energies.append(np.nan)
     values = np.array(energies)

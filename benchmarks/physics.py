@@ -11,19 +11,21 @@ import torch
 from ase import Atoms
 from ase.calculators.calculator import Calculator
 
-from gfm_calc.benchmarks.dynamics import CRYSTALS, nve_systems, run_nve
+from gfm_calc.benchmarks.dynamics import nve_systems, run_nve
 from gfm_calc.benchmarks.pairs import run_like_pairs, run_pairs
 from gfm_calc.benchmarks.relaxations import cases, run_case, teacher_references, xtb_reference
 from gfm_calc.benchmarks.remote import RemoteCalculator, remote_calculators
 from gfm_calc.benchmarks.speed import pick_head
+from gfm_calc.benchmarks.structures import CRYSTALS
 from gfm_calc.calculator import GFMCalculator
 from gfm_calc.checkpoint import load_model
 from gfm_calc.commands.progress import Progress
 from gfm_calc.data.calculators import make_calculator
-from gfm_calc.errors import MissingDependencyError
+from gfm_calc.errors import GFMError, MissingDependencyError, one_line
 from gfm_calc.model import GFMModel
 
-PARTS = ("nve", "relaxations", "pairs", "like_pairs")  # the last beside published models alone
+PARTS = ("nve", "relaxations", "pairs", "like_pairs")  # the last beside published models
+USUAL = PARTS[:3]
 
 
 def run_physics(
@@ -34,9 +36,9 @@ def run_physics(
     device: str | None = None,
     compile: bool = False,
     peers: Mapping[str, str] | None = None,
-    parts: Sequence[str] = PARTS[:3],
+    parts: Sequence[str] = USUAL,
 ) -> dict[str, Any]:
-    """Measure in float64; {part: rows} for the `parts` asked for.
+    """Measure, ours in float64; {part: rows} for the `parts` asked for, and "peers", title -> version, where there are some.
 
     Args:
         head: for everything, or None for the head that each structure wants (the first that knows its elements where the
@@ -44,11 +46,14 @@ def run_physics(
         picoseconds: of each constant-energy run.
         compile: compile the networks for the constant-energy runs.
         peers: {"chgnet" | "sevennet": python of its environment}: published models, which run the same dynamics of crystals
-            and pairs of like atoms; sevennet also gives the references of crystals and of pairs.
+            and pairs of like atoms (hours, of many picoseconds); sevennet, which is two, also gives the references of
+            crystals and of pairs.
     """
     loaded = load_model(model, dtype=torch.float64, device=device or "cpu")
     found: dict[str, Any] = {}
     with remote_calculators(peers or {}, threads=torch.get_num_threads()) as others:
+        if others:
+            found["peers"] = {other.title: other.release for other in others.values()}
         if "relaxations" in parts:
             found["relaxations"] = _relaxations(loaded, head, others.get("teacher"))
         if "nve" in parts:
@@ -60,7 +65,8 @@ def run_physics(
             found["pairs"] = run_pairs(loaded, heads, _label_methods(others.get("teacher")))
         if "like_pairs" in parts:
             titled = {other.title: other for other in others.values()}
-            found["like_pairs"] = run_like_pairs(loaded, head or CRYSTALS, titled)
+            own = head or (CRYSTALS if CRYSTALS in loaded.specs else loaded.energy_heads[0])
+            found["like_pairs"] = run_like_pairs(loaded, own, titled)
     return found
 
 
@@ -68,7 +74,7 @@ def _label_methods(teacher: Calculator | None) -> dict[str, Callable[[Atoms], Ca
     """{head: what gives the method of its labels}, of those that are at hand."""
     found: dict[str, Callable[[Atoms], Calculator]] = {}
     if teacher is not None:
-        found["distilled-7net-l3i5"] = lambda atoms: teacher
+        found[CRYSTALS] = lambda atoms: teacher
     for method in ("GFN1-xTB", "GFN2-xTB"):
         with suppress(MissingDependencyError):
             found[method.lower()] = make_calculator(f"tblite:{method}")
@@ -83,7 +89,11 @@ def _nve(
         ours = _calculator(model, system, head)
         rows.append(run_nve(system, ours, ours.head, picoseconds=picoseconds))
         if system.head == CRYSTALS:
-            rows += [run_nve(system, other, other.title, picoseconds=picoseconds) for other in others.values()]
+            for other in others.values():
+                try:
+                    rows.append(run_nve(system, other, other.title, picoseconds=picoseconds))
+                except GFMError as error:  # what the others have done for an hour is not lost
+                    rows.append({"name": system.name, "head": other.title, "error": one_line(error)})
     return rows
 
 

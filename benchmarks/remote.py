@@ -35,6 +35,11 @@ class RemoteCalculator(Calculator):
         """Of the model, for tables."""
         return str(self.process.description["name"])
 
+    @property
+    def release(self) -> str:
+        """Version of its package."""
+        return str(self.process.description["version"])
+
     def calculate(
         self, atoms: Atoms | None = None, properties: Sequence[str] = ("energy",), system_changes: Sequence[str] = all_changes
     ) -> None:  # fmt: skip

@@ -171,10 +171,12 @@ def _physics(result: Mapping[str, Any]) -> Iterator[Table]:
             row["name"], row["head"], f"{row['picoseconds']:g}", f"{row['timestep_fs']:g}", f"{row['temperature_k']:.0f}",
             f"{row['slope_mev_per_atom_per_ps']:.2g}", f"{row['rms_fluctuation_mev_per_atom']:.2g}",
         ]
+        if "error" not in row
+        else [row["name"], row["head"], "-", "-", "-", row["error"], "-"]
         for row in result.get("nve", [])
     ]  # fmt: skip
     header = ["system", "head or model", "ps", "step, fs", "K", "drift, meV/atom/ps", "rms fluctuation, meV/atom"]
-    yield Table("Energy conservation at constant energy, float64", header, rows)
+    yield Table("Energy conservation at constant energy, ours in float64", header, rows)
     rows = [
         [
             row["name"], row["head"], "yes" if row["converged"] else f"no: {row.get('error', 'step limit')}",
@@ -201,12 +203,14 @@ def _physics(result: Mapping[str, Any]) -> Iterator[Table]:
         "without a wall",
     ]
     yield Table("Curves of isolated pairs of atoms, from 0.5 Å to the cutoff", header, rows, detail=True)
+    like = result.get("like_pairs", [])
+    count = max((row["pairs"] for row in like), default=0)
     rows = [
         [
-            row["model"], f"{row['pairs']:,}", f"{len(row['extra_minima']):,}", _first(row["extra_minima"]),
+            row["model"], f"{row['pairs']:,} of {count:,}", f"{len(row['extra_minima']):,}", _first(row["extra_minima"]),
             f"{len(row['soft']):,}", _first(row["soft"]),
         ]
-        for row in result.get("like_pairs", [])
+        for row in like
     ]  # fmt: skip
     header = ["head or model", "pairs", "with a second minimum", "which", "without a wall", "which"]
     yield Table("Curves of isolated pairs of like atoms", header, rows)

@@ -112,12 +112,11 @@ def _relative_energies(result: Mapping[str, Any], what: str) -> Iterator[Table]:
 
 def stability(result: Mapping[str, Any]) -> Iterator[Table]:
     """A row a system."""
-    header = ["system", "head or model", "atoms", "K", "mean K", "ps", "closest, of covalent", "ms a step", "stable"]
+    header = ["system", "head or model", "atoms", "K", "mean K", "ps", "closest, of covalent", "stable"]
     rows = [
         [
             row["name"], row["head"], str(row["atoms"]), f"{row['kelvin']:g}", figure(row["mean_kelvin"]),
-            f"{row['picoseconds']:g}", figure(row["closest"]), figure(row["ms_a_step"]),
-            "yes" if row["stable"] else f"no: {row['why']}",
+            f"{row['picoseconds']:g}", figure(row["closest"]), "yes" if row["stable"] else f"no: {row['why']}",
         ]
         for row in result["rows"]
     ]  # fmt: skip

@@ -20,7 +20,7 @@ from ase.neighborlist import neighbor_list
 from gfm_calc import __version__
 from gfm_calc.artifacts import canonical_json, read_json, write_file
 from gfm_calc.benchmarks import structures
-from gfm_calc.benchmarks.dynamics import CRYSTALS
+from gfm_calc.benchmarks.contenders import ProcessEndedError
 from gfm_calc.benchmarks.numbers import rounded
 from gfm_calc.benchmarks.remote import RemoteCalculator
 from gfm_calc.benchmarks.runs import folder_of_runs
@@ -68,10 +68,10 @@ def systems() -> list[System]:
         ("LiF", "rocksalt", 4.08, 600), ("MgO", "rocksalt", 4.25, 1000), ("CaO", "rocksalt", 4.84, 1000),
     ):  # fmt: skip
         atoms = bulk(name, prototype, a=a, cubic=True)
-        found.append(System(name=name, atoms=_grown(atoms), head=CRYSTALS, temperature=kelvin, timestep=2.0))
+        found.append(System(name=name, atoms=_grown(atoms), head=structures.CRYSTALS, temperature=kelvin, timestep=2.0))
     slab = fcc111("Cu", (2, 2, 3), a=3.63, vacuum=8.0)
     add_adsorbate(slab, "O", 1.2, "fcc")
-    found.append(System(name="Cu(111) with O", atoms=slab, head=CRYSTALS, temperature=500, timestep=2.0))
+    found.append(System(name="Cu(111) with O", atoms=slab, head=structures.CRYSTALS, temperature=500, timestep=2.0))
     return found
 
 
@@ -98,6 +98,9 @@ def run_system(
 
     Args:
         head: of the calculator; of another model its name.
+
+    Raises:
+        ProcessEndedError: that of another model, which tells nothing of the system.
     """
     atoms = system.atoms.copy()
     atoms.calc = calculator
@@ -120,6 +123,8 @@ def run_system(
                 closest = min(closest, nearest(atoms))
                 why = _fault(atoms, bonds, closest, kelvins[-1] / system.temperature)
                 progress.advance(every, note=f"{kelvins[-1]:.0f} K")
+    except ProcessEndedError:
+        raise
     except GFMError as error:
         why = one_line(error)
     return {
@@ -142,32 +147,33 @@ def run_systems(
 
     Raises:
         CorruptFileError: a row that is none.
+        ProcessEndedError: that of a peer; what is done is kept.
     """
     rows = []
-    how = (picoseconds, weights, compiled, torch.get_num_threads(), __version__)
+    how = (picoseconds, torch.get_num_threads(), __version__)
     with folder_of_runs(work) as folder:
         for system in chosen:
-            for head, calculator in _contenders(system, model, peers or {}):
-                about = repr((system.name, head, system.temperature, system.timestep, *how))
+            for head, calculator, release in _contenders(system, model, (weights, compiled), peers or {}):
+                about = repr((system.name, head, release, system.temperature, system.timestep, *how))
                 kept = folder / f"{hashlib.sha256(about.encode()).hexdigest()[:16]}.json"
                 if not kept.exists():
                     write_file(kept, canonical_json(run_system(system, calculator, head, picoseconds=picoseconds)))
                 row = read_json(kept)
-                if not isinstance(row, dict) or row.get("name") != system.name:
+                if not isinstance(row, dict) or (row.get("name"), row.get("head")) != (system.name, head):
                     raise CorruptFileError(f"{kept}: holds no row of {system.name}: damaged, remove it")
                 rows.append(row)
     return rows
 
 
 def _contenders(
-    system: System, model: GFMModel, peers: Mapping[str, RemoteCalculator]
-) -> Iterator[tuple[str, Calculator]]:
-    """(Head or name of a model, calculator), ours first."""
+    system: System, model: GFMModel, ours: tuple[Any, ...], peers: Mapping[str, RemoteCalculator]
+) -> Iterator[tuple[str, Calculator, tuple[Any, ...]]]:
+    """(Head or name of a model, calculator, what tells its releases apart: `ours` of ours), ours first."""
     head = system.head if system.head in model.specs else model.energy_heads[0]
-    yield head, GFMCalculator(model, head=head)
-    if system.head == CRYSTALS:
+    yield head, GFMCalculator(model, head=head), ours
+    if system.head == structures.CRYSTALS:
         for other in peers.values():
-            yield other.title, other
+            yield other.title, other, (other.release,)
 
 
 def nearest(atoms: Atoms) -> float:

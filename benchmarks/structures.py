@@ -9,6 +9,7 @@ import numpy as np
 from ase import Atoms
 from ase.build import bulk, fcc111, molecule
 
+CRYSTALS = "distilled-7net-l3i5"  # the head of `gfm-small` that runs and pairs of crystals want
 _MOLECULES = (
     "H2O", "NH3", "CH4", "CH3OH", "C2H4", "C2H6", "CH3CN", "HCOOH",
     "CH3CH2OH", "CH3COOH", "C6H6", "C5H5N", "C4H4NH", "isobutane", "trans-butane", "CH3CONH2",

@@ -54,6 +54,6 @@ class Useless:
 
 
 class Peer(EMT):
-    """As `benchmarks.remote.RemoteCalculator`: it has a title."""
+    """As `benchmarks.remote.RemoteCalculator`: it has a title and a version."""
 
-    title = "Effective medium"
+    title, release = "Effective medium", "1"

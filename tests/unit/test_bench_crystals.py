@@ -18,13 +18,13 @@ from support import random_model
 import gfm_calc.benchmarks
 from gfm_calc import GFMCalculator
 from gfm_calc.benchmarks import force_sets, stability
-from gfm_calc.benchmarks.contenders import Process
+from gfm_calc.benchmarks.contenders import Process, ProcessEndedError
 from gfm_calc.benchmarks.crystals import choose, elements, means, phonon_row, volume_row
-from gfm_calc.benchmarks.dynamics import CRYSTALS
 from gfm_calc.benchmarks.relative_energies import run_relative_energies
 from gfm_calc.benchmarks.remote import RemoteCalculator, remote_calculators
 from gfm_calc.benchmarks.report import tables
 from gfm_calc.benchmarks.stability import System, nearest, run_system, run_systems, systems, water_box
+from gfm_calc.benchmarks.structures import CRYSTALS
 from gfm_calc.checkpoint import load_model
 from gfm_calc.cli import main
 from gfm_calc.config import HeadSpec
@@ -377,6 +377,32 @@ def test_a_peer_runs_the_crystals_beside_ours():
     assert rows[1]["stable"] and rows[1]["mean_kelvin"] > 0
 
 
+def test_runs_of_a_peer_are_kept_by_its_release(tmp_path):
+    """Not by our weights; and one whose process ended leaves nothing behind."""
+    copper = System(name="Cu", atoms=bulk("Cu", cubic=True), head=CRYSTALS, temperature=300, timestep=2.0)
+    run = partial(run_systems, [copper], random_model(elements=("H", "Cu")), picoseconds=0.01, work=tmp_path)
+    counts = []
+
+    class Counted(Peer):
+        def calculate(self, *more, **options):
+            counts.append(0)
+            super().calculate(*more, **options)
+
+    class Gone(Peer):
+        def calculate(self, *more, **options):
+            raise ProcessEndedError("gone: its process ended: Killed")
+
+    with pytest.raises(ProcessEndedError):
+        run(weights="w", peers={"emt": Gone()})
+    first = run(weights="w", peers={"emt": Counted()})
+    once = len(counts)
+    assert run(weights="v", peers={"emt": Counted()})[1] == first[1] and len(counts) == once > 0
+    newer = Counted()
+    newer.release = "2"
+    run(weights="v", peers={"emt": newer})
+    assert len(counts) > once
+
+
 def test_dynamics_that_were_interrupted_go_on(tmp_path, monkeypatch):
     """The rows of what is done are kept, those of other weights or another length are not taken for them."""
     model = random_model(elements=("H", "Cu"))
@@ -386,9 +412,11 @@ def test_dynamics_that_were_interrupted_go_on(tmp_path, monkeypatch):
     (first,) = run(chosen[:1], picoseconds=0.01)
     calls = []
     monkeypatch.setattr(
-        stability, "run_system", lambda system, *_, **more: calls.append(system.name) or {"name": system.name}
+        stability,
+        "run_system",
+        lambda system, *_, **more: calls.append(system.name) or {"name": system.name, "head": "first"},
     )
-    assert run(chosen, picoseconds=0.01) == [first, {"name": "two"}] and calls == ["two"]
+    assert run(chosen, picoseconds=0.01) == [first, {"name": "two", "head": "first"}] and calls == ["two"]
     run(chosen[:1], picoseconds=0.02)
     run(chosen[:1], picoseconds=0.01, weights="v")
     run(chosen[:1], picoseconds=0.01, compiled=True)

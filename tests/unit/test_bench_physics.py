@@ -16,6 +16,7 @@ from support import random_model
 
 from gfm_calc import GFMCalculator
 from gfm_calc.benchmarks import pairs, physics
+from gfm_calc.benchmarks.contenders import ProcessEndedError
 from gfm_calc.benchmarks.dynamics import drift, nve_systems, run_nve
 from gfm_calc.benchmarks.pairs import minima, run_like_pairs, run_pairs
 from gfm_calc.benchmarks.physics import run_physics
@@ -148,21 +149,61 @@ def test_pair_curves_are_compared_with_those_of_the_labels(monkeypatch):
 
 
 def test_pairs_of_like_atoms_by_other_models():
-    """Each in a box of its own: with one minimum, and one that fails."""
-    model, boxed = random_model(elements=("H", "Cu")), []
+    """Each in a box of its own: one with a well and a dip, one with a hole where a wall should be, one that fails."""
+    model, boxed = random_model(elements=("H", "Cu", "Ag")), []
 
-    class Boxed(TwoMinima):
+    class Boxed(Calculator):
+        implemented_properties = ["energy"]
+
         def calculate(self, atoms=None, *more):
-            boxed.append(atoms.pbc.all() and atoms.cell.lengths().min() > 20)
             super().calculate(atoms, *more)
+            boxed.append(atoms.pbc.all() and atoms.cell.lengths().min() > 20)
+            r = atoms.get_distance(0, 1)
+            if atoms[0].symbol == "H" and r > 2:
+                raise RuntimeError("no convergence")
+            well = -np.exp(-20 * (r - 2.2) ** 2) - 0.5 * np.exp(-20 * (r - 3.6) ** 2)
+            self.results = {"energy": well if atoms[0].symbol == "Cu" else r}
 
     ours, other = run_like_pairs(model, "first", {"other": Boxed()})
     (every,) = run_pairs(model, ["first"])
-    assert ours["pairs"] == 2 and ours["soft"] == []
-    assert ours["extra_minima"] == {k: v for k, v in every["extra_minima"].items() if k != "H-Cu"}
-    assert other == {"model": "other", "pairs": 1, "extra_minima": {}, "soft": []} and all(boxed)
+    like = ("H-H", "Cu-Cu", "Ag-Ag")
+    assert ours["pairs"] == 3 and ours["soft"] == []
+    assert ours["extra_minima"] == {k: v for k, v in every["extra_minima"].items() if k in like}
+    assert (other["model"], other["pairs"], other["soft"]) == ("other", 2, ["Ag-Ag"]) and all(boxed)
+    assert other["extra_minima"] == {"Cu-Cu": [pytest.approx(3.6, abs=0.05)]}
     shown = {table.title: table for table in tables({"benchmark": "physics", "like_pairs": [ours, other]})}
-    assert len(shown["Curves of isolated pairs of like atoms"].rows) == 2
+    assert [row[1] for row in shown["Curves of isolated pairs of like atoms"].rows] == ["3 of 3", "2 of 3"]
+
+
+class Gone(EMT):
+    """A published model whose process has ended."""
+
+    title, release = "Gone", "1"
+
+    def calculate(self, *more, **options):
+        raise ProcessEndedError("gone: its process ended: Killed")
+
+
+def test_a_process_that_ended_is_no_property_of_its_model(monkeypatch, saved_model):
+    """Pair curves end with it; dynamics at constant energy say so, and the others go on."""
+    model = random_model(elements=("H", "Cu"))
+    with pytest.raises(ProcessEndedError, match="Killed"):
+        run_like_pairs(model, "first", {"gone": Gone()})
+    monkeypatch.setattr(physics, "remote_calculators", lambda peers, threads: nullcontext({"emt": Gone()}))
+    system = replace(nve_systems()[0], atoms=bulk("Cu", cubic=True))
+    monkeypatch.setattr(physics, "nve_systems", lambda: [system])
+    monkeypatch.setattr(physics, "_calculator", lambda *_: SimpleNamespace(head="ours"))
+    row = run_nve(system, EMT(), "ours", picoseconds=0.02)
+    monkeypatch.setattr(physics, "run_nve", lambda s, c, head, **m: row if head == "ours" else run_nve(s, c, head, **m))
+    found = run_physics(saved_model, parts=("nve",), picoseconds=0.02, peers={"x": "y"})
+    assert [one.get("error") for one in found["nve"]] == [None, "gone: its process ended: Killed"]
+    assert found["peers"] == {"Gone": "1"}
+    assert len(tables({"benchmark": "physics", **found})[0].rows) == 2
+
+
+def test_a_model_without_our_head_of_crystals_has_like_pairs(saved_model):
+    found = run_physics(saved_model, parts=("like_pairs",))
+    assert [row["model"] for row in found["like_pairs"]] == ["first"]
 
 
 def test_other_models_run_the_crystals_at_constant_energy(monkeypatch, saved_model):

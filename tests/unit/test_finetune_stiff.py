@@ -123,7 +123,7 @@ def test_a_training_structure_does_not_tell_its_own_label(model, path, tmp_path,
     assert abs(wrong[0] - right[0]) > 1  # others do
 
 
-def test_it_must_help_clearly_and_most_structures():
+def test_it_must_help_clearly_in_all_or_structure_by_structure():
     """However large the error of one may be."""
     random = np.random.default_rng(0)
     before, gain = random.uniform(50, 150, 40), random.uniform(0.2, 1.2, 40)
@@ -134,6 +134,8 @@ def test_it_must_help_clearly_and_most_structures():
     assert not stiff._helps(odd, np.where(odd > 1000, 100.0, odd * random.uniform(0.8, 1.25, 40)))  # one alone
     assert not stiff._helps(before, 0.98 * before)  # clear, and too little
     assert not stiff._helps(np.zeros(3), np.zeros(3))
+    few = np.arange(40) < 3
+    assert stiff._helps(np.where(few, 500.0, 30.0), np.where(few, 300.0, 31.0))
     large = np.arange(40) < 10  # they lose half of a large error, the others make more of a small one
     assert stiff._helps(np.where(large, 100.0, 1.0), np.where(large, 50.0 + 2 * np.arange(40), 1.3))
 
