@@ -28,6 +28,7 @@ from gfm_calc.finetune.replay import build_replay, enough, label, made, structur
 from gfm_calc.finetune.settling import Changes, fitted, settle
 from gfm_calc.predictor import Predictor
 from gfm_calc.structures import read_structures
+from gfm_calc.train.evaluation import spread_indices
 
 CHARGED = "gfn2-xtb"
 
@@ -77,16 +78,18 @@ def test_what_is_done_to_an_exemplar_is_done_to_a_copy(small):
 
 
 def test_replay_is_of_exemplars_displaced_ones_and_structures_made_by_code(small):
-    own = exemplars(small.specs["si-pbe-pyxtal"], "train")
-    found = structures(small.specs["si-pbe-pyxtal"], 192, 0)
-    assert len(found) == 192 and found[: len(own)] == own
-    seconds = found[len(own) : 2 * len(own)]
-    assert all(
-        (a.numbers == b.numbers).all() and not np.allclose(a.positions, b.positions) for a, b in zip(own, seconds)
+    spec = small.specs["si-pbe-pyxtal"]
+    own, count = exemplars(spec, "train"), enough(spec, 192)
+    found = structures(spec, count, 0)
+    assert len(found) == count and found[: len(own)] == own
+    moved = [atoms for atoms in found if atoms.info.get("source") == "displaced exemplar"]
+    assert found[len(own) : len(own) + len(moved)] == moved
+    starts = [own[k] for k in spread_indices(len(own), len(moved))]
+    assert len(moved) == count - 64 - len(own) and all(
+        (a.numbers == b.numbers).all() and not np.allclose(a.positions, b.positions) for a, b in zip(starts, moved)
     )
     assert {atoms.info["source"] for atoms in own} == {"exemplar"}
-    assert {atoms.info["source"] for atoms in seconds} == {"displaced exemplar"}
-    assert all("source" not in atoms.info for atoms in found[2 * len(own) :])
+    assert all("source" not in atoms.info for atoms in found[len(own) + len(moved) :])
 
 
 def test_many_exemplars_are_all_repeated(small):
@@ -94,7 +97,7 @@ def test_many_exemplars_are_all_repeated(small):
     count = enough(small.specs[CHARGED], 192)
     found = structures(small.specs[CHARGED], count, 0)
     assert len(found) == count == 64 + math.ceil(1.5 * len(own)) and len(own) > 192 and found[: len(own)] == own
-    assert enough(small.specs["mp2-avtz"], 192) == 192
+    assert enough(small.specs["gaas-pbe-qe"], 192) == 192, "of few, structures made by code"
     assert sum("source" in atoms.info for atoms in found) == math.ceil(1.5 * len(own))
     displaced = [atoms for atoms in found if atoms.info.get("source") == "displaced exemplar"]
     assert "Cl" in {symbol for atoms in displaced for symbol in atoms.symbols}, "of all of them, evenly"
