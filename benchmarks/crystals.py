@@ -19,6 +19,7 @@ from ase import Atoms
 from ase.build import bulk
 from ase.data import chemical_symbols, reference_states
 
+from gfm_calc.benchmarks.contenders import ProcessEndedError
 from gfm_calc.benchmarks.numbers import rounded
 from gfm_calc.benchmarks.remote import remote_calculators
 from gfm_calc.calculator import GFMCalculator
@@ -223,6 +224,8 @@ def _relaxed(atoms: Atoms, calculator: Any) -> Atoms:
 def _tried(measure: Callable[..., dict[str, Any]], *args: Any) -> dict[str, Any]:
     try:
         return measure(*args)
+    except ProcessEndedError:
+        raise
     except GFMError as error:
         return {"error": one_line(error)}
 

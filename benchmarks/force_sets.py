@@ -16,6 +16,7 @@ import torch
 from ase import Atoms
 from ase.data import atomic_numbers as NUMBER_OF
 
+from gfm_calc.benchmarks.contenders import ProcessEndedError
 from gfm_calc.benchmarks.numbers import rounded
 from gfm_calc.benchmarks.remote import remote_calculators
 from gfm_calc.calculator import GFMCalculator
@@ -105,6 +106,8 @@ def row(name: str, phonon: Any, calculators: Mapping[str, Any]) -> dict[str, Any
         try:
             rest = _forces(phonon.supercell, calculator)
             phonon.forces = [_forces(cell, calculator) - rest for cell in cells]
+        except ProcessEndedError:
+            raise
         except GFMError as error:
             found[key] = {"error": one_line(error)}
             continue

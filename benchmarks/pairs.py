@@ -13,6 +13,7 @@ from ase.data import atomic_numbers, covalent_radii
 
 from gfm_calc.benchmarks.contenders import ProcessEndedError
 from gfm_calc.commands.progress import Progress
+from gfm_calc.errors import one_line
 from gfm_calc.model import GFMModel
 from gfm_calc.predictor import Predictor
 
@@ -64,13 +65,19 @@ def run_like_pairs(model: GFMModel, head: str, others: Mapping[str, Calculator])
         others: title -> calculator, for which each point is a structure of its own.
 
     Returns:
-        Rows {model, pairs (those with a whole curve), extra_minima, soft (of published models: whose energy at the shortest
-        distance is below that at our cutoff)}, see `run_pairs`; ours first.
+        Rows {model, pairs (those with a whole curve), extra_minima, soft (whose energy at the shortest distance is below that at
+        our cutoff, where our atoms are separate)}, see `run_pairs`, or {model, error}; ours first.
     """
     (own,) = run_pairs(model, [head], like=True)
     first = {"model": head, **{key: own[key] for key in ("pairs", "extra_minima", "soft")}}
     symbols, cutoff = model.spec(head).elements, model.config.cutoff
-    return [first, *(_like_row(title, calculator, symbols, cutoff) for title, calculator in others.items())]
+    rows = [first]
+    for title, calculator in others.items():
+        try:
+            rows.append(_like_row(title, calculator, symbols, cutoff))
+        except ProcessEndedError as error:  # what the others have done is not lost
+            rows.append({"model": title, "error": one_line(error)})
+    return rows
 
 
 def _like_row(title: str, calculator: Calculator, symbols: Sequence[str], cutoff: float) -> dict[str, Any]:

@@ -204,12 +204,14 @@ def _physics(result: Mapping[str, Any]) -> Iterator[Table]:
     ]
     yield Table("Curves of isolated pairs of atoms, from 0.5 Å to the cutoff", header, rows, detail=True)
     like = result.get("like_pairs", [])
-    count = max((row["pairs"] for row in like), default=0)
+    count = max((row.get("pairs", 0) for row in like), default=0)
     rows = [
         [
             row["model"], f"{row['pairs']:,} of {count:,}", f"{len(row['extra_minima']):,}", _first(row["extra_minima"]),
             f"{len(row['soft']):,}", _first(row["soft"]),
         ]
+        if "error" not in row
+        else [row["model"], "-", "-", row["error"], "-", "-"]
         for row in like
     ]  # fmt: skip
     header = ["head or model", "pairs", "with a second minimum", "which", "without a wall", "which"]

@@ -40,11 +40,12 @@ _PAIRS_A_MINUTE = 30_000  # of all structures, where the user's minutes are boun
 _BOTH = slice(0, len(COLUMNS))
 _SHARES = (0.5, 0.75, 1.0)  # of the guess that are taken off the labels
 # What it must gain: a part of the error without it, for it costs each prediction a second network and second derivatives, and
-# so many standard errors of the gains, lest chance choose.  Sixteen draws of labels of each of eleven properties of crystals
-# (structures of their training sides), a fit's errors of the rest of 300 over those without a guess, geometric mean and worst
-# property: 40 labels 0.87 and 1.01, 200 labels 0.90 and 1.01, 14 labels 0.88 and 1.07 (three labels may decide).  With 0.03 of
-# the error, 40 and 200 labels, 0.87 and 0.90, and half of the draws of 200 gaps get a guess that is of no use; with 2.0
-# standard errors, of the gains of each structure by itself alone, 0.91 and 0.92.
+# so many standard errors of the gains, lest chance choose (three labels may: the square root of 3 is more). Sixteen draws of
+# labels of each of eleven properties of crystals (structures of their training sides), the best of the nine guesses below, a
+# fit's errors of the rest of 300 over those without a guess, geometric mean and worst property: 40 labels 0.87 and 1.01, 200
+# labels 0.90 and 1.01, 14 labels 0.88 and 1.07. With 0.03 of the error no worse (0.87 and 1.01, 0.90 and 1.00, 0.88 and 1.07),
+# but half of the draws of 200 gaps get a guess that is of no use. With 0.03 and 2.0 standard errors, of the gains of each
+# structure by itself alone: 0.91 and 1.01, 0.92 and 1.00, 0.90 and 1.05.
 _WORTH, _CLEAR = 0.05, 1.5
 _FILE, _LABELS = "guess.json", "labels"
 

@@ -41,7 +41,7 @@ _TOUCHES = 300  # steps of a head that is fitted to fewer: it is hardly moved
 # grew by 3.8 % on average and 44 % at most; with up to 256 and `_stakes`, on 600, by 0.5 and 7.7 %, before last layers are
 # settled.
 REPLAY_SHARE = 2 / 3  # of the draws
-REPLAY_COUNT = 192  # structures a head
+REPLAY_COUNT = 192  # structures a head, or more, see `replay.enough`
 _MOST_STAKE = 2.5  # of one old head, against the middle one
 _REPLAY_WEIGHT = (
     4.8  # of replayed structures in the loss, on average: the old heads begin without error and shall stay so

@@ -185,10 +185,12 @@ class Gone(EMT):
 
 
 def test_a_process_that_ended_is_no_property_of_its_model(monkeypatch, saved_model):
-    """Pair curves end with it; dynamics at constant energy say so, and the others go on."""
-    model = random_model(elements=("H", "Cu"))
-    with pytest.raises(ProcessEndedError, match="Killed"):
-        run_like_pairs(model, "first", {"gone": Gone()})
+    """Pair curves and dynamics at constant energy say so, and the others go on."""
+    ours, gone, other = run_like_pairs(random_model(elements=("Cu",)), "first", {"gone": Gone(), "other": Peer()})
+    assert (
+        gone == {"model": "gone", "error": "gone: its process ended: Killed"} and ours["pairs"] == other["pairs"] == 1
+    )
+    assert len(tables({"benchmark": "physics", "like_pairs": [ours, gone, other]})[-1].rows) == 3
     monkeypatch.setattr(physics, "remote_calculators", lambda peers, threads: nullcontext({"emt": Gone()}))
     system = replace(nve_systems()[0], atoms=bulk("Cu", cubic=True))
     monkeypatch.setattr(physics, "nve_systems", lambda: [system])
