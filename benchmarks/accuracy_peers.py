@@ -15,6 +15,7 @@ from ase.stress import voigt_6_to_full_3x3_stress
 from torch import Tensor
 
 from gfm_calc.benchmarks.accuracy import draw, pairs_of
+from gfm_calc.benchmarks.contenders import ProcessEndedError
 from gfm_calc.benchmarks.remote import RemoteCalculator
 from gfm_calc.commands.progress import Progress
 from gfm_calc.config import HeadSpec
@@ -79,7 +80,9 @@ def _head(
                     pairs = _pairs(record, calculator)
                     if model not in energies:
                         pairs[0] = (pairs[0][0], torch.full_like(pairs[0][1], math.nan))  # no label: does not count
-                    rows[calculator.process.description["name"]] = pairs
+                    rows[calculator.title] = pairs
+            except ProcessEndedError:
+                raise
             except GFMError:
                 failed += 1
                 continue

@@ -62,6 +62,7 @@ class Process:
             found = None
         if not isinstance(found, dict):
             self.process.kill()  # the answer that is still to come would be taken for that to the next job
+            self.process.wait()
             raise ProcessEndedError(f"{self.name}: its process printed {line.strip()[:100]!r} where an answer was due")
         return found
 

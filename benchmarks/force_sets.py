@@ -62,7 +62,7 @@ def run_force_sets(plan: ForceSetPlan) -> dict[str, Any]:
     rows = []
     with remote_calculators(plan.peers, threads=1) as others:
         calculators = {OURS: GFMCalculator(model, head=plan.head), **others}
-        names = {key: calculator.process.description["name"] for key, calculator in others.items()}
+        names = {key: calculator.title for key, calculator in others.items()}
         known = {name: phonon for name, phonon in crystals.items() if name not in unseen}
         with Progress("phonons", "crystals", len(known)) as progress:
             for name, phonon in known.items():

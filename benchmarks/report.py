@@ -103,8 +103,8 @@ def origin(result: Mapping[str, Any], weights: str = "") -> str:
     about = result["provenance"]
     machine = about["machine"]
     place = machine.get("accelerator") or f"{machine['processor']}, {machine['cores']} cores"
-    shown = ("gfm-calc", "python", "torch", "ase", "CHGNet", "SevenNet-0", "HydraGNN", "schnetpack", "tblite",
-             "MACE (random weights)", "torch-sim (MACE, random weights)")  # fmt: skip
+    shown = ("gfm-calc", "python", "torch", "ase", "CHGNet", "CHGNet 0.3.0", "SevenNet-0", "SevenNet-l3i5", "HydraGNN",
+             "schnetpack", "tblite", "MACE (random weights)", "torch-sim (MACE, random weights)")  # fmt: skip
     versions = ", ".join(f"{name} {about['versions'][name]}" for name in shown if name in about["versions"])
     earlier = " **(earlier weights)**" if weights and about["weights"] not in ("", weights) else ""
     model = f"; model id {about['model_id']}{earlier}" if about["model_id"] else ""

@@ -8,6 +8,8 @@ import numpy as np
 from ase.calculators.calculator import Calculator
 from ase.calculators.emt import EMT
 
+from gfm_calc.benchmarks.contenders import ProcessEndedError
+
 
 class Sum(Calculator):
     """Energy is the sum of atomic numbers times `factor`; forces point along x."""
@@ -57,3 +59,12 @@ class Peer(EMT):
     """As `benchmarks.remote.RemoteCalculator`: it has a title and a version."""
 
     title, release = "Effective medium", "1"
+
+
+class Gone(Peer):
+    """Its process has ended."""
+
+    title = "Gone"
+
+    def calculate(self, *more, **options):
+        raise ProcessEndedError("gone: its process ended: Killed")

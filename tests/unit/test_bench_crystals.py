@@ -11,7 +11,7 @@ import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
-from calculators_for_tests import Peer
+from calculators_for_tests import Gone, Peer
 from labelled import need_adios
 from support import random_model
 
@@ -233,6 +233,17 @@ def test_a_model_in_another_process_gives_what_it_gives_here(tmp_path):
         process.close()
 
 
+def test_a_process_that_ended_is_charged_to_no_crystal(sets):
+    """Volumes, phonons and force sets end with it, instead of counting the others as failed."""
+    copper = crystal(a=3.6, heat_capacity=24.0)
+    for measure in (volume_row, phonon_row):
+        with pytest.raises(ProcessEndedError, match="Killed"):
+            measure(copper, {"gone": Gone()})
+    phonon = force_sets._read(sets / "Cu.yaml")
+    with pytest.raises(ProcessEndedError, match="Killed"):
+        force_sets.row("Cu", phonon, {"gone": Gone()})
+
+
 def test_peers_that_are_none_are_named():
     with (
         pytest.raises(ConfigError, match="no peer 'chgnt'.*did you mean 'chgnet'"),
@@ -387,10 +398,6 @@ def test_runs_of_a_peer_are_kept_by_its_release(tmp_path):
         def calculate(self, *more, **options):
             counts.append(0)
             super().calculate(*more, **options)
-
-    class Gone(Peer):
-        def calculate(self, *more, **options):
-            raise ProcessEndedError("gone: its process ended: Killed")
 
     with pytest.raises(ProcessEndedError):
         run(weights="w", peers={"emt": Gone()})

@@ -11,12 +11,11 @@ from ase import Atoms
 from ase.build import bulk, molecule
 from ase.calculators.calculator import Calculator
 from ase.calculators.emt import EMT
-from calculators_for_tests import Peer
+from calculators_for_tests import Gone, Peer
 from support import random_model
 
 from gfm_calc import GFMCalculator
 from gfm_calc.benchmarks import pairs, physics
-from gfm_calc.benchmarks.contenders import ProcessEndedError
 from gfm_calc.benchmarks.dynamics import drift, nve_systems, run_nve
 from gfm_calc.benchmarks.pairs import minima, run_like_pairs, run_pairs
 from gfm_calc.benchmarks.physics import run_physics
@@ -173,15 +172,6 @@ def test_pairs_of_like_atoms_by_other_models():
     assert other["extra_minima"] == {"Cu-Cu": [pytest.approx(3.6, abs=0.05)]}
     shown = {table.title: table for table in tables({"benchmark": "physics", "like_pairs": [ours, other]})}
     assert [row[1] for row in shown["Curves of isolated pairs of like atoms"].rows] == ["3 of 3", "2 of 3"]
-
-
-class Gone(EMT):
-    """A published model whose process has ended."""
-
-    title, release = "Gone", "1"
-
-    def calculate(self, *more, **options):
-        raise ProcessEndedError("gone: its process ended: Killed")
 
 
 def test_a_process_that_ended_is_no_property_of_its_model(monkeypatch, saved_model):

@@ -9,7 +9,7 @@ from ase import Atoms
 from support import ROOT, batch_of, random_model
 
 from gfm_calc.benchmarks import structures as made
-from gfm_calc.benchmarks.contenders import Process
+from gfm_calc.benchmarks.contenders import Process, ProcessEndedError
 from gfm_calc.benchmarks.heads import _loop, run_heads
 from gfm_calc.benchmarks.peers.measure import Stopwatch, batches, thermalize
 from gfm_calc.benchmarks.speed import PEERS, SpeedPlan, pick_head, read_sets, run_speed
@@ -107,6 +107,19 @@ def test_a_peer_that_cannot_start_is_named_in_one_line(peer):
 def test_a_contender_that_prints_something_else_is_named(said):
     with pytest.raises(GFMError, match=f"loud: its process printed '{said}' where an answer was due"):
         Process("loud", [sys.executable, "-c", f"print('{said}')"], threads=1)
+
+
+def test_a_contender_that_says_too_much_is_ended():
+    """The answer to one job is never taken for that to the next."""
+    chatty = "import sys\nprint('{}', flush=True)\nfor line in sys.stdin:\n    print('by the way')\n    print(line, flush=True)"
+    process = Process("chatty", [sys.executable, "-c", chatty], threads=1)
+    try:
+        with pytest.raises(ProcessEndedError, match="printed 'by the way' where"):
+            process.ask({"job": 1})
+        with pytest.raises(ProcessEndedError, match="chatty: its process ended"):
+            process.ask({"job": 2})
+    finally:
+        process.close()
 
 
 def test_momenta_have_the_temperature_and_are_seeded():
