@@ -213,7 +213,7 @@ def run_accuracy(args: argparse.Namespace) -> None:
     from gfm_calc.benchmarks.accuracy import compare, measure, write_cards
     from gfm_calc.benchmarks.accuracy_peers import measure_peers
     from gfm_calc.benchmarks.provenance import ids_of
-    from gfm_calc.benchmarks.remote import remote_calculators
+    from gfm_calc.benchmarks.remote import releases, remote_calculators
     from gfm_calc.checkpoint import load_model
     from gfm_calc.predictor import Predictor, parse_device, parse_dtype
     from gfm_calc.train.cli import recipe_on
@@ -231,9 +231,11 @@ def run_accuracy(args: argparse.Namespace) -> None:
     ours = {name: Predictor(model, [name]) for name in names}
     heads = measure(ours, found, max_frames=args.max_frames)
     peers: list[dict[str, Any]] = []
+    versions: dict[str, str] = {}
     if args.peer:
         with remote_calculators(dict(args.peer), threads=torch.get_num_threads()) as calculators:
             peers = measure_peers(ours, found, calculators, frames=args.peer_frames)
+            versions = releases(calculators)
     if args.before:
         older = load_model(args.before, dtype=parse_dtype(args.dtype), device=parse_device(args.device))
         both = {name: Predictor(older, [name]) for name in names if name in older.energy_heads}
@@ -243,7 +245,7 @@ def run_accuracy(args: argparse.Namespace) -> None:
         write_cards(args.model, heads)
     settings = {"recipe": Path(args.recipe).name, "max_frames": args.max_frames or 0, "dtype": args.dtype}
     entries = [{"head": name, **entry} for name, entry in heads.items()]
-    finish(args, "accuracy", settings=settings, heads=entries, peers=peers, **about)
+    finish(args, "accuracy", extra_versions=versions, settings=settings, heads=entries, peers=peers, **about)
 
 
 def run_uncertainty(args: argparse.Namespace) -> None:

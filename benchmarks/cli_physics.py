@@ -139,8 +139,7 @@ def run_physics(args: argparse.Namespace) -> None:
         args.model, head=args.head, picoseconds=args.picoseconds, device=args.device, compile=args.compile,
         peers=dict(args.peer), parts=args.parts,
     )  # fmt: skip
-    releases = measured.pop("peers", {})
-    finish(args, "physics", extra_versions={**optional("tblite"), **releases}, **measured)
+    finish(args, "physics", extra_versions={**optional("tblite"), **measured.pop("peers", {})}, **measured)
 
 
 def run_crystals(args: argparse.Namespace) -> None:
@@ -155,7 +154,8 @@ def run_crystals(args: argparse.Namespace) -> None:
         model=args.model, head=args.head, elasticity=args.elasticity, elements=args.elements,
         heat_capacity=args.heat_capacity, crystals=args.crystals, phonons=args.phonons, peers=dict(args.peer),
     )  # fmt: skip
-    finish(args, "crystals", extra_versions=optional("phonopy"), **run_crystals(plan))
+    measured = run_crystals(plan)
+    finish(args, "crystals", extra_versions={**optional("phonopy"), **measured.pop("peers")}, **measured)
 
 
 def run_phonons(args: argparse.Namespace) -> None:
@@ -163,7 +163,8 @@ def run_phonons(args: argparse.Namespace) -> None:
     from gfm_calc.benchmarks.force_sets import ForceSetPlan, run_force_sets
 
     plan = ForceSetPlan(model=args.model, head=args.head, folder=args.force_sets, peers=dict(args.peer))
-    finish(args, "phonons", extra_versions=optional("phonopy"), **run_force_sets(plan))
+    measured = run_force_sets(plan)
+    finish(args, "phonons", extra_versions={**optional("phonopy"), **measured.pop("peers")}, **measured)
 
 
 def run_relative(args: argparse.Namespace) -> None:
@@ -179,7 +180,7 @@ def run_stability(args: argparse.Namespace) -> None:
     import torch
 
     from gfm_calc.benchmarks.provenance import weights_id
-    from gfm_calc.benchmarks.remote import remote_calculators
+    from gfm_calc.benchmarks.remote import releases, remote_calculators
     from gfm_calc.benchmarks.stability import run_systems, systems
     from gfm_calc.checkpoint import load_model, open_model
     from gfm_calc.errors import did_you_mean
@@ -194,5 +195,5 @@ def run_stability(args: argparse.Namespace) -> None:
             [known[name] for name in args.systems or known], model, picoseconds=args.picoseconds,
             weights=weights_id(open_model(args.model)), compiled=args.compile, peers=peers, work=args.work,
         )  # fmt: skip
-        releases = {peer.title: peer.release for peer in peers.values()}
-    finish(args, "stability", extra_versions=releases, rows=rows)
+        versions = releases(peers)
+    finish(args, "stability", extra_versions=versions, rows=rows)

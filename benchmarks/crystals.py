@@ -21,7 +21,7 @@ from ase.data import chemical_symbols, reference_states
 
 from gfm_calc.benchmarks.contenders import ProcessEndedError
 from gfm_calc.benchmarks.numbers import rounded
-from gfm_calc.benchmarks.remote import remote_calculators
+from gfm_calc.benchmarks.remote import releases, remote_calculators
 from gfm_calc.calculator import GFMCalculator
 from gfm_calc.checkpoint import load_model
 from gfm_calc.commands.eos import energy_of_volume, fit_birch_murnaghan
@@ -67,7 +67,9 @@ class CrystalPlan:
 
 
 def run_crystals(plan: CrystalPlan) -> dict[str, Any]:
-    """{"models": key -> name, "crystals": rows, "phonons": rows, "means": rows}; see `volume_row`, `phonon_row`, `means`."""
+    """{"models": key -> name, "peers": title -> version, "crystals": rows, "phonons": rows, "means": rows}; see `volume_row`,
+    `phonon_row`, `means`.
+    """
     model = load_model(plan.model, dtype=torch.float64)
     ours = GFMCalculator(model, head=plan.head)
     unseen = set(model.specs[plan.head].unseen(list(range(1, 119))))
@@ -87,9 +89,9 @@ def run_crystals(plan: CrystalPlan) -> dict[str, Any]:
                 for atoms in chosen:
                     found[part].append(measure(atoms, calculators))
                     progress.advance(note=str(atoms.symbols))
-        names = {key: calculator.title for key, calculator in others.items()}
+        names, versions = {key: calculator.title for key, calculator in others.items()}, releases(others)
     models = {OURS: f"gfm-calc, {plan.head}", **names}
-    return {"models": models, "elements": plan.elements, **found, "means": means(found)}
+    return {"models": models, "peers": versions, "elements": plan.elements, **found, "means": means(found)}
 
 
 def choose(path: Path, label: str, count: int, unseen: set[str]) -> list[Atoms]:

@@ -18,7 +18,7 @@ from ase.data import atomic_numbers as NUMBER_OF
 
 from gfm_calc.benchmarks.contenders import ProcessEndedError
 from gfm_calc.benchmarks.numbers import rounded
-from gfm_calc.benchmarks.remote import remote_calculators
+from gfm_calc.benchmarks.remote import releases, remote_calculators
 from gfm_calc.calculator import GFMCalculator
 from gfm_calc.checkpoint import load_model
 from gfm_calc.commands.phonons import IMAGINARY, require_phonopy
@@ -46,8 +46,8 @@ class ForceSetPlan:
 
 
 def run_force_sets(plan: ForceSetPlan) -> dict[str, Any]:
-    """{"models": key -> name, "rows": see `row`, "means": see `means`, "unseen": names of crystals with elements that
-    the head has not seen}.
+    """{"models": key -> name, "peers": title -> version, "rows": see `row`, "means": see `means`, "unseen": names of
+    crystals with elements that the head has not seen}.
 
     Raises:
         MissingDependencyError: phonopy is not installed.
@@ -62,14 +62,14 @@ def run_force_sets(plan: ForceSetPlan) -> dict[str, Any]:
     rows = []
     with remote_calculators(plan.peers, threads=1) as others:
         calculators = {OURS: GFMCalculator(model, head=plan.head), **others}
-        names = {key: calculator.title for key, calculator in others.items()}
+        names, versions = {key: calculator.title for key, calculator in others.items()}, releases(others)
         known = {name: phonon for name, phonon in crystals.items() if name not in unseen}
         with Progress("phonons", "crystals", len(known)) as progress:
             for name, phonon in known.items():
                 rows.append(row(name, phonon, calculators))
                 progress.advance(note=rows[-1]["formula"])
     models = {OURS: f"gfm-calc, {plan.head}", **names}
-    return {"models": models, "rows": rows, "means": means(rows), "unseen": unseen}
+    return {"models": models, "peers": versions, "rows": rows, "means": means(rows), "unseen": unseen}
 
 
 def _read(path: Path) -> Any:

@@ -14,7 +14,7 @@ from ase.calculators.calculator import Calculator
 from gfm_calc.benchmarks.dynamics import nve_systems, run_nve
 from gfm_calc.benchmarks.pairs import run_like_pairs, run_pairs
 from gfm_calc.benchmarks.relaxations import cases, run_case, teacher_references, xtb_reference
-from gfm_calc.benchmarks.remote import RemoteCalculator, remote_calculators
+from gfm_calc.benchmarks.remote import RemoteCalculator, releases, remote_calculators
 from gfm_calc.benchmarks.speed import pick_head
 from gfm_calc.benchmarks.structures import CRYSTALS
 from gfm_calc.calculator import GFMCalculator
@@ -53,7 +53,7 @@ def run_physics(
     found: dict[str, Any] = {}
     with remote_calculators(peers or {}, threads=torch.get_num_threads()) as others:
         if others:
-            found["peers"] = {other.title: other.release for other in others.values()}
+            found["peers"] = releases(others)
         if "relaxations" in parts:
             found["relaxations"] = _relaxations(loaded, head, others.get("teacher"))
         if "nve" in parts:

@@ -57,6 +57,11 @@ class RemoteCalculator(Calculator):
         }  # fmt: skip
 
 
+def releases(calculators: Mapping[str, RemoteCalculator]) -> dict[str, str]:
+    """{title: version}, for a result's provenance."""
+    return {calculator.title: calculator.release for calculator in calculators.values()}
+
+
 @contextmanager
 def remote_calculators(peers: Mapping[str, str], *, threads: int) -> Iterator[dict[str, RemoteCalculator]]:
     """{model: calculator} of all MODELS in the environments given; their processes end with the block.

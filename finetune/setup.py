@@ -274,7 +274,8 @@ def _in_time(setup: Setup, job: Job) -> Setup:
     most = max(_LEAST_STEPS, int(60 * job.max_minutes * _MARGIN / step))
     if most >= plan.steps:
         return setup
-    why = f"as many as {job.max_minutes:.2g} minutes allow at {1000 * step:.0f} ms each"
+    minutes = f"{job.max_minutes:.2g} minute{'s' * (job.max_minutes != 1)}"
+    why = f"as many as fit in {minutes} at {1000 * step:.0f} ms each"
     text = f"{most} steps instead: {why if most > _LEAST_STEPS else 'the fewest; minutes may end before'}"
     plan = replace(plan, steps=most, reasons=(*plan.reasons, text))
     return replace(setup, strategy=plan, recipe=shortened(recipe, most))

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from support import random_model
 
 import gfm_calc.benchmarks
 from gfm_calc import GFMCalculator
-from gfm_calc.benchmarks import force_sets, stability
+from gfm_calc.benchmarks import crystals, force_sets, stability
 from gfm_calc.benchmarks.contenders import Process, ProcessEndedError
 from gfm_calc.benchmarks.crystals import choose, elements, means, phonon_row, volume_row
 from gfm_calc.benchmarks.relative_energies import run_relative_energies
@@ -156,6 +157,21 @@ def test_files_that_tell_no_phonons(what, sets, tmp_path, capsys):
     line = capsys.readouterr().err
     assert line.count("\n") == 1
     assert ("holds no *.yaml of phonopy" if what == "nothing" else "a.yaml: ") in line and "displacements" in line
+
+
+@pytest.mark.parametrize("what", ["phonons", "crystals"])
+def test_releases_of_peers_are_told(sets, tmp_path, monkeypatch, what):
+    """Of what ran, in the result; the calculators stand in for processes of other environments."""
+    peer = Changed()
+    peer.title, peer.release = "Changed", "1.2"
+    for module in (force_sets, crystals):
+        monkeypatch.setattr(module, "remote_calculators", lambda peers, threads: nullcontext({"changed": peer}))
+    monkeypatch.setattr(crystals, "elements", lambda unseen: [bulk("Au", a=4.0)])
+    job = ["--force-sets", str(sets)] if what == "phonons" else ["--elements"]
+    words = ["--head", "pypolymlp-agau", "--peer", "chgnet=python", "-o", str(tmp_path / "found.json")]
+    assert main(["bench", what, *job, *words]) == 0
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["provenance"]["versions"]["Changed"] == "1.2" and found["models"]["changed"] == "Changed"
 
 
 def test_elements_take_the_place_of_a_file(tmp_path, capsys):
