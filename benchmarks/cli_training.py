@@ -133,7 +133,9 @@ def _add_finetune(benches: Any) -> None:
         benches, "finetune", run_finetune, summary="downstream tasks: fine-tuned models against random weights",
         example="gfm bench finetune rmd17 --data FOLDER --cases aspirin,ethanol --sizes 50 -o rmd17.json",
     )  # fmt: skip
-    parser.add_argument("task", metavar="TASK", help="rmd17, qm9, matbench_phonons, ... (README), or a TOML file")
+    parser.add_argument(
+        "task", metavar="TASK", help="rmd17, qm9, matbench_phonons, ... (finetune/README.md), or a TOML file"
+    )
     parser.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="with the files of the task")
     parser.add_argument("--model", action="append", default=[], metavar="MODEL",
                         help=f"name or directory; may be given several times (default: {DEFAULT_MODEL})")  # fmt: skip

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from gfm_calc.benchmarks.glance import glance
 from gfm_calc.benchmarks.report_accuracy import accuracy
 from gfm_calc.benchmarks.report_physics import conformers, crystals, phonons, stability, torsions
 from gfm_calc.benchmarks.report_screening import screening
@@ -24,6 +25,7 @@ from gfm_calc.benchmarks.tables import Table, figure
 from gfm_calc.errors import ConfigError, did_you_mean
 
 _NUMBER = re.compile(r"-|[-+]?[\d,.]+(e[-+]?\d+)?")
+_GLANCE = re.compile(r"(<!-- glance -->).*?(<!-- end of glance -->)", re.DOTALL)
 _OPEN, _CLOSE = re.compile(r"<!-- results(?: of ([\w, ]+))? -->"), "<!-- end of results -->"
 
 
@@ -54,7 +56,8 @@ def markdown(result: Mapping[str, Any], *, summary: bool = False, weights: str =
 
 def with_results(text: str, results: Iterable[Mapping[str, Any]], *, weights: str = "") -> str:
     """`text` (a README) with what stands between its two result marks replaced by summaries of `results`, of some benchmarks
-    alone where the first mark names them: `<!-- results of accuracy, speed -->`.
+    alone where the first mark names them: `<!-- results of accuracy, speed -->`.  Between `<!-- glance -->` and its end, where it
+    has them, comes the table of `glance`.
 
     Args:
         weights: see `markdown`.
@@ -62,6 +65,8 @@ def with_results(text: str, results: Iterable[Mapping[str, Any]], *, weights: st
     Raises:
         ConfigError: it has no such marks, or they name a benchmark that has no tables.
     """
+    results = list(results)
+    text = _GLANCE.sub(lambda marks: f"{marks[1]}\n\n{_rows_alone(glance(results))}\n\n{marks[2]}", text)
     mark = _OPEN.search(text)
     _, closed, after = text[mark.end() :].partition(_CLOSE) if mark else ("", "", "")
     if mark is None or not closed:
@@ -88,9 +93,16 @@ def _named(mark: re.Match[str]) -> list[str]:
 
 def markdown_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A pipe table under its title; columns of numbers are set flush right."""
-    rule = "|".join("---:" if k in numeric_columns(header, rows) else "---" for k in range(len(header)))
-    lines = [f"**{title}**", "", "| " + " | ".join(header) + " |", f"|{rule}|"]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+    return f"**{title}**\n\n{_rows_alone(Table(title, header, rows))}"
+
+
+def _rows_alone(table: Table) -> str:
+    """A pipe table without a title."""
+    numeric = numeric_columns(table.header, table.rows)
+    rule = "|".join("---:" if k in numeric else "---" for k in range(len(table.header)))
+    lines = [table.header, *table.rows]
+    head, *body = ("| " + " | ".join(row) + " |" for row in lines)
+    return "\n".join([head, f"|{rule}|", *body])
 
 
 def numeric_columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[int]:

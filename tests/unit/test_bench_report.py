@@ -3,6 +3,7 @@
 import pytest
 
 from gfm_calc.benchmarks.card import model_card
+from gfm_calc.benchmarks.glance import glance
 from gfm_calc.benchmarks.report import markdown, markdown_table, numeric_columns, tables, with_results
 from gfm_calc.errors import ConfigError
 
@@ -112,6 +113,34 @@ def test_readme_takes_the_results_between_its_marks():
     for text in ("no marks", "<!-- end of results --><!-- results -->"):
         with pytest.raises(ConfigError, match="no place for the results"):
             with_results(text, [SPEED])
+
+
+def test_a_glance_takes_what_the_results_have():
+    """Ours and others, from whichever result of a benchmark has them; nothing where none has."""
+    times = {"gfm-calc compiled": (10.0, 20.0), "chgnet": (70.0, 400.0)}
+    dynamics = [
+        {"contender": key, "system": system, "ms_per_step": value}
+        for key, values in times.items()
+        for system, value in zip("ab", values)
+    ]
+    pairs = [
+        {"model": "ours", "pairs": 9, "extra_minima": {"F-F": [2.0]}},
+        {"model": "X", "pairs": 8, "extra_minima": {}},
+    ]
+    found = glance([{**SPEED, "dynamics": dynamics}, PHYSICS, frame("physics", like_pairs=pairs), frame("hpo")])
+    dimers, steps = found.rows
+    assert dimers[1:] == ["1 of 9", "X 0 of 8"] and "`ours`" in dimers[0]
+    assert "2 systems" in steps[0] and steps[1:] == ["10 to 20 ms", "CHGNet 7 to 20 times as long"]
+    assert glance([]).rows == []
+
+
+def test_a_glance_stands_between_marks_of_its_own():
+    page = "a\n<!-- glance -->\nold\n<!-- end of glance -->\n<!-- results of speed -->\n<!-- end of results -->\n"
+    text = with_results(
+        page, iter([SPEED, frame("physics", like_pairs=[{"model": "m", "pairs": 3, "extra_minima": {}}])])
+    )
+    assert "old" not in text and "| 0 of 3 |" in text and "612" in text
+    assert "old" in with_results(page.replace("glance", "else"), [SPEED])
 
 
 def test_figures_of_earlier_weights_are_said_to_be():

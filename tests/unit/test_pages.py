@@ -1,19 +1,30 @@
-"""The pages people read: their commands are commands of ours, and their links lead somewhere."""
+"""The pages people read: their commands are commands of ours, their examples run, and what they point to is there."""
 
+import argparse
 import re
 import shlex
+import subprocess
+import sys
+from importlib.util import find_spec
 
 import pytest
 from support import ROOT
 
+from gfm_calc.benchmarks.finetune_tasks import load_task
 from gfm_calc.benchmarks.provenance import read_result
+from gfm_calc.checkpoint import describe
 from gfm_calc.cli import build_parser
+from gfm_calc.screening.plan import open_streams
 
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("[a-z]*/README.md")])
 RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
+HEADS = {card["name"] for card in describe("gfm-small")["heads"]}
 # An indented line of a page, without a remark: one after #, or set off by blanks.
 _COMMAND = re.compile(r" {4}(?P<command>gfm (?:'[^']*'|(?! {2}|#).)+)")
+_MODULE = re.compile(r"-m (gfm_calc[\w.]+)")
 _LINK = re.compile(r"\]\((?!https?:)([^)#]+)\)")
+_PATH = re.compile(r"`([\w.-]+/[\w./-]+\.(?:md|toml|json|py))`")
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
 def commands(page):
@@ -23,36 +34,88 @@ def commands(page):
     return [match["command"].strip() for match in found if match and " | " not in match["command"]]
 
 
-def parses(command):
-    """Whether the command line knows its words and options; no file is looked at."""
+def parsed(command):
+    """What the command line makes of its words, options in full; no file is looked at.  None where it does not know them."""
     _, *words = shlex.split(command)
+    parser = build_parser(words)
+    _without_abbreviations(parser)
     try:
-        build_parser(words).parse_args(words)
+        return parser.parse_args(words)
     except SystemExit as stop:
-        return stop.code == 0
-    return True
+        return argparse.Namespace() if stop.code == 0 else None
 
 
-def test_commands_are_found():
-    found = commands(ROOT / "README.md")
-    assert len(found) > 20
-    assert any(command.startswith("gfm finetune ") for command in found)
-    assert not parses("gfm finetune frames.extxyz --nonsense")
+def _without_abbreviations(parser):
+    parser.allow_abbrev = False
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for one in action.choices.values():
+                _without_abbreviations(one)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def blocks(page, language):
+    """What stands between fences of a language."""
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.mark.parametrize("page, least", [("README.md", 25), ("finetune/README.md", 5), ("screening/README.md", 5),
+                                         ("train/README.md", 8), ("benchmarks/README.md", 10)])  # fmt: skip
+def test_commands_are_found(page, least):
+    assert len(commands(ROOT / page)) >= least
+
+
+@pytest.mark.parametrize(
+    "command", ["finetune a.xyz --head x -o y --nonsense", "finetune a.xyz --hea x -o y", "nonsense"]
+)
+def test_what_is_no_command_is_told(command):
+    assert parsed(f"gfm {command}") is None
+
+
+@each_page
 def test_commands_of_a_page_parse(page, capsys):
-    wrong = [command for command in commands(page) if not parses(command)]
-    assert not wrong, capsys.readouterr().err
+    for command in commands(page):
+        found = parsed(command)
+        assert found is not None, f"{command}: {capsys.readouterr().err}"
+        if found.command not in ("finetune", "data"):  # whose heads are the user's own
+            named = getattr(found, "head", None) or []
+            assert {"gap", *HEADS}.issuperset([named] if isinstance(named, str) else named), command
+        if found.command == "bench" and getattr(found, "task", None):
+            load_task(found.task)
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
 def test_the_command_of_a_result_parses(path, capsys):
     command = read_result(path)["provenance"]["command"]
-    assert parses(command), capsys.readouterr().err
+    assert parsed(command) is not None, capsys.readouterr().err
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_lead_somewhere(page):
-    gone = [link for link in _LINK.findall(page.read_text(encoding="utf-8")) if not (page.parent / link).exists()]
+@each_page
+def test_what_a_page_points_to_is_there(page):
+    text = page.read_text(encoding="utf-8")
+    gone = [link for link in _LINK.findall(text) if not (page.parent / link).exists()]
+    gone += [
+        path for path in _PATH.findall(text) if (ROOT / path.split("/")[0]).is_dir() and not (ROOT / path).exists()
+    ]
+    gone += [module for module in _MODULE.findall(text) if find_spec(module) is None]
     assert not gone
+
+
+@each_page
+def test_headings_occur_once(page):
+    lines = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL).splitlines()
+    headings = [line for line in lines if line.startswith("#")]
+    assert len(set(headings)) == len(headings) > 0
+
+
+def test_the_python_of_the_readme_runs(tmp_path):
+    (snippet,) = blocks(ROOT / "README.md", "python")
+    done = subprocess.run([sys.executable, "-c", snippet], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert " eV\n" in done.stdout and "gfn2-xtb" in done.stdout and "distilled" not in done.stdout
+
+
+@pytest.mark.parametrize("page", ["README.md", "screening/README.md"])
+def test_the_candidates_of_a_page_can_be_made(page, tmp_path):
+    (plan,) = blocks(ROOT / page, "toml")
+    (tmp_path / "oxides.toml").write_text(plan, encoding="utf-8")
+    assert len(open_streams([tmp_path / "oxides.toml"])) > 100
