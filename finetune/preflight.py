@@ -21,7 +21,7 @@ from gfm_calc.model import GFMModel
 
 MIN_FRAMES = 5
 _TELLING = 20  # frames that tell what kind of energies a file holds
-_OVERLAP = 0.02  # of the sum of the covalent radii
+_OVERLAP = 0.17  # of the sum of the covalent radii: that of two H is more than `graph.MIN_DISTANCE`, below which none is learnt
 # Warnings of an inspection that make labels unusable for one head: beside the errors, these are refused.
 _GRAVE = (
     "contradictions", "duplicates", "energy-kind", "force-scale", "forces-unit", "mixed-energy-keys",

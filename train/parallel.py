@@ -32,7 +32,7 @@ _LAUNCHERS = {
         "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"
     ),
     "mpirun": ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
-    "srun": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE"),
+    "srun": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
 }  # fmt: skip
 
 
@@ -68,15 +68,27 @@ def discover(environment: Mapping[str, str] | None = None) -> Place:
             continue
         if launcher == "srun" and "SLURM_STEP_ID" not in found:
             continue  # inside an allocation, but not started by srun
+        if launcher == "mpirun" and names[2] not in found and "SLURM_STEP_ID" in found:
+            continue  # srun --mpi=pmi2, which says more in its own words
         try:
             rank, world = int(found[names[0]]), int(found[names[1]])
-            local = int(found.get(names[2], rank)), int(found.get(names[3], world).split("(")[0])
-        except (ValueError, AttributeError) as error:
+            local_rank = int(found.get(names[2], rank))
+            local_world = _on_machine(found.get(names[3], str(world)), int(found.get("SLURM_NODEID", 0)))
+        except (ValueError, IndexError) as error:
             raise ConfigError(f"{launcher}: {', '.join(names)} are no numbers ({one_line(error)})") from error
         if not 0 <= rank < world:
             raise ConfigError(f"{launcher}: says rank {rank} of {world} processes")
-        return Place(launcher=launcher, rank=rank, world=world, local_rank=local[0], local_world=local[1])
+        return Place(launcher=launcher, rank=rank, world=world, local_rank=local_rank, local_world=local_world)
     return Place()
+
+
+def _on_machine(said: str, machine: int) -> int:
+    """Processes on a machine: a number, or one of the list that Slurm gives for all machines, such as 4(x2),3."""
+    counts: list[int] = []
+    for part in said.split(","):
+        count, _, times = part.partition("(x")
+        counts += [int(count)] * int(times.rstrip(")") or 1)
+    return counts[machine] if len(counts) > 1 else counts[0]
 
 
 class Ranks:

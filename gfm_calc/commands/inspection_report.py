@@ -80,8 +80,8 @@ def _conventions(file: FileInspection) -> list[tuple[str, str]]:
             ("energy", convention.energy_keys, convention.energy_unit),
             ("gradients" if convention.gradients else "forces", convention.forces_keys, convention.forces_unit),
             ("stress", convention.stress_keys, f"{convention.stress_unit}, positive in {convention.stress_sign}"),
-            ("charge", convention.charge_key, "e"),
-            ("spin", convention.spin_key, "2S+1"),
+            ("charge", convention.charge_keys, "e"),
+            ("spin", convention.spin_keys, "2S+1"),
             ("group", convention.group_key, None),
         ]
         words = [

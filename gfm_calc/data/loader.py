@@ -52,7 +52,7 @@ class LabelledBatch:
         head: [B] int64, which of the loader's sources.  index: [B] int64, which of its structures.
         energy: [B] float64, eV, as labelled: reference energies are not subtracted.
         forces: [N, 3] float64, eV/Å.
-        stress: [B, 3, 3] float64, eV/Å³.
+        stress: [B, 3, 3] float64, eV/Å³; of cells that are periodic along all axes.
         value: [B, 3] float64, a property of the structures in the unit of its head; numbers are in the first column.
         atom_values: [N, 3] float64, a property of the atoms, the same.
     """
@@ -88,7 +88,7 @@ def labelled_batches(
         kept: graphs by head and index, filled here: structures that are drawn again are not searched for neighbours again.
 
     Raises:
-        InvalidStructureError: two atoms at one place (everything else was checked when the dataset was built).
+        InvalidStructureError: two atoms at one place, by the frame of its file (everything else was checked when the dataset was built).
     """
     graphs, starts, held = [], [0], 0
     for k, record in enumerate(block.records()):
@@ -96,7 +96,7 @@ def labelled_batches(
         graph = None if kept is None else kept.get(key)
         if graph is None:
             name = names[key[0]] if names else None
-            graph = AtomicGraph.build(record.structure(), cutoff, source=name, frame=key[1])
+            graph = AtomicGraph.build(record.structure(), cutoff, source=name, frame=record.frame)
             if kept is not None:
                 kept[key] = graph
         edges = graph.edge_index.shape[1]
@@ -113,11 +113,16 @@ def _pack(block: Block, drawn: Batch, graphs: Sequence[AtomicGraph], first: int,
     part = slice(first, last)
     atoms = slice(int(block.ptr[first]), int(block.ptr[last]))
     forces = np.full((atoms.stop - atoms.start, 3), np.nan) if block.forces is None else block.forces[atoms]
-    stress = np.full((last - first, 3, 3), np.nan) if block.stress is None else block.stress[part]
+    graph = GraphBatch.from_graphs(graphs[part])
+    stress = torch.full((last - first, 3, 3), math.nan, dtype=torch.float64)
+    if block.stress is not None:
+        # That of a slab is by the volume of a cell whose height means nothing, and not what a model can say of it.
+        whole = graph.pbc.all(dim=1).view(-1, 1, 1)
+        stress = torch.where(whole, torch.tensor(block.stress[part]), stress)
     return LabelledBatch(
-        graph=GraphBatch.from_graphs(graphs[part]), head=torch.tensor(drawn.head[part]),
+        graph=graph, head=torch.tensor(drawn.head[part]),
         index=torch.tensor(drawn.index[part]), energy=torch.tensor(block.energy[part]), forces=torch.tensor(forces),
-        stress=torch.tensor(stress), value=_three(block.value, part), atom_values=_three(block.atom_values, atoms),
+        stress=stress, value=_three(block.value, part), atom_values=_three(block.atom_values, atoms),
     )  # fmt: skip
 
 

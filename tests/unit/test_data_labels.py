@@ -141,6 +141,19 @@ def test_charge_and_spin(tmp_path):
         list(read(path))
 
 
+def test_each_frame_is_looked_at(tmp_path):
+    """What the first one says of a key does not hold for the next: neither that it is no number, nor that two agree."""
+    parts = [write(tmp_path / f"{k}.xyz", f"energy={text}") for k, text in enumerate(("failed", "-31.7", "-31.6"))]
+    together = tmp_path / "all.xyz"
+    together.write_text("".join(part.read_text() for part in parts))
+    energies = [record.energy for record in read(together)]
+    assert np.isnan(energies[0]) and energies[1:] == [-31.7, -31.6]
+    parts = [write(tmp_path / f"{k}.xyz", f"energy=1 charge=0 total_charge={k}") for k in range(2)]
+    together.write_text("".join(part.read_text() for part in parts))
+    with pytest.raises(InputFileError, match="frame 1: charge, total_charge may all be the charge and differ"):
+        list(read(together))
+
+
 # ---- stress ----
 
 CRYSTAL = 'Lattice="4 0 0 0 4 0 0 0 4" pbc="T T T" energy=1'
@@ -249,4 +262,4 @@ def test_what_was_understood_is_counted():
         "energy_unit": "eV",
         "forces_unit": "eV/A",
     }
-    assert labeller.conventions == {Convention(**keys): 12, Convention(**keys, spin_key="spin"): 4}
+    assert labeller.conventions == {Convention(**keys): 12, Convention(**keys, spin_keys=("spin",)): 4}

@@ -12,6 +12,7 @@ from ase import Atoms
 from ase.build import bulk, molecule
 from labelled import HEAD, need_adios
 
+from gfm_calc.data.block import Block
 from gfm_calc.data.build import build
 from gfm_calc.data.distributed import DistributedStore
 from gfm_calc.data.loader import Loader, labelled_batches, pack, read_drawn, unpack
@@ -59,6 +60,16 @@ class Frames:
 
     def inputs(self):
         return []
+
+
+def test_a_stress_that_is_no_label_is_none():
+    """A slab's, by the volume of a cell that means nothing along one axis; a crystal's stays."""
+    random = np.random.default_rng(3)
+    stress = random.normal(size=(3, 3))
+    slab, crystal = Atoms("Cu2", [[0, 0, 0], [1.3, 1.3, 2]], cell=[3, 3, 9], pbc=[True, True, False]), bulk("Cu")
+    block = Block.from_records([labelled(one, random, k, stress=stress) for k, one in enumerate((slab, crystal))])
+    (batch,) = labelled_batches(block, Batch(head=np.zeros(2, int), index=np.arange(2)), CUTOFF)
+    assert batch.stress[0].isnan().all() and np.array_equal(batch.stress[1].numpy(), stress)
 
 
 MOLECULES = [molecule(name) for name in ("H2O", "CH4", "C2H6", "CH3CHO", "C6H6")] * 8
@@ -198,12 +209,10 @@ def test_order_is_kept_when_heads_are_mixed(datasets):
 
 def test_errors_name_the_structure(datasets):
     record = Record(atomic_numbers=np.array([1, 1]), positions=np.zeros((2, 3)), cell=np.zeros((3, 3)),
-                    pbc=np.zeros(3, bool), energy=0.0)  # fmt: skip
-    from gfm_calc.data.block import Block
-
+                    pbc=np.zeros(3, bool), energy=0.0, frame=41)  # fmt: skip
     with pytest.raises(InvalidStructureError, match=r"pool, frame 41, atom \d: .*two atoms at one place"):
         labelled_batches(
-            Block.from_records([record]), Batch(head=np.array([0]), index=np.array([41])), 3.0, names=["pool"]
+            Block.from_records([record]), Batch(head=np.array([0]), index=np.array([7])), 3.0, names=["pool"]
         )
 
 
@@ -216,12 +225,12 @@ def test_errors_come_from_workers_as_what_they_are(tmp_path):
             yield from (labelled(atoms, np.random.default_rng(0), 0) for atoms in self.structures[:-1])
             n = len(twins)
             yield Record(atomic_numbers=twins.numbers, positions=twins.positions, cell=np.zeros((3, 3)),
-                         pbc=np.zeros(3, bool), energy=0.0, forces=np.zeros((n, 3)))  # fmt: skip
+                         pbc=np.zeros(3, bool), energy=0.0, forces=np.zeros((n, 3)), frame=41)  # fmt: skip
 
     dataset = build(tmp_path, [Twins([*MOLECULES[:3], twins])], HEAD, processes=0)
     plan = SamplingPlan(counts=(4,), seed=0, structures=4)
     for workers in (0, 1):
-        with pytest.raises(InvalidStructureError, match="frame 3, atom"):
+        with pytest.raises(InvalidStructureError, match="frame 41, atom"):
             list(Loader([dataset], CUTOFF, workers=workers).steps(plan, 0, 1))
 
 

@@ -354,8 +354,14 @@ def test_schedules():
          Place(launcher="torchrun", rank=3, world=4, local_rank=1, local_world=2)),
         ({"PMI_RANK": "1", "PMI_SIZE": "2", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2"},
          Place(launcher="mpirun", rank=1, world=2, local_rank=1, local_world=2)),
-        ({"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1", "SLURM_NTASKS_PER_NODE": "4(x2)", "SLURM_STEP_ID": "0"},
+        ({"PMI_RANK": "0", "PMI_SIZE": "2"}, Place(launcher="mpirun", rank=0, world=2, local_rank=0, local_world=2)),
+        ({"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1", "SLURM_STEP_TASKS_PER_NODE": "4(x2)",
+          "SLURM_NODEID": "1", "SLURM_STEP_ID": "0", "PMI_RANK": "5", "PMI_SIZE": "8"},
          Place(launcher="srun", rank=5, world=8, local_rank=1, local_world=4)),
+        ({"SLURM_PROCID": "9", "SLURM_NTASKS": "11", "SLURM_LOCALID": "1", "SLURM_STEP_TASKS_PER_NODE": "4(x2),3",
+          "SLURM_NODEID": "2", "SLURM_STEP_ID": "3"}, Place(launcher="srun", rank=9, world=11, local_rank=1, local_world=3)),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_LOCALID": "0", "SLURM_STEP_ID": "0"},
+         Place(launcher="srun", local_world=1)),  # a shell by srun --pty
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}, Place()),
     ],
 )  # fmt: skip
@@ -364,6 +370,7 @@ def test_launchers_are_recognised(variables, expected):
 
 
 def test_nonsense_of_a_launcher_is_an_error():
-    for variables in ({"RANK": "x", "WORLD_SIZE": "2"}, {"RANK": "2", "WORLD_SIZE": "2"}):
+    local = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "(x2)"}
+    for variables in ({"RANK": "x", "WORLD_SIZE": "2"}, {"RANK": "2", "WORLD_SIZE": "2"}, local):
         with pytest.raises(ConfigError, match="torchrun"):
             discover(variables)

@@ -31,8 +31,8 @@ class Convention:
     energy_keys: tuple[str, ...] = ()
     forces_keys: tuple[str, ...] = ()
     stress_keys: tuple[str, ...] = ()
-    charge_key: str | None = None
-    spin_key: str | None = None
+    charge_keys: tuple[str, ...] = ()
+    spin_keys: tuple[str, ...] = ()
     group_key: str | None = None
     property_key: str | None = None
     energy_unit: str | None = None
@@ -45,9 +45,8 @@ class Convention:
     @property
     def keys(self) -> set[str]:
         """Every key that is used."""
-        others = (self.charge_key, self.spin_key, self.group_key, self.property_key)
-        single = {key for key in others if key is not None}
-        return {*self.energy_keys, *self.forces_keys, *self.stress_keys} | single
+        single = {key for key in (self.group_key, self.property_key) if key is not None}
+        return {*self.energy_keys, *self.forces_keys, *self.stress_keys, *self.charge_keys, *self.spin_keys} | single
 
 
 class Labeller:
@@ -78,7 +77,8 @@ class Labeller:
 
     def convention(self, raw: RawFrame) -> Convention:
         """How the labels of a frame are understood; raises InputFileError as `record`."""
-        signature = (tuple(raw.scalars), tuple(raw.arrays), id(raw.layout))
+        kinds = tuple((key, _kind(value)) for key, value in raw.scalars.items())
+        signature = (kinds, tuple(raw.arrays), id(raw.layout))
         convention = self._known.get(signature)
         if convention is None:
             convention = _Chooser(raw, self.options).convention()
@@ -86,8 +86,15 @@ class Labeller:
         return convention
 
 
+def _kind(value: Any) -> str | int:
+    """What a value may be a label of: a number that could not be written is none in one frame, and is in the next."""
+    if names.is_number(value):
+        return "number"
+    return type(value).__name__ if isinstance(value, str | bytes) or value is None else int(np.size(value))
+
+
 class _Chooser:
-    """Decides on a `Convention` from the names in one frame."""
+    """Decides on a `Convention` from the names in one frame, and what kinds of values stand under them."""
 
     def __init__(self, raw: RawFrame, options: ReadOptions):
         self.raw, self.options, self.layout = raw, options, raw.layout
@@ -102,8 +109,8 @@ class _Chooser:
             energy_keys=energy,
             forces_keys=forces,
             stress_keys=stress,
-            charge_key=self._single("charge", self.options.charge_key, names.charges(self.raw.scalars)),
-            spin_key=self._single("spin", self.options.spin_key, names.spins(self.raw.scalars)),
+            charge_keys=self._numbers("charge", self.options.charge_key, names.charges(self.raw.scalars)),
+            spin_keys=self._numbers("spin", self.options.spin_key, names.spins(self.raw.scalars)),
             group_key=self._group_key(),
             property_key=self._property_key(),
             energy_unit=energy_unit,
@@ -167,18 +174,15 @@ class _Chooser:
             self._named("property", key, {**self.raw.scalars, **self.raw.arrays})
         return key
 
-    def _single(self, what: str, given: str | None, found: list[str]) -> str | None:
+    def _numbers(self, what: str, given: str | None, found: list[str]) -> tuple[str, ...]:
         if given is not None:
-            named = self._named(what, given, self.raw.scalars)
-            return named[0] if named else None
+            return self._named(what, given, self.raw.scalars)
         for key in found:
             if not names.is_number(self.raw.scalars[key]):
                 self._refuse(
                     f"{key} is {self.raw.scalars[key]!r:.40}, no number: mend it, or leave it out (--{what}-key none)"
                 )
-        if len({float(np.asarray(self.raw.scalars[key]).reshape(())) for key in found}) > 1:
-            self._refuse(f"{_listed(found)} may all be the {what} and differ: choose with --{what}-key {found[0]}")
-        return found[0] if found else None
+        return tuple(found)
 
     def _named(self, what: str, key: str, where: Any) -> tuple[str, ...]:
         if key == NONE:
@@ -375,17 +379,25 @@ def _agreed(what: str, keys: tuple[str, ...], where: Any, shape: tuple[int, ...]
 
 
 def _charge(convention: Convention, raw: RawFrame, options: ReadOptions) -> Any:
-    return options.charge if convention.charge_key is None else raw.scalars[convention.charge_key]
+    return _said("charge", convention.charge_keys, raw) if convention.charge_keys else options.charge
 
 
 def _spin(convention: Convention, raw: RawFrame, options: ReadOptions) -> Any:
-    if convention.spin_key is None:
+    if not convention.spin_keys:
         return options.spin
-    value = raw.scalars[convention.spin_key]
+    value = _said("spin", convention.spin_keys, raw)
     if options.spin_convention == "multiplicity" or not names.is_number(value):
         return value
     unpaired = float(np.asarray(value).reshape(())) * (2 if options.spin_convention == "S" else 1)
     return unpaired + 1
+
+
+def _said(what: str, keys: tuple[str, ...], raw: RawFrame) -> Any:
+    """The value under the first key; InputFileError where those under the others are not the same number."""
+    if len(keys) > 1 and len({float(np.asarray(raw.scalars[key]).reshape(())) for key in keys}) > 1:
+        reason = f"{_listed(keys)} may all be the {what} and differ: choose with --{what}-key {keys[0]}"
+        raise InputFileError(f"{raw.path}, frame {raw.frame}: {reason}")
+    return raw.scalars[keys[0]]
 
 
 def _group(convention: Convention, raw: RawFrame, options: ReadOptions) -> str:
