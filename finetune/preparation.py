@@ -31,7 +31,8 @@ from gfm_calc.train.recipe import DataRecipe
 MIN_TRAINING = 3
 _FEW_COMPOSITIONS = 10  # fewer are not held out whole: that would be far more, or less, than the fraction asked for
 _BINDING = 15.0  # eV/atom that nothing gains by being bound
-_FITTED = 5000  # structures that reference energies are fitted to, at most
+_FITTED = 5000  # structures that reference energies are fitted to, at most, but for those of
+_FITTED_RARE = 100  # each element that none of them has
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +186,8 @@ def find_references(model: GFMModel, nearest: str, dataset: Dataset, sides: Side
         ConfigError: no energies, or free atoms that do not belong to them.
     """
     spec = model.specs[nearest]
-    records = list(dataset.read(_some(sides.train, dataset), names=True).records())
+    rows = sides.compositions.covering(sides.train, _some(sides.train), each=_FITTED_RARE)
+    records = list(dataset.read(rows, names=True).records())
     pairs = [(r, row[nearest]) for r, row in predictions(model, [nearest], records, forces=False) if not r.is_free_atom]
     fit = fit_references(pairs, spec.reference_energies)
     if fit is None:
@@ -302,15 +304,12 @@ def old_head(model: GFMModel, name: str, dataset: Dataset) -> Head:
     )  # fmt: skip
 
 
-def _some(indices: np.ndarray, dataset: Dataset) -> np.ndarray:
+def _some(indices: np.ndarray) -> np.ndarray:
     """At most `_FITTED` of the indices, evenly spaced."""
-    rows = spread_indices(len(indices), _FITTED)
-    return indices[rows]
+    return indices[spread_indices(len(indices), _FITTED)]
 
 
 def sample(dataset: Dataset, indices: np.ndarray, *, atoms: int = 4000, structures: int = 200) -> list:
     """Some of the structures, as records."""
-    records = [
-        record for record in dataset.read(_some(indices, dataset), names=True).records() if not record.is_free_atom
-    ]
+    records = [record for record in dataset.read(_some(indices), names=True).records() if not record.is_free_atom]
     return spread(records, atoms, structures)

@@ -51,6 +51,16 @@ class Compositions:
         counts = [self._counts[k] for k in np.unique(np.asarray(self._composition)[rows]).tolist()]
         return {SYMBOLS[z] for z in np.flatnonzero(np.sum(counts, axis=0))} if counts else set()
 
+    def covering(self, frames: np.ndarray, chosen: np.ndarray, *, each: int) -> np.ndarray:
+        """`chosen` [n] and more of `frames`: up to `each` with an energy for every element that none of the chosen has."""
+        rows = np.asarray(frames, np.int64)
+        rows = rows[np.isfinite(np.asarray(self._energy)[rows])]
+        found = np.asarray(chosen, np.int64)
+        for symbol in sorted(self.elements(rows) - self.elements(found, labelled=True)):
+            holding = rows[~self.within(rows, self.elements(rows) - {symbol})]
+            found = np.union1d(found, holding[np.linspace(0, len(holding) - 1, min(each, len(holding))).astype(int)])
+        return found
+
     def isolated(self, chosen: np.ndarray) -> dict[str, float]:
         """symbol -> eV of the chosen single atoms; of several spin states the lowest.
 

@@ -88,7 +88,8 @@ def labelled_batches(
         kept: graphs by head and index, filled here: structures that are drawn again are not searched for neighbours again.
 
     Raises:
-        InvalidStructureError: two atoms at one place, by the frame of its file (everything else was checked when the dataset was built).
+        InvalidStructureError: two atoms at one place; it names the frame of the file (everything else was checked when the
+            dataset was built).
     """
     graphs, starts, held = [], [0], 0
     for k, record in enumerate(block.records()):

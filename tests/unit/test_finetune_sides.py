@@ -7,12 +7,14 @@ import pytest
 from ase.build import bulk, molecule
 from finetuning import labelled, molecules, words, write
 
+from gfm_calc.checkpoint import load_model
 from gfm_calc.cli import main
 from gfm_calc.config import HeadSpec
 from gfm_calc.data.build import build_flat
 from gfm_calc.data.store import open_dataset
 from gfm_calc.data.tasks import FileTask
 from gfm_calc.errors import ConfigError
+from gfm_calc.finetune import preparation
 from gfm_calc.finetune.preparation import divide
 from gfm_calc.train.recipe import DataRecipe
 
@@ -59,6 +61,16 @@ def test_an_element_that_is_in_the_test_file_alone_is_named(tmp_path, capsys):
     told = json.loads((tmp_path / "out" / "errors.json").read_text())
     assert told["structures"]["test"] == told["after"]["frames"] == 4 and told["side"] == "test"
     assert told["unseen"] == {"test": {"structures": 3, "elements": ["S"]}}
+
+
+def test_an_element_of_few_among_many_structures_is_learnt(tmp_path, monkeypatch):
+    """Reference energies are fitted to some of many structures; to those with rare elements all the same."""
+    monkeypatch.setattr(preparation, "_FITTED", 6)
+    data = write(tmp_path / "a.extxyz", [*molecules(9), *of("CH3SH", 2), *molecules(11, 5)])
+    test = write(tmp_path / "b.extxyz", [*molecules(4, 3), *of("CH3SH", 1, 7)])
+    assert main(words(data, tmp_path / "out", *QUICK, "--test-file", str(test), "--validation", "0")) == 0
+    assert "S" in load_model(tmp_path / "out" / "model").specs["mine"].elements
+    assert structures(tmp_path / "out")["test"] == 5
 
 
 def test_a_test_file_of_which_nothing_is_left_is_refused(tmp_path, capsys):
