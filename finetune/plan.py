@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gfm_calc.artifacts import canonical_json, read_json, sha256_of_file, write_file
-from gfm_calc.config import HeadSpec
+from gfm_calc.config import HeadSpec, to_mapping
 from gfm_calc.data.readers import ReadOptions
 from gfm_calc.data.readers.options import DEFAULTS
 from gfm_calc.errors import ConfigError, GFMError, one_line
@@ -31,6 +31,7 @@ CHEAP, CHEAP_LABELS = (
     "cheap-labels",
 )  # folders of the fine-tuning to cheap labels, and of the labels themselves
 _FILE, _LOCK = "job.json", "job.lock"
+_MINUTES = "max_minutes"  # beside the identity of a job
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -126,8 +127,7 @@ class Job:
             "files": files,
             "test_files": len(self.test_files),
             "isolated": self.isolated and self.isolated.name,
-            "head": self.card.name,
-            "kind": [self.card.kind, self.card.extensive],
+            "card": to_mapping(self.card),
             "read": repr(self.options),
         }
         return json.loads(canonical_json(asked))
@@ -217,16 +217,24 @@ def begin(job: Job, *, resume: bool) -> None:
 
 
 def take(job: Job) -> None:
-    """Make the folder that of this job, without what another one left that never came to train.
+    """Make the folder that of this job, without what another one left that never came to train, and without what was chosen
+    for other minutes as long as nothing is trained.
 
     Cheap labels stay: they know themselves what they were made for.
     """
     path, identity = job.output / _FILE, job.identity()
-    if path.exists() and read_json(path) != identity:
-        for name in ("datasets", "replay", GUESS, START):
+    # Those of labels that are made here are what the job has left of its own, another number each time.
+    minutes = job.max_minutes if not job.own_labels else job.max_minutes is not None
+    began = read_json(path) if path.exists() else None
+    if began is not None:
+        is_same = {name: value for name, value in began.items() if name != _MINUTES} == identity
+        chosen = ("replay", GUESS, START) if not (job.output / "run").exists() else ()
+        gone = ("datasets", "replay", GUESS, START) if not is_same else chosen if began.get(_MINUTES) != minutes else ()
+        for name in gone:
             shutil.rmtree(job.output / name, ignore_errors=True)
-        decisions_file(job.output).unlink(missing_ok=True)
-    write(path, canonical_json(identity))
+        if gone:
+            decisions_file(job.output).unlink(missing_ok=True)
+    write(path, canonical_json({**identity, _MINUTES: minutes}))
 
 
 def _refuse_changes(folder: Path, began: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
@@ -210,9 +209,6 @@ def _replay(
     wanted = {name: enough(begins.origin.specs[name], REPLAY_COUNT) for name in old}
     kept = read_json(folder / _COUNTS) if (folder / _COUNTS).exists() else wanted if decided else None
     left = job.shortened(since, least=_LEAST_SHARE).max_minutes
-    if left is None and not decided and kept not in (None, wanted):
-        shutil.rmtree(folder)  # an earlier run, which came no further, had less time
-        kept = None
     counts, after = kept or wanted, 0.0
     if left is not None:
         seconds, fixed = 60 * _OLD_SHARE * left, kept is not None

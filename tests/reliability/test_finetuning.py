@@ -126,6 +126,8 @@ def test_another_job_does_not_take_the_place_of_one_that_trained(whole, frames, 
     before = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
     assert main(words(frames, whole, *SHORT, "--resume", "--seed", "4")) == 1
     assert "the job began with seed = 0, not 4" in capsys.readouterr().err
+    assert main(words(frames, whole, *SHORT, "--resume", "--functional", "r2SCAN")) == 1
+    assert 'not "r2SCAN"' in capsys.readouterr().err
     assert {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()} == before
 
 

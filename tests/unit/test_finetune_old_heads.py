@@ -156,15 +156,17 @@ def short(folder, *more):
 
 
 def test_a_job_that_goes_on_repeats_what_is_there(tmp_path, monkeypatch, small):
-    """Killed after labels: with minutes again what was made then counts, without limit all is made."""
+    """Killed after labels: with the same minutes what was made then counts, with others it is chosen anew."""
     write(tmp_path / "frames.extxyz", molecules(40))
     place, calls, real = tmp_path / "out" / "replay" / CHARGED, [], setup.within
     monkeypatch.setattr(setup, "seconds_of_step", lambda *words: (_ for _ in ()).throw(KeyboardInterrupt))
     assert main(short(tmp_path, "--max-minutes", "0.01")) == 130 and 12 < len(open_dataset(place)) <= 24
     few = open_dataset(place).digest
     monkeypatch.setattr(setup, "within", lambda *words, **how: calls.append(how["fixed"]) or real(*words, **how))
-    assert main(short(tmp_path, "--max-minutes", "9", "--resume")) == 130
+    assert main(short(tmp_path, "--max-minutes", "0.01", "--resume")) == 130
     assert calls == [True] and open_dataset(place).digest == few
+    assert main(short(tmp_path, "--max-minutes", "9", "--resume")) == 130
+    assert calls == [True, False] and len(open_dataset(place)) > 24
     monkeypatch.undo()
     assert main(short(tmp_path, "--resume")) == 0
     many = len(open_dataset(place))
