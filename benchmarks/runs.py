@@ -18,7 +18,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from gfm_calc import __version__
 from gfm_calc.artifacts import canonical_json, read_json, write_file
+from gfm_calc.benchmarks.provenance import weights_id
+from gfm_calc.checkpoint import open_model
 from gfm_calc.commands.progress import Progress
 from gfm_calc.errors import GFMError
 from gfm_calc.train.preparation import Head
@@ -89,6 +92,12 @@ def train_all(
 
 
 def _name_of(recipe: Recipe, heads: Sequence[Head]) -> str:
-    """Another one for every recipe, and for other data."""
-    about = [to_toml(recipe), *(f"{head.spec.name} {head.dataset.digest} {head.share!r}" for head in heads)]
+    """Another one for every recipe, for other data or weights to begin with, and for another version of ours."""
+    begun = weights_id(open_model(recipe.start.model)) if recipe.start.model else ""
+    about = [
+        __version__,
+        to_toml(recipe),
+        begun,
+        *(f"{head.spec.name} {head.dataset.digest} {head.share!r}" for head in heads),
+    ]
     return "run-" + hashlib.sha256("\n".join(about).encode()).hexdigest()[:16]

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gfm_calc.benchmarks.children import children
 from gfm_calc.benchmarks.performance import calibrate, collective_seconds, predict_step, project
 from gfm_calc.errors import GFMError
 from gfm_calc.train.datasets import find_datasets
@@ -229,17 +230,17 @@ def launch(world: int, command: Sequence[str], port: int) -> None:
     Raises:
         GFMError: one of them fails; with what it said.
     """
-    processes = []
-    for rank in range(world):
-        place: dict[str, int | str] = {}
-        if world > 1:
-            place = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": world}
-        place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
-        environment = {**os.environ, **{name: str(value) for name, value in place.items()}}
-        processes.append(
-            subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        )
-    said = [process.communicate()[1] for process in processes]
+    with children() as processes:
+        for rank in range(world):
+            place: dict[str, int | str] = {}
+            if world > 1:
+                place = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": world}
+            place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
+            environment = {**os.environ, **{name: str(value) for name, value in place.items()}}
+            processes.append(
+                subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+            )
+        said = [process.communicate()[1] for process in processes]
     if any(process.returncode for process in processes):
         lines = [line for text in said for line in text.strip().splitlines()]
         raise GFMError(f"a run of {world} processes failed: {lines[-1] if lines else 'it said nothing'}")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gfm_calc
 from gfm_calc.artifacts import parse_json
+from gfm_calc.benchmarks.children import children
 from gfm_calc.benchmarks.numbers import rounded
 from gfm_calc.commands.progress import Progress
 from gfm_calc.errors import ConfigError, GFMError
@@ -49,9 +50,8 @@ def together(words: Sequence[str], number: int) -> Ended:
     root = Path(gfm_calc.__file__).resolve().parent.parent
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
     command = [sys.executable, "-m", "gfm_calc.screening", *words, "--threads", "1", "--device", "cpu"]
-    with tempfile.TemporaryFile("w+b") as said:
+    with tempfile.TemporaryFile("w+b") as said, children() as running:
         since, before = time.perf_counter(), _children()
-        running = []
         for rank in range(number):
             place = {
                 "RANK": str(rank),

@@ -24,6 +24,7 @@ from ase import Atoms
 
 from gfm_calc.artifacts import canonical_json, sha256, write_file
 from gfm_calc.checkpoint import load_model
+from gfm_calc.commands.modules import write_new
 from gfm_calc.config import HeadSpec
 from gfm_calc.data.label import extxyz_text
 from gfm_calc.data.schema import Record
@@ -147,9 +148,8 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--cache", type=Path, help="keep here what was prepared, for the next time")
     parser.add_argument("-o", "--output", type=Path, required=True, help="new .extxyz.xz")
     args = parser.parse_args(words)
-    try:
-        if args.output.exists():
-            raise GFMError(f"{args.output}: is there already")
+
+    def made() -> str:
         model = load_model(args.model)
         heads = load_heads(recipe_on(args.data.resolve(), args.recipe), args.cache)
         own = [head for head in heads if head.spec.name in model.energy_heads]
@@ -160,11 +160,9 @@ def main(words: Sequence[str] | None = None) -> int:
             raise GFMError(f"{args.data}: nothing that is not there already")
         text = "".join(extxyz_text(atoms) for atoms in found)
         write_file(args.output, lzma.compress(text.encode(), preset=9 | lzma.PRESET_EXTREME))
-    except (GFMError, OSError) as error:
-        print(f"gfm: error: {error}", file=sys.stderr)
-        return 1
-    print(f"{args.output}: {len(found)} structures of {len({atoms.info['head'] for atoms in found})} heads")
-    return 0
+        return f"{len(found)} structures of {len({atoms.info['head'] for atoms in found})} heads"
+
+    return write_new(args.output, made)
 
 
 if __name__ == "__main__":

@@ -202,9 +202,10 @@ def _knows(model: GFMModel, numbers: np.ndarray) -> str | None:
 
 
 def _pairs(dataset: Dataset, rows: np.ndarray) -> int:
-    """Of an atom of a cell and one of its supercell, over all rows: the work of their vibrations."""
-    cells, counts = dataset.read(rows).cell, dataset.atom_counts(rows)
-    return sum(int(count) ** 2 * math.prod(repeats_of(cell)[0]) for count, cell in zip(counts, cells))
+    """Of an atom of a cell and one of its supercell, over all rows that are crystals: the work of their vibrations."""
+    block, counts = dataset.read(rows), dataset.atom_counts(rows)
+    crystals = zip(counts[block.pbc.all(axis=1)], block.cell[block.pbc.all(axis=1)])
+    return sum(int(count) ** 2 * math.prod(repeats_of(cell)[0]) for count, cell in crystals)
 
 
 def _columns(model: GFMModel, head: str, dataset: Dataset, rows: np.ndarray, **wanted: bool) -> np.ndarray:

@@ -8,6 +8,7 @@ that differentiates twice, to save less memory than a batch's activations take.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -45,12 +46,13 @@ def share(ranks: Ranks, members: Sequence[Sequence[int]], shard: str) -> Sharing
 
     Args:
         members: sets of ranks that make up all ranks; a set shares one copy of the parameters.
-        shard: "none", "replica" (cut among the processes of a machine) or "all".
+        shard: "none", "replica" (cut among the processes of a machine, or as many of them as make up the set) or "all".
     """
     found = None
     for own in members:
-        width = len(own) if shard == "all" else min(ranks.local_world, len(own)) if shard == "replica" else 1
-        width = width if len(own) % width == 0 else 1
+        # Six processes on machines of four are cut in pairs, each of which lies on one machine.
+        local = len(own) if len(own) <= ranks.local_world else math.gcd(len(own), ranks.local_world)
+        width = {"all": len(own), "replica": local}.get(shard, 1)
         rows = [list(own[k : k + width]) for k in range(0, len(own), width)]
         part_groups = [ranks.group(row) for row in rows]
         copy_groups = [ranks.group([row[k] for row in rows]) for k in range(width)]

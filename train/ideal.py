@@ -27,14 +27,15 @@ from ase.build import bulk
 from ase.data import atomic_numbers, covalent_radii, reference_states
 
 from gfm_calc.artifacts import write_file
+from gfm_calc.commands.modules import write_new
 from gfm_calc.commands.options import natural, positive_int
 from gfm_calc.data.label import extxyz_text
 from gfm_calc.data.splits import Split, draw
-from gfm_calc.errors import GFMError
 from gfm_calc.screening.elements import element_crystal
 from gfm_calc.screening.prototypes import ANIONS, GROUPS, STATES, prototype
 from gfm_calc.screening.substitution import Substitutions
 from gfm_calc.structures import read_structures
+from gfm_calc.train.evaluation import spread_indices
 from gfm_calc.train.near import near
 
 _NOT_TAUGHT = ("Po", "Ra")  # rare, and unknown to most published models
@@ -106,7 +107,7 @@ def compounds(count: int) -> Iterator[Crystal]:
     alloys = {"Cs": metals, "Cl": metals}
     parts.append(("cesiumchloride", Substitutions("alloy", prototype("cesiumchloride"), alloys, balance=False)))
     for structure, part in parts:
-        for number in np.unique(np.linspace(0, len(part) - 1, min(count, len(part))).round().astype(int)).tolist():
+        for number in spread_indices(len(part), count).tolist():
             (_, made), = part.made(number, number + 1)  # fmt: skip
             atoms = Atoms(made.numbers, made.positions, cell=made.cell, pbc=True)
             if part.name == "alloy":  # radii of ions say nothing of these
@@ -197,20 +198,13 @@ def main(words: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--seed", type=natural, default=0)
     args = parser.parse_args(words)
-    try:
-        if args.output.exists():
-            raise GFMError(f"{args.output}: is there already")
+
+    def made() -> str:
         found = make(args.output, copies=args.copies, count=args.count, beside=args.beside, seed=args.seed)
-    except (GFMError, OSError) as error:
-        print(f"gfm: error: {error}", file=sys.stderr)
-        return 1
-    left = (
-        f"; {found['left out']} crystals left out, their groups lie on several sides of a split"
-        if found["left out"]
-        else ""
-    )
-    print(f"{args.output}: {found['structures']} structures{left}")
-    return 0
+        left = f"; {found['left out']} crystals left out, their groups lie on several sides of a split"
+        return f"{found['structures']} structures{left if found['left out'] else ''}"
+
+    return write_new(args.output, made)
 
 
 if __name__ == "__main__":

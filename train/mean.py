@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -18,6 +18,8 @@ import torch
 from gfm_calc.checkpoint import load_model, save_model
 from gfm_calc.errors import ConfigError, GFMError
 from gfm_calc.model import GFMModel
+
+_FITTED = ("landmarks.centres", "landmarks.inverse_lengths")  # of a head of a property, to structures of its own
 
 
 def mean_of(models: Sequence[GFMModel]) -> GFMModel:
@@ -38,6 +40,8 @@ def mean_of(models: Sequence[GFMModel]) -> GFMModel:
     fixed = {name: tensor for name, tensor in last.state_dict().items() if ".stiffness." in name}
     if any(not torch.equal(model.state_dict()[name], tensor) for model in others for name, tensor in fixed.items()):
         raise ConfigError("the models have properties that begin at different first guesses: there is no mean of them")
+    if any(_beginning(model) != _beginning(last) for model in others):
+        raise ConfigError("the models have properties that begin at different fits: there is no mean of them")
     states = [_in_terms_of(last, model) for model in models]
     last.load_state_dict({
         name: torch.stack([state[name] for state in states]).mean(dim=0).to(tensor.dtype)
@@ -45,6 +49,18 @@ def mean_of(models: Sequence[GFMModel]) -> GFMModel:
     })  # fmt: skip
     last.uncertainty = None
     return last
+
+
+def _beginning(model: GFMModel) -> list[tuple[Mapping[str, float], list[list[float]]]]:
+    """Where each property head begins, which its weights are relative to: references; scale, shift and landmarks."""
+    specs = [model.specs[head] for head in model.property_heads]
+    fixed = [
+        [*module.buffers(), *(part for name, part in module.named_parameters() if name in _FITTED)]
+        for module in model.properties
+    ]
+    return [
+        (spec.reference_energies, [one.double().flatten().tolist() for one in own]) for spec, own in zip(specs, fixed)
+    ]
 
 
 def _in_terms_of(last: GFMModel, model: GFMModel) -> dict[str, torch.Tensor]:

@@ -20,10 +20,12 @@ import numpy as np
 from ase import Atoms
 
 from gfm_calc.artifacts import write_file
+from gfm_calc.commands.modules import write_new
 from gfm_calc.commands.options import natural, positive_int
 from gfm_calc.data.label import extxyz_text
 from gfm_calc.errors import GFMError
 from gfm_calc.structures import read_structures
+from gfm_calc.train.evaluation import spread_indices
 
 _LARGEST_FORCE, _LARGEST_STRESS = 0.1, 0.0375  # eV/Å, eV/Å³: 6 GPa
 _FEWEST, _MOST = 8, 32  # atoms of a supercell
@@ -66,7 +68,7 @@ def make(crystals: Path, output: Path, *, count: int, seed: int = 0) -> int:
     """Write supercells of `count` crystals at rest, evenly taken from a file; how many there are.
 
     Raises:
-        GFMError: no such crystal, or a frame that cannot be read.
+        GFMError: no such crystal, one without a group, or a frame that cannot be read.
     """
     frames = [frame for frame in read_structures(crystals) if is_near(frame)]
     if not frames:
@@ -74,14 +76,23 @@ def make(crystals: Path, output: Path, *, count: int, seed: int = 0) -> int:
             f"{crystals}: no labelled crystal of {_MOST} atoms at most is at rest: forces below {_LARGEST_FORCE} eV/Å "
             f"and stresses below {_LARGEST_STRESS} eV/Å³"
         )
-    chosen = np.unique(np.linspace(0, len(frames) - 1, min(count, len(frames))).round().astype(int))
+    require_groups(frames, crystals)
     texts = []
-    for k in chosen:
+    for k in spread_indices(len(frames), count):
         found = near(frames[k], np.random.default_rng([seed, int(k)]))
-        found.info["group"] = str(frames[k].info.get("group", f"{crystals.stem}:{k}"))
+        found.info["group"] = str(frames[k].info["group"])
         texts.append(extxyz_text(found))
     write_file(output, "".join(texts).encode())
     return len(texts)
+
+
+def require_groups(frames: Sequence[Atoms], path: Path) -> None:
+    """GFMError where one of a file has none: what is made of it could lie on another side of a split."""
+    lacking = sum(not str(frame.info.get("group", "")) for frame in frames)
+    if lacking:
+        raise GFMError(
+            f"{path}: {lacking} of {len(frames)} structures have no group: write group=NAME into their comments"
+        )
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -92,15 +103,11 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--count", type=positive_int, default=1500, help="of crystals; default: %(default)s")
     parser.add_argument("--seed", type=natural, default=0)
     args = parser.parse_args(words)
-    try:
-        if args.output.exists():
-            raise GFMError(f"{args.output}: is there already")
-        number = make(args.crystals, args.output, count=args.count, seed=args.seed)
-    except (GFMError, OSError) as error:
-        print(f"gfm: error: {error}", file=sys.stderr)
-        return 1
-    print(f"{args.output}: {number} structures")
-    return 0
+
+    def made() -> str:
+        return f"{make(args.crystals, args.output, count=args.count, seed=args.seed)} structures"
+
+    return write_new(args.output, made)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from gfm_calc.train.recipe import Recipe, read_recipe, to_toml
 
 _RECIPE, _LOCK = "recipe.toml", "run.lock"
 _OURS = ("data", "checkpoints", _LOCK)  # what a run that was ended early may have left before its recipe
-_FIXED_DATA = ("path", "split", "by", "validation", "test", "shared", "seed", "tau")
+_FIXED_DATA = ("path", "heads", "split", "by", "validation", "test", "shared", "seed", "tau")
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from gfm_calc.config import ModelConfig
 PHASES = ("data", "forward", "backward", "communication", "update", "validation")
 _RSS_UNIT = 1 if platform.system() == "Darwin" else 1024  # bytes
 _RAPL = Path("/sys/class/powercap")
+_OFTEN = 60.0  # s: a counter comes round after minutes at most powers
 _PASSES = 9  # forward, its gradient, and the backward of both, in units of a forward: about 3 x 3
 
 
@@ -28,7 +29,7 @@ class Telemetry:
         self.counts = {"steps": 0, "structures": 0, "atoms": 0, "edges": 0}
         self.operations = 0.0
         self._since = time.perf_counter()
-        self._energy = _joules()
+        self._packages, self._asked = Packages(), self._since
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -44,6 +45,9 @@ class Telemetry:
         for name, value in (("structures", structures), ("atoms", atoms), ("edges", edges)):
             self.counts[name] += value
         self.operations += operations
+        if time.perf_counter() - self._asked > _OFTEN:
+            self._asked = time.perf_counter()
+            self._packages.joules()
 
     def report(self, bytes_sent: int, communication: float) -> dict[str, Any]:
         """Everything, as JSON: totals of this process since it started."""
@@ -51,15 +55,14 @@ class Telemetry:
         seconds = {**self.seconds, "communication": communication}
         seconds["other"] = max(0.0, wall - sum(seconds.values()))
         steps = max(1, self.counts["steps"])
-        before, now = self._energy, _joules()
+        energy = self._packages.joules()
         found: dict[str, Any] = {
             "wall_s": wall, "seconds": seconds, **self.counts,
             "structures_per_s": self.counts["structures"] / wall, "atoms_per_s": self.counts["atoms"] / wall,
             "edges_per_s": self.counts["edges"] / wall, "bytes_sent": bytes_sent, "bytes_sent_per_step": bytes_sent / steps,
             "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT,
             "estimated_flops": self.operations, "estimated_flops_per_s": self.operations / wall,
-            "energy_j": None if before is None or now is None else now - before,
-            "energy_source": "RAPL, packages" if before is not None else "not readable here",
+            "energy_j": energy, "energy_source": "not readable here" if energy is None else "RAPL, packages",
         }  # fmt: skip
         if torch.cuda.is_available() and torch.cuda.is_initialized():
             found["peak_device_bytes"] = torch.cuda.max_memory_allocated()
@@ -80,13 +83,28 @@ def operations_of(config: ModelConfig, atoms: int, edges: int, *, mechanical: bo
     return forward * (_PASSES if mechanical else 3)
 
 
-def _joules() -> float | None:
-    """Energy that the processor packages have used, J; None where it cannot be read."""
-    total, found = 0.0, False
-    for path in sorted(_RAPL.glob("intel-rapl:[0-9]*/energy_uj")) if _RAPL.is_dir() else ():
+class Packages:
+    """Energy of the processor packages since it was made, J, from counters that begin again at zero, some within the hour."""
+
+    def __init__(self, folder: Path = _RAPL):
+        # intel-rapl:0:0 and the like are parts of intel-rapl:0.
+        zones = [path for path in sorted(folder.glob("intel-rapl:*")) if path.name.count(":") == 1]
+        self._counters = [(zone / "energy_uj", zone / "max_energy_range_uj") for zone in zones]
+        self._joules, self._last = 0.0, self._read()
+
+    def joules(self) -> float | None:
+        """None where they cannot be read.  To be asked before a counter has come round twice."""
+        now = self._read()
+        if self._last is None or now is None:
+            return None
+        self._joules += sum((after - before) % span for (before, span), (after, _) in zip(self._last, now)) / 1e6
+        self._last = now
+        return self._joules
+
+    def _read(self) -> list[tuple[int, int]] | None:
+        """(Counter, what it counts to) of each package, µJ."""
         try:
-            total += int(path.read_text()) / 1e6
-            found = True
+            found = [(int(counter.read_text()), int(span.read_text()) + 1) for counter, span in self._counters]
         except (OSError, ValueError):
             return None
-    return total if found else None
+        return found or None

@@ -19,12 +19,17 @@ from ase import Atom, Atoms
 from ase.data import covalent_radii
 from ase.optimize import BFGS
 
+from gfm_calc.artifacts import write_file
+from gfm_calc.commands.modules import write_new
+from gfm_calc.commands.options import natural, positive_int
 from gfm_calc.commands.progress import Progress
 from gfm_calc.data.calculators import make_calculator
 from gfm_calc.data.label import extxyz_text
 from gfm_calc.data.workers import run_in_processes
 from gfm_calc.errors import GFMError
 from gfm_calc.structures import read_frames
+from gfm_calc.train.evaluation import spread_indices
+from gfm_calc.train.near import require_groups
 
 _METHOD = "tblite:GFN2-xTB"
 _KEPT = (2, 5, 9, 14)  # steps of the relaxation whose structures are kept
@@ -169,13 +174,18 @@ def _frame(atoms: Atoms) -> list[str]:
 
 
 def make(molecules: Path, output: Path, *, count: int, processes: int, seed: int = 0) -> dict[str, int]:
-    """Write the variants of `count` molecules, evenly taken from a file; {"frames": ..., "molecules": ..., "failed": ...}."""
+    """Write the variants of `count` molecules, evenly taken from a file; {"frames": ..., "molecules": ..., "failed": ...}.
+
+    Raises:
+        GFMError: a molecule without a group, or a file that cannot be read.
+    """
     frames = [frame for frame in read_frames(molecules) if isinstance(frame, Atoms)]
-    chosen = np.unique(np.linspace(0, len(frames) - 1, min(count, len(frames))).round().astype(int))
+    require_groups(frames, molecules)
+    chosen = spread_indices(len(frames), count)
 
     def calls() -> Iterator[tuple]:
         for k in chosen:
-            yield frames[k], seed, int(k), str(frames[k].info.get("group", f"{molecules.stem}:{k}"))
+            yield frames[k], seed, int(k), str(frames[k].info["group"])
 
     texts: dict[int, list[str]] = {}
     failed = 0
@@ -187,23 +197,26 @@ def make(molecules: Path, output: Path, *, count: int, processes: int, seed: int
             else:
                 texts[number] = found
     written = [text for number in sorted(texts) for text in texts[number]]
-    output.write_text("".join(written))
+    write_file(output, "".join(written).encode())
     return {"frames": len(written), "molecules": sum(bool(found) for found in texts.values()), "failed": failed}
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> int:
+    """The command; 1 where it failed."""
     parser = argparse.ArgumentParser(prog="python -m gfm_calc.train.variants", description=__doc__.splitlines()[0])
     parser.add_argument("molecules", type=Path, metavar="MOLECULES", help="extended XYZ")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="extended XYZ")
-    parser.add_argument("--count", type=int, default=6000, help="molecules that are changed (default: 6000)")
-    parser.add_argument("--processes", type=int, default=1, metavar="N", help="default: 1")
-    given = parser.parse_args()
-    try:
-        found = make(given.molecules, given.output, count=given.count, processes=given.processes)
-    except GFMError as error:
-        sys.exit(str(error))
-    print(", ".join(f"{value:,} {name}" for name, value in found.items()))
+    parser.add_argument("--count", type=positive_int, default=6000, help="molecules that are changed (default: 6000)")
+    parser.add_argument("--processes", type=positive_int, default=1, metavar="N", help="default: 1")
+    parser.add_argument("--seed", type=natural, default=0)
+    given = parser.parse_args(words)
+
+    def made() -> str:
+        found = make(given.molecules, given.output, count=given.count, processes=given.processes, seed=given.seed)
+        return ", ".join(f"{value:,} {name}" for name, value in found.items())
+
+    return write_new(given.output, made)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

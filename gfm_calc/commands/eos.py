@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ase import Atoms
 
 FILES = ("eos.json", "eos.csv", "eos.png")
+_STEPS = 2000  # of a relaxation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +65,7 @@ def run(args: argparse.Namespace) -> None:
     """Calculate, fit, write.
 
     Raises:
-        ConvergenceError: there is no minimum between the volumes.
+        ConvergenceError: a relaxation was not done, or there is no minimum between the volumes.
     """
     from ..structures import located
     from .plots import draw_eos
@@ -75,8 +76,10 @@ def run(args: argparse.Namespace) -> None:
     with files_aside(args.output, FILES, args.overwrite) as folder:
         atoms, frame = read_input(args)
         with located(args.input, frame), Progress("eos", "volumes", args.points) as progress:
-            if args.relax:
-                relax(atoms, Relaxation(fmax=1e-3, cell=True))
+            if args.relax and not relax(atoms, Relaxation(fmax=1e-3, cell=True, steps=_STEPS)).converged:
+                raise ConvergenceError(
+                    f"{args.input}, frame {frame}: not relaxed after {_STEPS} steps; try gfm relax first"
+                )
             volumes, energies = energy_of_volume(
                 atoms, span=args.range, points=args.points, relax_atoms=args.relax_atoms, progress=progress
             )
@@ -98,6 +101,7 @@ def energy_of_volume(
 
     Raises:
         ConfigError: not periodic along three axes.
+        ConvergenceError: atoms that do not come to rest.
     """
     import numpy as np
 
@@ -110,8 +114,10 @@ def energy_of_volume(
         scaled = atoms.copy()
         scaled.calc = atoms.calc
         scaled.set_cell(atoms.cell.array * factor ** (1 / 3), scale_atoms=True)
-        if relax_atoms:
-            relax(scaled, Relaxation(fmax=5e-3))
+        if relax_atoms and not relax(scaled, Relaxation(fmax=5e-3, steps=_STEPS)).converged:
+            raise ConvergenceError(
+                f"atoms not relaxed after {_STEPS} steps at {factor:.2f} times the volume: less --range"
+            )
         volumes.append(scaled.get_volume())
         energies.append(scaled.get_potential_energy())
         if progress is not None:

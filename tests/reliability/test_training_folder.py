@@ -87,6 +87,7 @@ def test_wrong_data_are_refused_in_one_line(data, tmp_path, world):
         ("model.num_features=16", "the run began with model.num_features = 8, not 16"),
         ("model.num_layers=1", "the run began with model.num_layers = 2, not 1"),
         ("data.path=/elsewhere", "the run began with data.path = "),
+        ('data.heads=["none"]', "the run began with data.heads = "),
         ("data.tau=1.0", "the run began with data.tau = 0.5, not 1.0"),
         ("run.seed=3", "the run began with run.seed = 0, not 3"),
         ("objective.uncertainty=true", "the run began with objective.uncertainty = False, not True"),

@@ -2,11 +2,13 @@
 
 import json
 import math
+import subprocess
 import sys
 
 import pytest
 from training import make_datasets
 
+from gfm_calc.benchmarks.children import children
 from gfm_calc.benchmarks.performance import ASSUMED, calibrate, predict_step, project, sum_seconds
 from gfm_calc.benchmarks.report import tables
 from gfm_calc.benchmarks.scaling import ScalingPlan, launch, run_scaling
@@ -77,3 +79,11 @@ def test_wrong_options(capsys, tmp_path):
     assert "no part 'wek'" in capsys.readouterr().err
     assert main(["bench", "scaling", "--data", str(tmp_path), "--processes", "2,4"]) == 1
     assert "begin with 1" in capsys.readouterr().err
+
+
+def test_no_child_outlives_its_benchmark():
+    """Neither where one that comes after it cannot be started, nor where the wait is interrupted."""
+    with pytest.raises(FileNotFoundError), children() as started:
+        started.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]))
+        started.append(subprocess.Popen(["no-such-program"]))
+    assert len(started) == 1 and started[0].returncode != 0

@@ -242,6 +242,16 @@ def test_eos_without_a_minimum_says_where_to_look():
         eos.fit_birch_murnaghan(*eos.energy_of_volume(atoms, span=0.04))
 
 
+@pytest.mark.parametrize("option", ["--relax", "--relax-atoms"])
+def test_eos_of_what_does_not_come_to_rest(tmp_path, gfm, option, monkeypatch):
+    """No volumes and moduli of a structure that is still on its way."""
+    monkeypatch.setattr(eos, "_STEPS", 1)
+    crystal = bulk("NaCl", "rocksalt", a=5.2)
+    crystal.rattle(0.1, seed=1)
+    code, _, said = gfm("eos", crystal, "eos", option)
+    assert code == 1 and "not relaxed after 1 steps" in said and not (tmp_path / "eos").exists()
+
+
 def test_eos_writes_its_files(tmp_path, saved_model, gfm):
     code, out, _ = gfm("eos", bulk("NaCl", "rocksalt", a=5.2), "eos", "--relax", "--range", 0.03)
     assert code == 0, "the random model has a minimum here"

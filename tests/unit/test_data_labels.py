@@ -6,7 +6,7 @@ from ase.units import Bohr, GPa, Hartree
 from data_files import FIXTURES, KCAL, methanol, stacked, write_ani1x, write_extxyz, write_npz, write_rmd17
 
 from gfm_calc.data.readers import Labeller, ReadOptions, names, read, read_raw
-from gfm_calc.data.readers.labels import Convention
+from gfm_calc.data.readers.conventions import Convention
 from gfm_calc.data.units import energy_unit, force_factor, forces_unit, length_unit, stress_factor, stress_unit
 from gfm_calc.errors import ConfigError, InputFileError, InvalidStructureError
 

@@ -179,6 +179,11 @@ def test_vibrations_that_take_long_are_left_out(model, path, tmp_path, monkeypat
     sides, groups = halves(dataset)
     pairs = [stiff._pairs(dataset, rows) for rows in (sides["train"], np.arange(len(dataset)))]
     assert pairs[0] < pairs[1]
+    water = molecule("H2O")
+    water.info |= ase.io.read(path).info
+    ase.io.write(tmp_path / "with.extxyz", [*ase.io.read(path, ":"), water])
+    beside = dataset_of(tmp_path / "with.extxyz", tmp_path / "beside", "chord")
+    assert stiff._pairs(beside, np.arange(len(beside))) == pairs[1]  # a molecule has none
     monkeypatch.setattr(stiff, "_PAIRS_A_MINUTE", 10)
     for most, minutes, says in (
         (pairs[0] - 1, None, "how stiff"),

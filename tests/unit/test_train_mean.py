@@ -1,5 +1,6 @@
 """The mean of models: of every weight, saved like any other; what has no mean is said."""
 
+import pytest
 import torch
 from support import random_model
 
@@ -25,6 +26,24 @@ def test_every_weight_is_the_mean(tmp_path, capsys):
     for name, tensor in mean.named_parameters():
         torch.testing.assert_close(tensor, begin[name] + 0.25)
     assert list(mean.specs) == list(model.specs) and mean.uncertainty is None
+
+
+@pytest.mark.parametrize("part", ["scale", "landmarks.centres", "landmarks.output", "reference"])
+def test_properties_have_a_mean_where_they_begin_alike(tmp_path, capsys, part):
+    """What they learn is relative to the fit that they begin at."""
+    first, second = saved(tmp_path, "a", properties=True), str(tmp_path / "b")
+    model = load_model(first)
+    if part == "reference":
+        model.specs["gap"].reference_energies["H"] = 3.0
+    else:
+        with torch.no_grad():
+            {**dict(model.properties[0].named_buffers()), **dict(model.properties[0].named_parameters())}[part].add_(
+                0.5
+            )
+    save_model(model, second)
+    ended = main([first, second, "-o", str(tmp_path / "mean")])
+    assert ended == (part != "landmarks.output")
+    assert ("begin at different fits" in capsys.readouterr().err) == bool(ended)
 
 
 def test_what_has_no_mean(tmp_path, capsys):

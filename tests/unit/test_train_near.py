@@ -52,6 +52,15 @@ def test_nothing_at_rest_is_said(tmp_path, capsys):
     assert not (tmp_path / "near.extxyz").exists()
 
 
+def test_crystals_without_a_group_are_refused(tmp_path, capsys):
+    """Their supercells could lie on another side of a split."""
+    frames = [labelled(bulk("Cu")), labelled(bulk("Al"))]
+    del frames[1].info["group"]
+    ase.io.write(tmp_path / "crystals.extxyz", frames)
+    assert main([str(tmp_path / "crystals.extxyz"), "-o", str(tmp_path / "near.extxyz")]) == 1
+    assert "1 of 2 structures have no group" in capsys.readouterr().err
+
+
 def test_sheared_crystals_are_not_at_rest(tmp_path, capsys):
     """One atom in a cell feels no force however it is strained, and shear has no part in the pressure."""
     for component in range(6):

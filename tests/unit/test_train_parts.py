@@ -25,6 +25,7 @@ from gfm_calc.data.splits import SIDES, draw
 from gfm_calc.data.tasks import file_tasks
 from gfm_calc.errors import ConfigError
 from gfm_calc.train.cli import find_recipe, packaged_recipes
+from gfm_calc.train.exchange import share
 from gfm_calc.train.flat import AdamW, FlatParameters
 from gfm_calc.train.models import build_model
 from gfm_calc.train.objective import Objective, head_slots
@@ -34,6 +35,7 @@ from gfm_calc.train.placement import place
 from gfm_calc.train.preparation import loss_weights, prepare
 from gfm_calc.train.recipe import ObjectiveRecipe, OptimizerRecipe, read_recipe, recipe_of, to_toml
 from gfm_calc.train.schedule import Schedule
+from gfm_calc.train.telemetry import Packages
 
 # ---- recipe ----
 
@@ -341,6 +343,50 @@ def test_schedules():
     again = Schedule(plateau.recipe, 100)
     again.restore(plateau.state())
     assert again.state() == plateau.state() and again.rate(5) == 0.5
+
+
+# ---- what a run costs ----
+
+
+def test_counters_of_energy_come_round(tmp_path):
+    """Those of packages alone, without their parts; each counts to a number of its own and begins again."""
+    counts = {"intel-rapl:0": (900, 999), "intel-rapl:0:0": (5, 999), "intel-rapl:1": (10_000_000, 50_000_000)}
+
+    def write(**now):
+        for zone, (count, span) in (counts | now).items():
+            (tmp_path / zone).mkdir(exist_ok=True)
+            (tmp_path / zone / "energy_uj").write_text(f"{count}\n")
+            (tmp_path / zone / "max_energy_range_uj").write_text(f"{span}\n")
+
+    write()
+    packages = Packages(tmp_path)
+    assert packages.joules() == 0.0
+    write(**{"intel-rapl:0": (100, 999), "intel-rapl:0:0": (700, 999), "intel-rapl:1": (13_000_000, 50_000_000)})
+    assert packages.joules() == pytest.approx(3.0002)
+    assert packages.joules() == pytest.approx(3.0002)
+    assert Packages(tmp_path / "none").joules() is None
+
+
+@pytest.mark.parametrize(
+    "members, machine, parts",
+    [
+        ([0, 1, 2, 3], 4, 4),
+        ([0, 1, 2, 3, 4, 5], 4, 2),
+        ([0, 1, 2], 4, 3),
+        ([0, 1, 2, 3, 4], 4, 1),
+        ([0, 1, 2, 3], 2, 2),
+    ],
+)
+def test_parameters_are_cut_among_those_of_a_machine(members, machine, parts):
+    class Those:
+        rank, local_world = 0, machine
+
+        def group(self, ranks):
+            return tuple(ranks)
+
+    found = share(Those(), [members], "replica")
+    assert found.parts == parts and found.copies == len(members) // parts
+    assert len({rank // machine for rank in found.part_group}) == 1
 
 
 # ---- processes ----

@@ -13,8 +13,9 @@ from typing import Any
 
 from ...errors import ConfigError, GFMError, InputFileError, did_you_mean, one_line
 from ..schema import Record
+from .conventions import Convention
 from .extxyz import Mark
-from .labels import Convention, Labeller
+from .labels import Labeller
 from .options import DEFAULTS, ReadOptions
 from .raw import RawFrame
 
