@@ -303,7 +303,7 @@ def _scratch(setup: Setup, folder: Path) -> tuple[Mapping[str, Any], int]:
     ranks = Ranks(discover(), "cpu", patience=recipe.parallel.patience)
     try:
         with open_run(folder, recipe, ranks, resume=False, prepare=prepare) as heads:
-            trainer = Trainer(recipe, heads, ranks, folder)
+            trainer = Trainer(recipe, heads, ranks, folder, lambda line: None)
             trainer.run()
             return errors_of(trainer, heads[0], "test"), trainer.step
     finally:

@@ -122,7 +122,7 @@ def run(args: argparse.Namespace) -> None:
         keep=keep, cheap=cheap_of(args), accepted=tuple(args.accept), device=args.device, dtype=args.dtype,
         report=args.report,
     )  # fmt: skip
-    found = finetune(job, resume=args.resume, say=_say)
+    found = finetune(job, resume=args.resume)
     if isinstance(found, str):
         sys.exit(128 + signal.Signals[found])
 
@@ -138,7 +138,3 @@ def cheap_of(args: argparse.Namespace) -> Cheap | None:
     if args.cheap_labels is None and found != Cheap(calculator=""):
         raise ConfigError("--cheap-options, -structures, -temperature and -steps are for --cheap-labels CALCULATOR")
     return None if args.cheap_labels is None else found
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)

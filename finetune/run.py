@@ -19,7 +19,7 @@ from gfm_calc.finetune.classes import auc_of
 from gfm_calc.finetune.combine import combine
 from gfm_calc.finetune.plan import Cheap, Job, advice_on_full_disk, alone, begin, check, is_begun, old_heads, write
 from gfm_calc.finetune.settling import settle
-from gfm_calc.finetune.setup import Beginning, Material, Say, Setup, look, set_up
+from gfm_calc.finetune.setup import Beginning, Material, Setup, look, set_up
 from gfm_calc.finetune.stiff import with_guess
 from gfm_calc.model import GFMModel
 from gfm_calc.train.evaluation import in_words, rounded, score
@@ -28,6 +28,7 @@ from gfm_calc.train.outcome import provenance, trained_model
 from gfm_calc.train.parallel import Place, Ranks, discover, quiet
 from gfm_calc.train.preparation import Head
 from gfm_calc.train.run_folder import open_run
+from gfm_calc.train.runlog import Say, aloud
 from gfm_calc.train.trainer import Trainer
 
 _CHEAP_SHARE = 0.6  # of the user's minutes, for cheap labels and what is learnt of them
@@ -61,7 +62,7 @@ class Outcome:
     warning: str
 
 
-def finetune(job: Job, *, resume: bool, say: Say = print) -> Outcome | str:
+def finetune(job: Job, *, resume: bool, say: Say = aloud) -> Outcome | str:
     """Fine-tune.
 
     Args:
@@ -174,7 +175,7 @@ def _train(job: Job, setup: Setup, place: Place, say: Say, *, final: bool) -> Ou
         with open_run(folder, recipe, ranks, resume=goes_on, prepare=setup.heads) as heads:
             head = next(head for head in heads if head.spec.name == name)
             side = next(side for side in ("test", "validation", "train") if head.sides[side].size)
-            trainer = Trainer(recipe, heads, ranks, folder)
+            trainer = Trainer(recipe, heads, ranks, folder, say)
             before = errors_of(trainer, head, side)
             frames = before["frames"]
             say(f"before: {in_words(before, head.spec)} on {frames} {side} structure{'s' * (frames != 1)}")

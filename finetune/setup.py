@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -41,6 +41,7 @@ from gfm_calc.train.keys import BLOCKS
 from gfm_calc.train.pace import seconds_of_step
 from gfm_calc.train.preparation import Head, with_shares
 from gfm_calc.train.recipe import DataRecipe, Recipe
+from gfm_calc.train.runlog import Say
 
 _MARGIN = 0.85  # of the time that the user gives is for steps, the rest for validations
 _LEAST_STEPS = 50
@@ -53,7 +54,6 @@ _FAR = 0.1  # from the fraction that was asked for
 _NEAR = 0.15
 _COUNTS = "counts.json"  # of structures that each old head repeats
 _ENOUGH = 10  # structures that can tell whether there is an improvement, and labels that can tell the best weights
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -224,7 +224,7 @@ class GFMModel(nn.Module):
         self, batch: GraphBatch, heads: Sequence[str], *, forces: bool = True, stresses: bool = False,
         uncertainty: bool = False,
     ) -> dict[str, Prediction]:  # fmt: skip
-        """Predict a batch with the heads asked for, in one encoder pass.
+        """Predict a batch with the heads asked for: one encoder pass for all energies, one for all properties.
 
         Args:
             batch: any device; the numbers come back on the CPU.

@@ -6,7 +6,7 @@ import csv
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TextIO
@@ -15,6 +15,14 @@ from gfm_calc.errors import MissingDependencyError
 
 _FLUSH = 1.0  # seconds
 _LINES = 10.0  # seconds between lines for people
+
+
+Say = Callable[[str], None]
+
+
+def aloud(line: str) -> None:
+    """A line for the terminal, at once."""
+    print(line, flush=True)
 
 
 class RunLog:
@@ -29,14 +37,17 @@ class RunLog:
         step: the step that the run goes on from.
         active: False makes a log that does nothing, for processes that do not write.
         tensorboard: write events, too.
+        say: gets a line now and then, for the terminal.
 
     Raises:
         MissingDependencyError: `tensorboard` without the package of that name.
     """
 
     def __init__(
-        self, folder: Path, heads: Sequence[str], step: int, *, active: bool = True, tensorboard: bool = False
+        self, folder: Path, heads: Sequence[str], step: int, *, active: bool = True, tensorboard: bool = False,
+        say: Say = aloud,
     ):  # fmt: skip
+        self._say = say
         self._files: list[TextIO] = []
         self._events: Any = None
         self._heads = list(heads)
@@ -71,10 +82,8 @@ class RunLog:
             self.flush()
         if now - self._shown > _LINES:
             self._shown = now
-            print(
-                f"step {line['step']}  loss {line['loss']:.4f}  lr {line['lr']:.2e}  "
-                f"{line['structures_per_s']:.0f} structures/s", flush=True,
-            )  # fmt: skip
+            rate = f"{line['structures_per_s']:.0f} structures/s"
+            self._say(f"step {line['step']}  loss {line['loss']:.4f}  lr {line['lr']:.2e}  {rate}")
 
     def validation(self, step: int, errors: Mapping[str, Mapping[str, float]], score: float) -> None:
         """Log a validation."""
@@ -85,7 +94,7 @@ class RunLog:
                 for head, row in errors.items():
                     self._add_events(step, {f"{name}/{head}": value for name, value in row.items()})
             self.flush()
-            print(f"step {step}  validation {score:.4f}", flush=True)
+            self._say(f"step {step}  validation {score:.4f}")
 
     def _add_events(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():

@@ -30,7 +30,7 @@ from gfm_calc.train.parallel import Ranks
 from gfm_calc.train.placement import place, refuse_properties
 from gfm_calc.train.preparation import Head, loss_weights
 from gfm_calc.train.recipe import Recipe
-from gfm_calc.train.runlog import RunLog
+from gfm_calc.train.runlog import RunLog, Say, aloud
 from gfm_calc.train.schedule import Schedule
 from gfm_calc.train.sources import training_sources
 from gfm_calc.train.stopping import Stop
@@ -55,14 +55,14 @@ class Trainer:
         recipe: what to do.
         heads: what `preparation.prepare` found, the same on all processes.
         ranks: the processes.
-        folder: of the run; checkpoints there are continued.
+        folder: of the run; checkpoints there are continued.  say: gets lines for the terminal.
 
     Attributes: `step`, steps done; `model`, with the heads that live here; `errors`, of the last validation; `telemetry`,
     what this process did since the trainer was made.
     """
 
-    def __init__(self, recipe: Recipe, heads: Sequence[Head], ranks: Ranks, folder: Path):
-        self.recipe, self.heads, self.ranks, self.folder = recipe, heads, ranks, folder
+    def __init__(self, recipe: Recipe, heads: Sequence[Head], ranks: Ranks, folder: Path, say: Say = aloud):
+        self.recipe, self.heads, self.ranks, self.folder, self.say = recipe, heads, ranks, folder, say
         self.placement = place([head.work for head in heads], ranks.world, recipe.parallel.mode)
         refuse_properties([h.spec for h in heads], len(self.placement.groups), balanced=recipe.objective.uncertainty)
         self.group = self.placement.group_of(ranks.rank)
@@ -146,7 +146,8 @@ class Trainer:
         if reason := self._already_over():
             self._take_best()
             return reason
-        log = RunLog(self.folder, self.names, self.step, active=self.ranks.rank == 0, tensorboard=run.tensorboard)
+        how = {"active": self.ranks.rank == 0, "tensorboard": run.tensorboard, "say": self.say}
+        log = RunLog(self.folder, self.names, self.step, **how)
         with ExitStack() as stack:
             stack.callback(log.close)
             stack.enter_context(self.stop.signals())
@@ -186,10 +187,9 @@ class Trainer:
         if run.stop_after and self.schedule.failures >= run.stop_after:
             reason = "no improvement"
         if reason and self.ranks.rank == 0:
-            print(
-                f"{self.folder}: has trained {self.step} of {run.steps} steps and is over ({reason}); to train on, raise "
-                + ("run.steps" if reason == "finished" else "run.stop_after, or set it to 0"), flush=True,
-            )  # fmt: skip
+            more = "run.steps" if reason == "finished" else "run.stop_after, or set it to 0"
+            done = f"has trained {self.step} of {run.steps} steps and is over ({reason})"
+            self.say(f"{self.folder}: {done}; to train on, raise {more}")
         return reason
 
     def prepared(self, step: list[LabelledBatch]) -> list[Prepared]:
@@ -345,7 +345,7 @@ class Trainer:
         if self._skipped >= _MOST_SKIPPED:
             raise BadBatchError(f"{message}; so were {_MOST_SKIPPED} in a row: lower optimizer.learning_rate")
         if self.ranks.rank == 0:
-            print(f"gfm: warning: {message}; the step is skipped", flush=True)
+            self.say(f"gfm: warning: {message}; the step is skipped")
 
     def _check_parameters(self) -> None:
         """Compare the weights of the processes that should have the same ones."""
