@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from ase.data import atomic_numbers as NUMBER_OF
@@ -24,9 +23,10 @@ from gfm_calc.finetune.readout import Begun
 from gfm_calc.model import GFMModel
 from gfm_calc.train.evaluation import spread_indices
 from gfm_calc.train.keys import key_of_auto
-from gfm_calc.train.preparation import Head, gather, statistics_of, without_unseen
+from gfm_calc.train.preparation import Head, gather, without_unseen
 from gfm_calc.train.properties import start_of
 from gfm_calc.train.recipe import DataRecipe
+from gfm_calc.train.statistics import statistics_of
 
 MIN_TRAINING = 3
 _FEW_COMPOSITIONS = 10  # fewer are not held out whole: that would be far more, or less, than the fraction asked for
@@ -249,20 +249,19 @@ def new_head(
     card: HeadSpec, dataset: Dataset, sides: Sides, references: References, model: GFMModel, nearest: str
 ) -> Head:
     """The head that is trained on the user's labels; it begins as the nearest head with other reference energies."""
-    known: dict[str, Any] = statistics_of(dataset, sides.train, model.config.cutoff)
+    known = statistics_of(dataset, sides.train, model.config.cutoff)
     elements = tuple(sorted(references.energies, key=NUMBER_OF.__getitem__))
     own, unseen = sides.of_elements(elements)
     counts = {"frames": len(sides.train)}
     data = tuple(dict(entry) | counts for entry in card.training_data)
-    spec = replace(
-        card, elements=elements, reference_energies={s: references.energies[s] for s in elements},
-        reference_kind="isolated-atom" if set(elements) <= set(references.isolated) else "fitted", training_data=data,
-        charges=known["charges"], max_excess_spin=known["excess"], periodicity=known["periodicity"],
+    spec = known.on_card(
+        card, {s: references.energies[s] for s in elements}, training_data=data,
+        reference_kind="isolated-atom" if set(elements) <= set(references.isolated) else "fitted",
     )  # fmt: skip
     scale = float(model.energy_stack.scale[model.energy_heads.index(nearest)])
     return Head(
         spec=spec, dataset=dataset, sides=own, scale=scale, shift={s: references.shift[s] for s in elements},
-        neighbors=known["neighbors"], atoms=known["atoms"], share=0.0, unseen=unseen,
+        share=0.0, unseen=unseen, **known.of_work(),
     )  # fmt: skip
 
 
@@ -278,16 +277,12 @@ def property_head(dataset: Dataset, sides: Sides, model: GFMModel, begun: Begun 
     known = statistics_of(dataset, sides.train, model.config.cutoff)
     own, unseen = sides.of_elements(references)
     counts = {"frames": len(sides.train)}
-    spec = replace(
-        dataset.head, elements=tuple(references), reference_energies=references,
-        training_data=tuple(dict(entry) | counts for entry in dataset.head.training_data),
-        charges=known["charges"], max_excess_spin=known["excess"], periodicity=known["periodicity"],
-        landmarks=0 if begun is None else begun.landmarks,
-    )  # fmt: skip
+    data = tuple(dict(entry) | counts for entry in dataset.head.training_data)
+    landmarks = 0 if begun is None else begun.landmarks
+    spec = known.on_card(dataset.head, references, training_data=data, landmarks=landmarks)
     return Head(
-        spec=spec, dataset=dataset, sides=own, scale=scale, shift={}, neighbors=known["neighbors"], atoms=known["atoms"],
-        share=0.0, unseen=unseen,
-    )  # fmt: skip
+        spec=spec, dataset=dataset, sides=own, scale=scale, shift={}, share=0.0, unseen=unseen, **known.of_work()
+    )
 
 
 def old_head(model: GFMModel, name: str, dataset: Dataset) -> Head:
@@ -300,7 +295,7 @@ def old_head(model: GFMModel, name: str, dataset: Dataset) -> Head:
     nothing = np.zeros(0, np.int64)
     return Head(
         spec=spec, dataset=dataset, sides={"train": everything, "validation": nothing, "test": nothing},
-        scale=float(model.energy_stack.scale[row]), shift=shift, neighbors=known["neighbors"], atoms=known["atoms"], share=0.0,
+        scale=float(model.energy_stack.scale[row]), shift=shift, share=0.0, **known.of_work(),
     )  # fmt: skip
 
 

@@ -6,8 +6,6 @@ under it.
 
 from __future__ import annotations
 
-import math
-from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -20,7 +18,6 @@ from ase.data import atomic_numbers as NUMBER_OF
 
 from gfm_calc.artifacts import MANIFEST, canonical_json, commit, open_artifact, sha256
 from gfm_calc.config import HeadSpec, from_mapping, to_mapping
-from gfm_calc.data.block import NO_CHARGE, NO_SPIN
 from gfm_calc.data.compositions import Compositions
 from gfm_calc.data.frame_table import UNUSED, FrameTable
 from gfm_calc.data.loader import WORK_OF_ATOM
@@ -29,16 +26,14 @@ from gfm_calc.data.split_files import load_split
 from gfm_calc.data.splits import SIDES, draw, join
 from gfm_calc.data.store import Dataset, Selection, open_dataset
 from gfm_calc.errors import ConfigError, CorruptFileError, GFMError, InputFileError, one_line
-from gfm_calc.graph import AtomicGraph
 from gfm_calc.train.datasets import find_datasets
 from gfm_calc.train.keys import FEW_GROUPS, keyed
 from gfm_calc.train.properties import gone_on, start_of
 from gfm_calc.train.recipe import DataRecipe, HeadRecipe, Recipe, to_toml
+from gfm_calc.train.statistics import statistics_of
 
 KIND = "training-data"
 FORMAT_VERSION = 1
-_SAMPLE = 128  # structures of a head whose edges are counted
-_SCALES = (0.3, 3.0)  # eV; least and largest scale of a head
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,16 +193,14 @@ def _head(
         ) from error
     own, unseen = without_unseen(own, compositions, rows.start, fit.energies)
     statistics = statistics_of(dataset, own["train"], cutoff)
-    spec = replace(
-        dataset.head, elements=tuple(fit.energies), reference_energies=dict(fit.energies),
-        training_data=_origins(dataset, wanted, statistics["frames"]),
+    spec = statistics.on_card(
+        dataset.head, fit.energies, training_data=_origins(dataset, wanted, statistics.frames),
         reference_kind="isolated-atom" if set(fit.energies) <= set(known) else "fitted",
-        charges=statistics["charges"], max_excess_spin=statistics["excess"], periodicity=statistics["periodicity"],
     )  # fmt: skip
     shift = {s: fitted.energies[s] - fit.energies[s] for s in fit.energies}
     return Head(
-        spec=spec, dataset=dataset, sides=own, scale=statistics["scale"], shift=shift, neighbors=statistics["neighbors"],
-        atoms=statistics["atoms"], share=0.0, unseen=unseen,
+        spec=spec, dataset=dataset, sides=own, scale=statistics.scale, shift=shift, share=0.0, unseen=unseen,
+        **statistics.of_work(),
     )  # fmt: skip
 
 
@@ -222,16 +215,11 @@ def _property_head(
     }
     own, unseen = without_unseen(own, compositions, first, references)
     statistics = statistics_of(dataset, own["train"], cutoff)
-    spec = replace(
-        dataset.head, elements=tuple(references), reference_energies=references,
-        training_data=_origins(dataset, recipe.head(dataset.head.name), statistics["frames"]),
-        charges=statistics["charges"], max_excess_spin=statistics["excess"], periodicity=statistics["periodicity"],
-        landmarks=landmarks,
-    )  # fmt: skip
+    origins = _origins(dataset, recipe.head(dataset.head.name), statistics.frames)
+    spec = statistics.on_card(dataset.head, references, training_data=origins, landmarks=landmarks)
     return Head(
-        spec=spec, dataset=dataset, sides=own, scale=scale, shift={}, neighbors=statistics["neighbors"],
-        atoms=statistics["atoms"], share=0.0, unseen=unseen,
-    )  # fmt: skip
+        spec=spec, dataset=dataset, sides=own, scale=scale, shift={}, share=0.0, unseen=unseen, **statistics.of_work()
+    )
 
 
 def without_unseen(
@@ -267,43 +255,6 @@ def _origins(dataset: Dataset, wanted: HeadRecipe, frames: Mapping[str, int]) ->
             if getattr(wanted, key) is not None:
                 entry[key] = getattr(wanted, key)
     return tuple(data)
-
-
-def statistics_of(dataset: Dataset, indices: np.ndarray, cutoff: float) -> dict[str, Any]:
-    """What a head card and the start of training need to know of the training structures.
-
-    Returns:
-        scale (eV), charges (lowest, highest), excess (unpaired electrons), periodicity, neighbors (an atom), atoms (a
-        structure), frames (of each file, by its name without endings).
-    """
-    squares, count, excess, atoms = 0.0, 0, 0, 0
-    charges: list[int] = [0]
-    axes = np.zeros(4, int)
-    frames: Counter[str] = Counter()
-    for first in range(0, len(indices), 4096):
-        block = dataset.read(indices[first : first + 4096], names=True)
-        frames.update(source.partition(".")[0] for source in block.source or ())
-        atoms += len(block.atomic_numbers)
-        if block.forces is not None:
-            clipped = np.clip(block.forces[np.isfinite(block.forces)], -10, 10)
-            squares, count = squares + float(np.square(clipped).sum()), count + clipped.size
-        charge = np.where(block.charge == NO_CHARGE, 0, block.charge).astype(int)
-        charges += [int(charge.min()), int(charge.max())]
-        electrons = np.add.reduceat(block.atomic_numbers.astype(int), block.ptr[:-1]) - charge
-        lowest = electrons % 2 + 1
-        spin = np.where(block.spin == NO_SPIN, lowest, block.spin)
-        excess = max(excess, int((spin - lowest).max()))
-        axes += np.bincount(block.pbc.sum(axis=1), minlength=4)
-    kinds = [kind for kind, seen in (("molecule", axes[:3].any()), ("bulk", axes[3])) if seen]
-    sample = indices[np.linspace(0, len(indices) - 1, min(_SAMPLE, len(indices))).astype(int)]
-    graphs = [AtomicGraph.build(record.structure(), cutoff) for record in dataset.read(sample).records()]
-    edges, nodes = sum(g.edge_index.shape[1] for g in graphs), sum(int(g.num_nodes or 0) for g in graphs)
-    scale = math.sqrt(squares / count) if count else 1.0
-    return {
-        "scale": float(np.clip(scale, *_SCALES)), "charges": (min(charges), max(charges)), "excess": excess,
-        "periodicity": tuple(kinds), "neighbors": edges / nodes, "atoms": atoms / len(indices),
-        "frames": dict(frames),
-    }  # fmt: skip
 
 
 def with_shares(heads: Sequence[Head], recipe: Recipe) -> list[Head]:
