@@ -18,7 +18,8 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.db.row import AtomsRow
 from ase.stress import full_3x3_to_voigt_6_stress
 
-from gfm_calc.benchmarks.data_sample import Sample, figure, latencies, quantiles, size_of
+from gfm_calc.benchmarks.data_sample import Sample, latencies, quantiles, size_of
+from gfm_calc.benchmarks.numbers import rounded
 from gfm_calc.commands.progress import Progress
 from gfm_calc.data.block import Block
 from gfm_calc.data.schema import Record
@@ -91,7 +92,7 @@ def _measured(paths: Mapping[str, Path], count: int, rounds: int, progress: Prog
     return {
         name: {
             "bytes": size_of(paths[name]), **quantiles(single[name]), "first_us": quantiles(first[name])["median_us"],
-            "structures_per_s": figure(BATCH / float(np.median(batched[name]))),
+            "structures_per_s": rounded(BATCH / float(np.median(batched[name]))),
         }
         for name in readers
     }  # fmt: skip

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from gfm_calc.benchmarks.data_sample import Sample, figure
+from gfm_calc.benchmarks.data_sample import Sample
+from gfm_calc.benchmarks.numbers import rounded
 from gfm_calc.benchmarks.training_steps import TrainingSteps, endless_recipe
 from gfm_calc.checkpoint import load_model
 from gfm_calc.commands.progress import Progress
@@ -79,12 +80,12 @@ def _measured(
             part = [kept[(turn * TRAINED + k) % len(kept)] for k in range(TRAINED)]
             seconds = _seconds(lambda: training.run(part))  # noqa: B023
             rates[name].append(TRAINED * BATCH / seconds)
-    found = {name: figure(median(values)) for name, values in rates.items()}
+    found = {name: rounded(median(values)) for name, values in rates.items()}
     atoms = sum(len(batch.graph.atomic_numbers) for batch in kept)
     edges = sum(batch.graph.edge_index.shape[1] for batch in kept)
     return {
-        "atoms_per_structure": figure(atoms / (BATCH * len(kept))), "edges_per_atom": figure(edges / atoms), **found,
-        **{f"loader_over_{name}": figure(found["loader"] / found[name]) for name in steps},
+        "atoms_per_structure": rounded(atoms / (BATCH * len(kept))), "edges_per_atom": rounded(edges / atoms), **found,
+        **{f"loader_over_{name}": rounded(found["loader"] / found[name]) for name in steps},
     }  # fmt: skip
 
 

@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from gfm_calc.benchmarks.data_sample import figure, latencies, quantiles, size_of
+from gfm_calc.benchmarks.data_sample import latencies, quantiles, size_of
+from gfm_calc.benchmarks.numbers import rounded
 from gfm_calc.config import HeadSpec
 from gfm_calc.data.build import build
 from gfm_calc.data.schema import Record
@@ -125,9 +126,9 @@ def _build(directory: Path, structures: int) -> dict[str, Any]:
     seconds = time.perf_counter() - started
     child = getrusage(RUSAGE_CHILDREN).ru_maxrss / 1024
     return {
-        "atoms": dataset.num_atoms, "shards": len(dataset.shards), "seconds": figure(seconds),
-        "structures_per_s": figure(structures / seconds),
-        "peak_mb": {"parent": _memory("VmHWM"), "largest_child": figure(child)},
+        "atoms": dataset.num_atoms, "shards": len(dataset.shards), "seconds": rounded(seconds),
+        "structures_per_s": rounded(structures / seconds),
+        "peak_mb": {"parent": _memory("VmHWM"), "largest_child": rounded(child)},
     }  # fmt: skip
 
 
@@ -144,7 +145,7 @@ def _open(directory: Path, structures: int) -> dict[str, Any]:
         _compare(dataset.record(index), index)
     return {
         "open": {
-            "seconds": figure(seconds), "memory_mb": after, "grown_mb": figure(max(0.0, after - before)),
+            "seconds": rounded(seconds), "memory_mb": after, "grown_mb": rounded(max(0.0, after - before)),
             "after_reads_mb": finished,
         },
         "reads": {"first": quantiles(first), "again": quantiles(again)}, "compared": 100,
@@ -162,7 +163,7 @@ def _memory(key: str) -> float:
     """MB of this process, by its name in /proc/self/status."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{key}:"):
-            return figure(int(line.split()[1]) / 1024)
+            return rounded(int(line.split()[1]) / 1024)
     raise GFMError(f"the system does not say {key}")
 
 

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from gfm_calc.benchmarks.data_sample import figure, files_of, size_of
+from gfm_calc.benchmarks.data_sample import files_of, size_of
+from gfm_calc.benchmarks.numbers import rounded
 from gfm_calc.commands.progress import Progress
 from gfm_calc.config import HeadSpec
 from gfm_calc.data.build import build
@@ -59,7 +60,7 @@ def run_pool(folder: Path, scratch: Path, *, processes: int = 2) -> dict[str, An
             datasets.append(dataset)
             rows.append({
                 "head": head, "files": len(paths), "frames": len(dataset), "atoms": dataset.num_atoms,
-                "bytes": size_of(dataset.directory), "seconds": figure(seconds),
+                "bytes": size_of(dataset.directory), "seconds": rounded(seconds),
             })  # fmt: skip
             progress.advance(note=head)
     peak = _largest_child_mb()
@@ -71,8 +72,8 @@ def run_pool(folder: Path, scratch: Path, *, processes: int = 2) -> dict[str, An
     return {
         "files": sum(map(len, heads.values())), "frames": frames, "atoms": atoms, "heads": rows,
         "build": {
-            "processes": processes, "seconds": figure(seconds), "frames_per_s": figure(frames / seconds),
-            "mb_per_s": figure(texts / 1e6 / seconds), "peak_mb": peak,
+            "processes": processes, "seconds": rounded(seconds), "frames_per_s": rounded(frames / seconds),
+            "mb_per_s": rounded(texts / 1e6 / seconds), "peak_mb": peak,
         },
         "bytes": {
             "ours": sum(row["bytes"] for row in rows), "extxyz": texts,
@@ -106,7 +107,7 @@ def _text_bytes(path: Path) -> int:
 def _largest_child_mb() -> float:
     from resource import RUSAGE_CHILDREN, getrusage
 
-    return figure(getrusage(RUSAGE_CHILDREN).ru_maxrss / 1024)
+    return rounded(getrusage(RUSAGE_CHILDREN).ru_maxrss / 1024)
 
 
 # ---- read back ----
@@ -208,8 +209,8 @@ def _split(
         fit = energies.fit(chosen)
         row["train_frames"] = int(chosen.sum())
         row["fitted_elements"], row["flagged_elements"] = len(fit.energies), len(fit.flagged)
-        row["residual_ev_per_atom"] = figure(fit.residual_rms)
-        row["condition_number"] = figure(fit.regularised_condition_number)
+        row["residual_ev_per_atom"] = rounded(fit.residual_rms)
+        row["condition_number"] = rounded(fit.regularised_condition_number)
         if not all(math.isfinite(value) for value in fit.energies.values()):
             raise GFMError(f"{dataset.directory}: a reference energy is not finite")
     census = table.census(sides)["ids"]

@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from gfm_calc.benchmarks.data_sample import Sample, figure, latencies, quantiles
+from gfm_calc.benchmarks.data_sample import Sample, latencies, quantiles
+from gfm_calc.benchmarks.numbers import rounded
 from gfm_calc.commands.progress import Progress
 from gfm_calc.data.block import Block
 from gfm_calc.data.distributed import DistributedStore
@@ -146,7 +147,7 @@ def _measured(read: Callable[..., Block], dataset: Dataset, first: int) -> dict[
             single, batched = single + times[0], batched + times[1]
             moved += sum(_bytes(dataset.read(group)) for group in groups)
     return {
-        "single": quantiles(single), "batch": quantiles(batched), "batch_mb_per_s": figure(moved / 1e6 / sum(batched)),
+        "single": quantiles(single), "batch": quantiles(batched), "batch_mb_per_s": rounded(moved / 1e6 / sum(batched)),
     }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from gfm_calc.benchmarks.numbers import rounded
 from gfm_calc.config import HeadSpec
 from gfm_calc.data.build import build
 from gfm_calc.data.readers import read
@@ -94,12 +95,7 @@ def latencies(call: Callable[[Any], Any], items: Iterable[Any]) -> list[float]:
 
 def quantiles(seconds: Sequence[float]) -> dict[str, float]:
     """{"median_us", "p99_us"}."""
-    return {"median_us": figure(1e6 * statistics.median(seconds)), "p99_us": figure(1e6 * np.quantile(seconds, 0.99))}
-
-
-def figure(value: float) -> float:
-    """Four significant digits."""
-    return float(f"{value:.4g}")
+    return {"median_us": rounded(1e6 * statistics.median(seconds)), "p99_us": rounded(1e6 * np.quantile(seconds, 0.99))}
 
 
 def size_of(path: Path) -> int:

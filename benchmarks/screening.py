@@ -29,6 +29,7 @@ import numpy as np
 import torch
 from ase import Atoms
 
+from gfm_calc.benchmarks.numbers import rounded
 from gfm_calc.benchmarks.roofline import ceilings, roofline
 from gfm_calc.benchmarks.screening_peer import beside_peer
 from gfm_calc.benchmarks.screening_runs import end_to_end, processes
@@ -237,8 +238,8 @@ def ablation(model: GFMModel, batches: Sequence[GraphBatch], plan: ScreeningPlan
         forces = max(float(np.abs(a[1] - b[1]).max()) for a, b in zip(own, first))
         rows.append({
             "step": name, **speed(seconds[name], plan.count),
-            "times_first": figure(statistics.median(a / b for a, b in zip(seconds["a pass a head"], seconds[name])), 3),
-            "energy_difference": figure(energy, 2), "forces_difference": figure(forces, 2),
+            "times_first": rounded(statistics.median(a / b for a, b in zip(seconds["a pass a head"], seconds[name])), 3),
+            "energy_difference": rounded(energy, 2), "forces_difference": rounded(forces, 2),
         })  # fmt: skip
     return rows
 
@@ -269,11 +270,6 @@ def speed(seconds: Sequence[float], count: int) -> dict[str, float]:
     """Structures a second and ms a structure, of the median turn, and the spread of the turns."""
     median = statistics.median(seconds)
     return {
-        "structures_per_s": figure(count / median), "ms": figure(1e3 * median / count),
-        "spread": figure((max(seconds) - min(seconds)) / median, 3),
+        "structures_per_s": rounded(count / median), "ms": rounded(1e3 * median / count),
+        "spread": rounded((max(seconds) - min(seconds)) / median, 3),
     }  # fmt: skip
-
-
-def figure(value: float, digits: int = 4) -> float:
-    """Rounded to significant digits."""
-    return float(f"{value:.{digits}g}")

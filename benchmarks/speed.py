@@ -20,6 +20,7 @@ from ase import Atoms
 
 from gfm_calc.benchmarks import structures
 from gfm_calc.benchmarks.contenders import Process
+from gfm_calc.benchmarks.numbers import rounded
 from gfm_calc.benchmarks.peers.measure import structures_in
 from gfm_calc.checkpoint import load_model, resolve
 from gfm_calc.commands.progress import Progress
@@ -196,7 +197,7 @@ def _check(plan: SpeedPlan, process: Process) -> dict[str, Any]:
     errors = [answer["error"] for answer in answers if "error" in answer]
     if errors:
         return {"error": errors[0]}
-    return {"batch_minus_calculator_ev_per_atom": _round_to(max(answer["difference"] for answer in answers), 2)}
+    return {"batch_minus_calculator_ev_per_atom": rounded(max(answer["difference"] for answer in answers), 2)}
 
 
 def _set_names(plan: SpeedPlan) -> tuple[str, ...]:
@@ -241,7 +242,7 @@ def _batch_row(row: Mapping[str, Any], sets: Mapping[str, Sequence[Atoms]]) -> d
     atoms = sum(len(a) for a in sets[row["set"]][:count])
     seconds = statistics.median(row["calls"])
     return {
-        **found, "structures_per_s": _round_to(count / seconds), "atoms_per_s": _round_to(atoms / seconds),
+        **found, "structures_per_s": rounded(count / seconds), "atoms_per_s": rounded(atoms / seconds),
         "spread": _spread(row["calls"]),
     }  # fmt: skip
 
@@ -251,12 +252,8 @@ def _dynamics_row(row: Mapping[str, Any], systems: Mapping[str, Atoms]) -> dict[
     found["atoms"] = len(systems[row["system"]])
     if "error" in row:
         return {**found, "error": row["error"]}
-    return {**found, "ms_per_step": _round_to(1e3 * statistics.median(row["calls"])), "spread": _spread(row["calls"])}
+    return {**found, "ms_per_step": rounded(1e3 * statistics.median(row["calls"])), "spread": _spread(row["calls"])}
 
 
 def _spread(calls: Sequence[float]) -> float:
     return round((max(calls) - min(calls)) / statistics.median(calls), 3)
-
-
-def _round_to(value: float, digits: int = 4) -> float:
-    return float(f"{value:.{digits}g}")

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import rankdata, spearmanr
+from scipy.stats import spearmanr
 
 from gfm_calc.benchmarks.accuracy import draw
+from gfm_calc.benchmarks.numbers import rounded
 from gfm_calc.benchmarks.uncertainty_methods import METHODS, Alternatives
 from gfm_calc.commands.progress import Progress
 from gfm_calc.data.block import Block
@@ -22,6 +23,7 @@ from gfm_calc.data.sampling import Batch
 from gfm_calc.data.store import Selection
 from gfm_calc.data.tasks import file_tasks
 from gfm_calc.errors import ConfigError, GFMError, OutsideDomainError
+from gfm_calc.finetune.classes import roc_auc
 from gfm_calc.graph import AtomicGraph
 from gfm_calc.model import GFMModel
 from gfm_calc.predictor import check_domain
@@ -126,7 +128,7 @@ def _row(
         if not len(errors):
             continue
         limit = large.setdefault(what, float(np.quantile(errors, _LARGE)))
-        row[what] = {"error": _rounded(1e3 * errors.mean()), "large": _rounded(1e3 * limit)} | {
+        row[what] = {"error": rounded(1e3 * errors.mean()), "large": rounded(1e3 * limit)} | {
             name: figures(*found.of(what, name), limit, calibrated=name == "expected") for name in METHODS
         }
     return row
@@ -145,7 +147,7 @@ def figures(errors: np.ndarray, guesses: np.ndarray, large: float, *, calibrated
         by guess of |mean error / mean guess - 1|; `within_two`, the share of errors below twice the guess (0.86 where errors
         are exponential).  None where it is not defined.
     """
-    found: dict[str, float | None] = {"spearman": None, "auroc": auroc(guesses, errors > large)}
+    found: dict[str, float | None] = {"spearman": None, "auroc": roc_auc(errors > large, guesses)}
     if len(errors) > 2 and np.ptp(guesses) > 0 and np.ptp(errors) > 0:
         found["spearman"] = float(spearmanr(errors, guesses).statistic)
     if calibrated:
@@ -155,19 +157,7 @@ def figures(errors: np.ndarray, guesses: np.ndarray, large: float, *, calibrated
         found["ratio"] = float(errors.mean() / max(guesses.mean(), 1e-12))
         found["miscalibration"] = float(np.mean(off))
         found["within_two"] = float(np.mean(errors < 2 * guesses))
-    return {name: None if value is None else _rounded(value) for name, value in found.items()}
-
-
-def auroc(guesses: np.ndarray, is_large: np.ndarray) -> float | None:
-    """Area under the receiver operating characteristic; None where all or none are large."""
-    large, small = int(is_large.sum()), int((~is_large).sum())
-    if not large or not small:
-        return None
-    return float((rankdata(guesses)[is_large].sum() - large * (large + 1) / 2) / (large * small))
-
-
-def _rounded(value: float) -> float:
-    return float(f"{value:.4g}")
+    return {name: None if value is None or np.isnan(value) else rounded(value) for name, value in found.items()}
 
 
 def _side(model: GFMModel, head: Head, side: str, plan: UncertaintyPlan) -> Iterator[LabelledBatch]:
@@ -208,6 +198,6 @@ def means(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 entry: dict[str, Any] = {"set": label, "what": what, "method": method, "rows": len(cells)}
                 for figure in ("spearman", "auroc"):
                     values = [cell[figure] for cell in cells if cell[figure] is not None]
-                    entry[figure] = _rounded(float(np.mean(values))) if values else None
+                    entry[figure] = rounded(float(np.mean(values))) if values else None
                 found += [entry] if cells else []
     return found

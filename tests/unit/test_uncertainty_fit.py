@@ -14,7 +14,7 @@ from training import make_datasets
 
 from gfm_calc.benchmarks.provenance import read_result
 from gfm_calc.benchmarks.report import markdown
-from gfm_calc.benchmarks.uncertainty import auroc, figures
+from gfm_calc.benchmarks.uncertainty import figures
 from gfm_calc.benchmarks.uncertainty_methods import METHODS, Alternatives, look
 from gfm_calc.checkpoint import describe, load_model, open_model, save_model
 from gfm_calc.cli import main
@@ -286,8 +286,7 @@ def test_figures_by_hand():
     assert found["spearman"] == pytest.approx(0.8) and found["auroc"] == 1.0
     assert found["ratio"] == pytest.approx(10 / 15, rel=1e-3) and found["within_two"] == 0.75
     assert found["miscalibration"] == pytest.approx((1 + 0.5 + 0.25 + 0.5) / 4)
-    assert auroc(np.array([1.0, 1.0, 0.0]), np.array([True, False, False])) == 0.75  # a tie counts half
-    assert auroc(guesses, errors > 9) is None
+    assert figures(errors, guesses, 9.0, calibrated=False)["auroc"] is None  # none is large
     assert figures(errors, np.ones(4), 2.5, calibrated=False) == {"spearman": None, "auroc": 0.5}
 
 
