@@ -22,8 +22,8 @@ _LENGTHS = (0.3, 1.0, 3.0, 10.0)  # squared, in medians of the squared distances
 _NOISES = (1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0)  # variance of what is no function, over that of the function
 # Times the middle error of what is left out: labels farther off are wild.  On other structures of the training side of eleven
 # properties that are no sums, errors of what was not drawn come to 0.987 of what they were with 40 labels (0.94 to 1.02) and
-# 0.971 with 200 (0.90 for bulk moduli, 1.07 for phonons without a first guess); with one label of 40 far from all others to between
-# a half and a tenth.
+# 0.971 with 200 (0.90 for bulk moduli, 1.07 for phonons without a first guess); with one label of 40 far from all others to
+# between a half and a tenth.
 _WILD = 4.0
 _CLEAR = 0.9  # times the error of the mean of several, is what one of them alone must come to
 
