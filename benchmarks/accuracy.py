@@ -181,12 +181,13 @@ def _predictions(predictor: Predictor, head: Head, chosen: np.ndarray) -> Iterat
 def pairs_of(
     record: Record, energy: float, forces: Tensor | None, stress: Tensor | None
 ) -> list[tuple[Tensor, Tensor]]:
-    """Predictions and labels of one structure, for `error_sums`."""
+    """Predictions and labels of one structure, for `error_sums`; stresses of crystals alone, as in training."""
     size = len(record)
+    stress_label = record.stress if record.pbc.all() else None
     pairs = [
         (torch.tensor([energy / size], dtype=torch.float64), torch.tensor([record.energy / size], dtype=torch.float64))
     ]
-    for found, label, shape in ((forces, record.forces, (size, 3)), (stress, record.stress, (1, 3, 3))):
+    for found, label, shape in ((forces, record.forces, (size, 3)), (stress, stress_label, (1, 3, 3))):
         known = np.full(shape, np.nan) if label is None else label.reshape(shape)
         guess = torch.zeros(shape, dtype=torch.float64) if found is None else found.detach().reshape(shape)
         pairs.append((guess, torch.from_numpy(known)))

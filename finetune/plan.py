@@ -226,22 +226,39 @@ def take(job: Job) -> None:
     # Those of labels that are made here are what the job has left of its own, another number each time.
     minutes = job.max_minutes if not job.own_labels else job.max_minutes is not None
     began = read_json(path) if path.exists() else None
-    if began is not None:
-        is_same = {name: value for name, value in began.items() if name != _MINUTES} == identity
-        chosen = ("replay", GUESS, START) if not (job.output / "run").exists() else ()
-        gone = ("datasets", "replay", GUESS, START) if not is_same else chosen if began.get(_MINUTES) != minutes else ()
-        for name in gone:
-            shutil.rmtree(job.output / name, ignore_errors=True)
-        if gone:
-            decisions_file(job.output).unlink(missing_ok=True)
+    if began is not None and _changes(began, identity):
+        shutil.rmtree(job.output / "datasets", ignore_errors=True)
+        _forget_choices(job.output)
+    elif began is not None and began.get(_MINUTES) != minutes:
+        for place in (job.output, job.output / CHEAP):
+            if not (place / "run" / "recipe.toml").exists():
+                _forget_choices(place)
     write(path, canonical_json({**identity, _MINUTES: minutes}))
 
 
+def _forget_choices(place: Path) -> None:
+    for name in ("replay", GUESS, START):
+        shutil.rmtree(place / name, ignore_errors=True)
+    decisions_file(place).unlink(missing_ok=True)
+
+
+def _changes(began: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """{what: (value then, value now)} of what differs; a job of a version that kept less of the card, or knew fewer fields of
+    it, is not another one for that."""
+    then, now = dict(began), dict(now)
+    card = now["card"]
+    if "card" in then:
+        then["card"] = {**to_mapping(HeadSpec(name=card["name"])), **then["card"]}
+        then["card"] = json.loads(canonical_json(then["card"]))
+    else:
+        now = {**now, "card": None, "head": card["name"], "kind": [card["kind"], card["extensive"]]}
+    return {name: (then.get(name), now[name]) for name in now if then.get(name) != now[name]}
+
+
 def _refuse_changes(folder: Path, began: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    changed = [name for name in now if began.get(name) != now[name]]
+    changed = _changes(began, now)
     if changed:
-        name = changed[0]
-        old, new = began.get(name), now[name]
+        name, (old, new) = next(iter(changed.items()))
         if isinstance(old, dict) and isinstance(new, dict):
             inner = next(key for key in {**new, **old} if old.get(key) != new.get(key))
             name, old, new = f"{name} {inner}", old.get(inner), new.get(inner)

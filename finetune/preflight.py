@@ -214,7 +214,8 @@ def _of_learning(inspection: Inspection, model: GFMModel) -> list[Finding]:
         overlapping = np.flatnonzero(file.statistics["closest"] < _OVERLAP)
         if len(overlapping):
             frames = tuple(file.statistics["frame"][overlapping[:5]].astype(int).tolist())
-            text = f"{file.path}: {len(overlapping)} frame{'s' * (len(overlapping) != 1)} with two atoms at one place"
+            many = f"{len(overlapping)} frame{'s' * (len(overlapping) != 1)}"
+            text = f"{file.path}: {many} with two atoms closer than a sixth of a bond"
             found.append(Finding(level="error", code="overlap", text=text, frames=frames, num_frames=len(overlapping)))
     known = seen_elements(model)
     for file in inspection.files:

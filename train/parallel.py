@@ -6,6 +6,7 @@ Started by torchrun, mpirun or srun, or alone.  This is the only module that rea
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import sys
@@ -68,8 +69,8 @@ def discover(environment: Mapping[str, str] | None = None) -> Place:
             continue
         if launcher == "srun" and "SLURM_STEP_ID" not in found:
             continue  # inside an allocation, but not started by srun
-        if launcher == "mpirun" and names[2] not in found and "SLURM_STEP_ID" in found:
-            continue  # srun --mpi=pmi2, which says more in its own words
+        if launcher == "mpirun" and names[2] not in found and found.get("SLURM_NTASKS") == found[names[1]]:
+            names = (*names[:2], *_LAUNCHERS["srun"][2:])  # by srun --mpi=pmi2, which alone knows the machines
         try:
             rank, world = int(found[names[0]]), int(found[names[1]])
             local_rank = int(found.get(names[2], rank))
@@ -99,8 +100,8 @@ class Ranks:
         device: "cpu", "cuda", or None: the GPU where there is one.
         patience: seconds of silence after which a process is given up, and the job with it.
 
-    Attributes: `rank`, `world`, `local_world`, `device`; `bytes_sent` (by this process, as the usual ring algorithms
-    need) and `seconds` (spent in collectives).
+    Attributes: `rank`, `world`, `local_world` (by which the processes of each machine can be divided: the same on all), `device`;
+    `bytes_sent` (by this process, as the usual ring algorithms need) and `seconds` (spent in collectives).
     """
 
     def __init__(self, place: Place, device: str | None = None, *, patience: float = 8.0):
@@ -136,6 +137,7 @@ class Ranks:
             ), patience,
         )  # fmt: skip
         self._host = own if self.rank == 0 else None  # nobody reads it: the store lives as long as its object does
+        self.local_world = math.gcd(*self.tell(self.local_world))  # machines may hold different numbers of processes
 
     def communicator(self, ranks: Sequence[int]) -> Any:
         """An mpi4py communicator of some ranks, this one among them; to be called by all processes.

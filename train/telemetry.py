@@ -83,12 +83,20 @@ def operations_of(config: ModelConfig, atoms: int, edges: int, *, mechanical: bo
     return forward * (_PASSES if mechanical else 3)
 
 
+def _is_package(zone: Path) -> bool:
+    """Not the whole platform, of which packages are a part."""
+    name = zone / "name"
+    return not name.exists() or name.read_text().startswith("package")
+
+
 class Packages:
     """Energy of the processor packages since it was made, J, from counters that begin again at zero, some within the hour."""
 
     def __init__(self, folder: Path = _RAPL):
         # intel-rapl:0:0 and the like are parts of intel-rapl:0.
-        zones = [path for path in sorted(folder.glob("intel-rapl:*")) if path.name.count(":") == 1]
+        zones = [
+            path for path in sorted(folder.glob("intel-rapl:*")) if path.name.count(":") == 1 and _is_package(path)
+        ]
         self._counters = [(zone / "energy_uj", zone / "max_energy_range_uj") for zone in zones]
         self._joules, self._last = 0.0, self._read()
 

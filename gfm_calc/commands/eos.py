@@ -80,9 +80,12 @@ def run(args: argparse.Namespace) -> None:
                 raise ConvergenceError(
                     f"{args.input}, frame {frame}: not relaxed after {_STEPS} steps; try gfm relax first"
                 )
-            volumes, energies = energy_of_volume(
-                atoms, span=args.range, points=args.points, relax_atoms=args.relax_atoms, progress=progress
-            )
+            try:
+                volumes, energies = energy_of_volume(
+                    atoms, span=args.range, points=args.points, relax_atoms=args.relax_atoms, progress=progress
+                )
+            except ConvergenceError as error:
+                raise ConvergenceError(f"{args.input}, frame {frame}: {error}") from error
         fit = fit_birch_murnaghan(volumes, energies)
         title = f"{atoms.get_chemical_formula()}, {atoms.calc.head}"
         write_json(folder / FILES[0], _summary(atoms, fit))

@@ -53,10 +53,13 @@ class Compositions:
 
     def covering(self, frames: np.ndarray, chosen: np.ndarray, *, each: int) -> np.ndarray:
         """`chosen` [n] and more of `frames`: up to `each` with an energy for every element that none of the chosen has."""
-        rows = np.asarray(frames, np.int64)
+        free = np.fromiter(
+            self._alone, np.int64, len(self._alone)
+        )  # what is known of an element is not what it does in others
+        rows = np.setdiff1d(np.asarray(frames, np.int64), free)
         rows = rows[np.isfinite(np.asarray(self._energy)[rows])]
         found = np.asarray(chosen, np.int64)
-        for symbol in sorted(self.elements(rows) - self.elements(found, labelled=True)):
+        for symbol in sorted(self.elements(rows) - self.elements(np.setdiff1d(found, free), labelled=True)):
             holding = rows[~self.within(rows, self.elements(rows) - {symbol})]
             found = np.union1d(found, holding[np.linspace(0, len(holding) - 1, min(each, len(holding))).astype(int)])
         return found

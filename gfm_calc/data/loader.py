@@ -96,7 +96,7 @@ def labelled_batches(
         key = int(drawn.head[k]), int(drawn.index[k])
         graph = None if kept is None else kept.get(key)
         if graph is None:
-            name = names[key[0]] if names else None
+            name = f"{names[key[0]]}, structure {key[1]}" if names else None
             graph = AtomicGraph.build(record.structure(), cutoff, source=name, frame=record.frame)
             if kept is not None:
                 kept[key] = graph

@@ -210,7 +210,7 @@ def test_order_is_kept_when_heads_are_mixed(datasets):
 def test_errors_name_the_structure(datasets):
     record = Record(atomic_numbers=np.array([1, 1]), positions=np.zeros((2, 3)), cell=np.zeros((3, 3)),
                     pbc=np.zeros(3, bool), energy=0.0, frame=41)  # fmt: skip
-    with pytest.raises(InvalidStructureError, match=r"pool, frame 41, atom \d: .*two atoms at one place"):
+    with pytest.raises(InvalidStructureError, match=r"pool, structure 7, frame 41, atom \d: .*two atoms at one place"):
         labelled_batches(
             Block.from_records([record]), Batch(head=np.array([0]), index=np.array([7])), 3.0, names=["pool"]
         )

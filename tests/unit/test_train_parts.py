@@ -350,7 +350,8 @@ def test_schedules():
 
 def test_counters_of_energy_come_round(tmp_path):
     """Those of packages alone, without their parts; each counts to a number of its own and begins again."""
-    counts = {"intel-rapl:0": (900, 999), "intel-rapl:0:0": (5, 999), "intel-rapl:1": (10_000_000, 50_000_000)}
+    counts = {"intel-rapl:0": (900, 999), "intel-rapl:0:0": (5, 999), "intel-rapl:1": (10_000_000, 50_000_000),
+              "intel-rapl:2": (7, 99)}  # fmt: skip
 
     def write(**now):
         for zone, (count, span) in (counts | now).items():
@@ -359,9 +360,17 @@ def test_counters_of_energy_come_round(tmp_path):
             (tmp_path / zone / "max_energy_range_uj").write_text(f"{span}\n")
 
     write()
+    (tmp_path / "intel-rapl:2" / "name").write_text("psys\n")
     packages = Packages(tmp_path)
     assert packages.joules() == 0.0
-    write(**{"intel-rapl:0": (100, 999), "intel-rapl:0:0": (700, 999), "intel-rapl:1": (13_000_000, 50_000_000)})
+    write(
+        **{
+            "intel-rapl:0": (100, 999),
+            "intel-rapl:0:0": (700, 999),
+            "intel-rapl:1": (13_000_000, 50_000_000),
+            "intel-rapl:2": (60, 99),
+        }
+    )
     assert packages.joules() == pytest.approx(3.0002)
     assert packages.joules() == pytest.approx(3.0002)
     assert Packages(tmp_path / "none").joules() is None
@@ -403,7 +412,9 @@ def test_parameters_are_cut_among_those_of_a_machine(members, machine, parts):
         ({"PMI_RANK": "0", "PMI_SIZE": "2"}, Place(launcher="mpirun", rank=0, world=2, local_rank=0, local_world=2)),
         ({"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1", "SLURM_STEP_TASKS_PER_NODE": "4(x2)",
           "SLURM_NODEID": "1", "SLURM_STEP_ID": "0", "PMI_RANK": "5", "PMI_SIZE": "8"},
-         Place(launcher="srun", rank=5, world=8, local_rank=1, local_world=4)),
+         Place(launcher="mpirun", rank=5, world=8, local_rank=1, local_world=4)),
+        ({"PMI_RANK": "1", "PMI_SIZE": "2", "SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_LOCALID": "0", "SLURM_STEP_ID": "0"},
+         Place(launcher="mpirun", rank=1, world=2, local_rank=1, local_world=2)),  # in a shell by srun --pty
         ({"SLURM_PROCID": "9", "SLURM_NTASKS": "11", "SLURM_LOCALID": "1", "SLURM_STEP_TASKS_PER_NODE": "4(x2),3",
           "SLURM_NODEID": "2", "SLURM_STEP_ID": "3"}, Place(launcher="srun", rank=9, world=11, local_rank=1, local_world=3)),
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_LOCALID": "0", "SLURM_STEP_ID": "0"},

@@ -49,7 +49,9 @@ def kind_of(value: Any) -> str | int:
     """What a value may be a label of: a number that could not be written is none in one frame, and is in the next."""
     if names.is_number(value):
         return "number"
-    return type(value).__name__ if isinstance(value, str | bytes) or value is None else int(np.size(value))
+    if isinstance(value, np.ndarray):
+        return value.size
+    return len(value) if isinstance(value, list | tuple) else type(value).__name__
 
 
 class Chooser:

@@ -49,7 +49,8 @@ class Labeller:
     def convention(self, raw: RawFrame) -> Convention:
         """How the labels of a frame are understood; raises InputFileError as `record`."""
         kinds = tuple((key, kind_of(value)) for key, value in raw.scalars.items())
-        signature = (kinds, tuple(raw.arrays), id(raw.layout))
+        shapes = tuple((key, np.shape(value)[1:]) for key, value in raw.arrays.items())
+        signature = (kinds, shapes, id(raw.layout))
         convention = self._known.get(signature)
         if convention is None:
             convention = Chooser(raw, self.options).convention()
