@@ -22,9 +22,9 @@ _LENGTHS = (0.3, 1.0, 3.0, 10.0)  # squared, in medians of the squared distances
 _NOISES = (1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0)  # variance of what is no function, over that of the function
 # Labels that are farther off than so many times the middle error are wild: misplaced points, not the rare structures of a
 # property, where no more than one of twenty is.  Before any fit, off the middle label; then off what a fit says when they are
-# left out.  On other structures of the training side of six properties that are no sums, 40 labels, errors of what was not drawn stay
-# what they were (0.98 for one); with one label of 40 set 30, 150 or 10,000 times the middle deviation away they come to 0.0004 to
-# 0.7.  4 times instead of 10, and any number of them, gains 1 % without such labels (200: 3 %), and loses what is rare.
+# left out.  On other structures of the training side of six properties that are no sums, 40 labels, errors of what was not drawn
+# stay what they were (0.98 for one); with one label of 40 set 30, 150 or 10,000 times the middle deviation away they come to
+# 0.0004 to 0.7.  4 times instead of 10, and any number of them, gains 1 % without such labels (200: 3 %), and loses what is rare.
 _FAR, _WILD, _RARE = 50.0, 10.0, 0.05
 _CLEAR = 0.9  # times the error of the mean of several, is what one of them alone must come to
 
