@@ -16,16 +16,27 @@ Result = Mapping[str, Any]
 Row = list[str]
 
 
-def glance(results: Iterable[Result]) -> Table:
+def glance(results: Iterable[Result], weights: str = "") -> Table:
     """What each benchmark says in a row: what was measured, `gfm-small`, and what stands beside it.
 
     A benchmark with several results is asked for the first one that has what the row needs; a row that none has is left out.
+
+    Args:
+        weights: id of today's weights: rows of others are said to be of earlier ones.
     """
     found, rows = list(results), []
     for name, row in _ROWS:
-        shown = (row(result) for result in found if result["benchmark"] == name)
-        rows.append(next((one for one in shown if one is not None), None))
-    return Table("At a glance", ["", "gfm-small", "beside it"], [row for row in rows if row is not None])
+        shown = ((row(result), result) for result in found if result["benchmark"] == name)
+        one, result = next((pair for pair in shown if pair[0] is not None), (None, None))
+        if one is not None and result is not None:
+            is_earlier = weights and result["provenance"]["weights"] not in ("", weights)
+            rows.append([one[0] + " (earlier weights)" * bool(is_earlier), *one[1:]])
+    return Table("At a glance", ["", "gfm-small", "beside it"], rows)
+
+
+def wanted() -> list[str]:
+    """The benchmarks that its rows are of."""
+    return list(dict.fromkeys(name for name, _ in _ROWS))
 
 
 def _held_out(head: str, what: str) -> Callable[[Result], Row | None]:
@@ -86,10 +97,12 @@ def _beside(result: Result, shown: Mapping[str, str]) -> str:
 def _relative(what: str) -> Callable[[Result], Row | None]:
     def row(result: Result) -> Row | None:
         head, own = result["head"], result["own_level"]
+        if own is None:
+            return None
         ours, theirs = (
             f"{figure(result['means'][key])} kcal/mol, {figure(result['mean_ranks'][key])}" for key in (head, own)
         )
-        return [f"{what}: error, rank correlation (`{head}`)", ours, f"GFN2-xTB itself {theirs}"]
+        return [f"{what}: error, rank correlation (`{head}`)", ours, f"the method of its labels itself {theirs}"]
 
     return row
 
@@ -108,15 +121,16 @@ def _dynamics(result: Result) -> Row | None:
 def _pairs(result: Result) -> Row | None:
     if "like_pairs" not in result:
         return None
-    shown = [f"{len(one['extra_minima'])} of {one['pairs']}" for one in result["like_pairs"]]
-    names = [one["model"] for one in result["like_pairs"]]
-    beside = "; ".join(f"{name} {text}" for name, text in zip(names[1:], shown[1:]))
-    return [f"isolated pairs of like atoms with a second minimum (`{names[0]}`; others have more)", shown[0], beside]
+    rows = [one for one in result["like_pairs"] if "error" not in one]
+    shown = [f"{len(one['extra_minima'])} of {one['pairs']}" for one in rows]
+    beside = "; ".join(f"{one['model']} {text}" for one, text in zip(rows[1:], shown[1:]))
+    what = f"isolated pairs of like atoms with a second minimum (`{rows[0]['model']}` alone; see the card for others)"
+    return [what, shown[0], beside] if rows[0] is result["like_pairs"][0] else None
 
 
 def _speed(result: Result) -> Row | None:
     times: dict[str, dict[str, float]] = {}
-    for one in result["dynamics"]:
+    for one in (row for row in result["dynamics"] if row["threads"] == 1 and "error" not in row):
         times.setdefault(one["contender"], {})[one["system"]] = one["ms_per_step"]
     ours = times.get("gfm-calc compiled", {})
     said = []
@@ -137,7 +151,7 @@ def _few_frames(result: Result) -> Row | None:
         arms.setdefault(one["arm"], []).append(one)
     plain = arms.get("gfm-small", [])
     cheap = next((rows for arm, rows in arms.items() if "GFN2-xTB" in arm), [])
-    if len(plain) != 8 or len(cheap) != 8:
+    if len(plain) != 8 or len(cheap) != 8 or {one["size"] for one in (*plain, *cheap)} != {50}:
         return None
     error = [f"{figure(fmean(fmean(one['errors'][_FORCES]) for one in rows))} meV/Å" for rows in (plain, cheap)]
     published = figure(fmean(one["published"]["MACE"] for one in plain))

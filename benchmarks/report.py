@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from gfm_calc.benchmarks.glance import glance
+from gfm_calc.benchmarks.glance import glance, wanted
 from gfm_calc.benchmarks.report_accuracy import accuracy
 from gfm_calc.benchmarks.report_physics import conformers, crystals, phonons, stability, torsions
 from gfm_calc.benchmarks.report_screening import screening
@@ -66,7 +66,9 @@ def with_results(text: str, results: Iterable[Mapping[str, Any]], *, weights: st
         ConfigError: it has no such marks, or they name a benchmark that has no tables.
     """
     results = list(results)
-    text = _GLANCE.sub(lambda marks: f"{marks[1]}\n\n{_rows_alone(glance(results))}\n\n{marks[2]}", text)
+    shown = glance(results, weights)
+    if shown.rows:
+        text = _GLANCE.sub(lambda marks: f"{marks[1]}\n\n{_rows_alone(shown)}\n\n{marks[2]}", text)
     mark = _OPEN.search(text)
     _, closed, after = text[mark.end() :].partition(_CLOSE) if mark else ("", "", "")
     if mark is None or not closed:
@@ -81,9 +83,10 @@ def with_results(text: str, results: Iterable[Mapping[str, Any]], *, weights: st
 
 
 def without_results(text: str, results: Iterable[Mapping[str, Any]]) -> list[str]:
-    """The benchmarks that the first result mark of `text` names, and none of `results` is of."""
+    """The benchmarks that the first result mark of `text` names, or its glance takes, and none of `results` is of."""
     mark, known = _OPEN.search(text), {result["benchmark"] for result in results}
-    return [name for name in _named(mark) if name not in known] if mark else []
+    names = [*(_named(mark) if mark else []), *(wanted() if _GLANCE.search(text) else [])]
+    return [name for name in dict.fromkeys(names) if name not in known]
 
 
 def _named(mark: re.Match[str]) -> list[str]:

@@ -4,7 +4,7 @@ import pytest
 
 from gfm_calc.benchmarks.card import model_card
 from gfm_calc.benchmarks.glance import glance
-from gfm_calc.benchmarks.report import markdown, markdown_table, numeric_columns, tables, with_results
+from gfm_calc.benchmarks.report import markdown, markdown_table, numeric_columns, tables, with_results, without_results
 from gfm_calc.errors import ConfigError
 
 ABOUT = {
@@ -119,7 +119,7 @@ def test_a_glance_takes_what_the_results_have():
     """Ours and others, from whichever result of a benchmark has them; nothing where none has."""
     times = {"gfm-calc compiled": (10.0, 20.0), "chgnet": (70.0, 400.0)}
     dynamics = [
-        {"contender": key, "system": system, "ms_per_step": value}
+        {"contender": key, "system": system, "ms_per_step": value, "threads": 1}
         for key, values in times.items()
         for system, value in zip("ab", values)
     ]
@@ -127,11 +127,16 @@ def test_a_glance_takes_what_the_results_have():
         {"model": "ours", "pairs": 9, "extra_minima": {"F-F": [2.0]}},
         {"model": "X", "pairs": 8, "extra_minima": {}},
     ]
+    dynamics.append({"contender": "gfm-calc compiled", "system": "c", "ms_per_step": 1.0, "threads": 16})
+    dynamics.append({"contender": "chgnet", "system": "c", "error": "it broke", "threads": 1})
+    pairs.append({"model": "Y", "error": "it died"})
     found = glance([{**SPEED, "dynamics": dynamics}, PHYSICS, frame("physics", like_pairs=pairs), frame("hpo")])
     dimers, steps = found.rows
     assert dimers[1:] == ["1 of 9", "X 0 of 8"] and "`ours`" in dimers[0]
     assert "2 systems" in steps[0] and steps[1:] == ["10 to 20 ms", "CHGNet 7 to 20 times as long"]
     assert glance([]).rows == []
+    (older,) = glance([frame("physics", like_pairs=pairs)], "other").rows
+    assert older[0] == f"{dimers[0]} (earlier weights)"
 
 
 def test_a_glance_stands_between_marks_of_its_own():
@@ -140,7 +145,8 @@ def test_a_glance_stands_between_marks_of_its_own():
         page, iter([SPEED, frame("physics", like_pairs=[{"model": "m", "pairs": 3, "extra_minima": {}}])])
     )
     assert "old" not in text and "| 0 of 3 |" in text and "612" in text
-    assert "old" in with_results(page.replace("glance", "else"), [SPEED])
+    assert "old" in with_results(page.replace("glance", "else"), [SPEED]) and "old" in with_results(page, [SPEED])
+    assert {"accuracy", "stability"} < set(without_results(page, [SPEED]))
 
 
 def test_figures_of_earlier_weights_are_said_to_be():

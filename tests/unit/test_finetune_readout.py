@@ -103,15 +103,19 @@ def said_by(features, seen) -> np.ndarray:
     return alike @ process.weights + process.constant
 
 
-@pytest.mark.parametrize("extensive", [True, False])
-def test_the_network_says_what_the_fits_say(model, extensive, tmp_path, monkeypatch):
-    dataset, frames = dataset_of(model, tmp_path, "scalar", extensive)
-    monkeypatch.setattr(readout, "_TAMINGS", 0)
+@pytest.mark.parametrize("extensive, wild", [(True, None), (False, None), (False, 7)])
+def test_the_network_says_what_the_fits_say(model, extensive, wild, tmp_path, monkeypatch):
+    """Those to labels of which none is wild."""
+    dataset, frames = dataset_of(model, tmp_path, "scalar", extensive, wild=wild)
     monkeypatch.setattr(readout, "shares_of", lambda residuals: [0.25, 0.5, 0.25] if len(residuals) == 3 else [1.0])
     found = fit_readout(model, dataset, *every(dataset))
     width, layers = model.config.head_width, model.config.num_layers * model.config.num_features
     assert found.hidden.shape == (4 * width - 2, layers) and len(set(found.heads)) == 4
     seen = readout._seen(model, dataset, *every(dataset), list(found.references))
+    if not extensive:
+        _, labels = readout._without_wild(seen, *[np.arange(len(frames))] * 2)
+        assert (labels != seen.labels).any() == (wild is not None)
+        seen = seen._replace(labels=labels)
     wanted = mean_of_fits(model, dataset, seen)
     sizes = np.array([len(atoms) for atoms in frames])
     if extensive:
