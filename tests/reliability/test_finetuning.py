@@ -12,6 +12,8 @@ from training import Job
 
 from gfm_calc import GFMCalculator
 from gfm_calc.cli import main
+from gfm_calc.config import HeadSpec, to_mapping
+from gfm_calc.finetune import plan
 
 SHORT = ("--steps", "12", "--strategy", "full", "--keep-heads", "gfn2-xtb", "--accept", "energy-unit")
 
@@ -129,6 +131,18 @@ def test_another_job_does_not_take_the_place_of_one_that_trained(whole, frames, 
     assert main(words(frames, whole, *SHORT, "--resume", "--functional", "r2SCAN")) == 1
     assert 'not "r2SCAN"' in capsys.readouterr().err
     assert {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()} == before
+
+
+def test_a_job_of_an_older_version_is_no_other_one():
+    """It kept less of the card, or knew fewer of its fields."""
+    card = to_mapping(HeadSpec(name="mine", functional="PBE"))
+    now = {"seed": 3, "card": json.loads(json.dumps(card))}
+    fewer = {key: value for key, value in now["card"].items() if key not in ("stiffness", "landmarks")}
+    for began in (now, {"seed": 3, "head": "mine", "kind": ["energy", card["extensive"]]}, {"seed": 3, "card": fewer}):
+        assert plan._changes(began, now) == {}
+    other = {**now, "card": {**now["card"], "functional": "r2SCAN"}}
+    assert set(plan._changes(other, now)) == {"card"} and set(plan._changes({**now, "seed": 4}, now)) == {"seed"}
+    assert set(plan._changes({"seed": 3, "head": "other", "kind": ["energy", card["extensive"]]}, now)) == {"head"}
 
 
 @pytest.mark.promise("R12", count=1)

@@ -154,6 +154,24 @@ def test_each_frame_is_looked_at(tmp_path):
         list(read(together))
 
 
+def test_what_is_no_label_may_have_any_shape(tmp_path):
+    path = write(tmp_path / "a.xyz", 'energy=-31.7 mask="_JSON [[1, 2], [3]]" tags="_JSON [[1], [2, 3]]"')
+    assert [record.energy for record in read(path)] == [-31.7]
+
+
+def test_arrays_of_each_frame_are_looked_at(tmp_path):
+    """One number an atom, in the first frame, is no force; three in the next are."""
+    atoms = ("H 0 0 0 0.1", "H 0 0 0.8 0.2")
+    parts = [
+        write(tmp_path / "0.xyz", "energy=1", columns="species:S:1:pos:R:3:forces:R:1", atoms=atoms),
+        write(tmp_path / "1.xyz", "energy=2"),
+    ]
+    together = tmp_path / "all.xyz"
+    together.write_text("".join(part.read_text() for part in parts))
+    first, second = read(together)
+    assert first.forces is None and second.forces is not None
+
+
 # ---- stress ----
 
 CRYSTAL = 'Lattice="4 0 0 0 4 0 0 0 4" pbc="T T T" energy=1'

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from ase import Atoms
 from ase.build import bulk, molecule
 from finetuning import labelled, molecules, words, write
 
@@ -11,6 +12,8 @@ from gfm_calc.checkpoint import load_model
 from gfm_calc.cli import main
 from gfm_calc.config import HeadSpec
 from gfm_calc.data.build import build_flat
+from gfm_calc.data.compositions import Compositions
+from gfm_calc.data.schema import Record
 from gfm_calc.data.store import open_dataset
 from gfm_calc.data.tasks import FileTask
 from gfm_calc.errors import ConfigError
@@ -71,6 +74,16 @@ def test_an_element_of_few_among_many_structures_is_learnt(tmp_path, monkeypatch
     assert main(words(data, tmp_path / "out", *QUICK, "--test-file", str(test), "--validation", "0")) == 0
     assert "S" in load_model(tmp_path / "out" / "model").specs["mine"].elements
     assert structures(tmp_path / "out")["test"] == 5
+
+
+def test_free_atoms_do_not_stand_for_their_element():
+    """What is known of a free atom is not what its element adds to others."""
+    found = Compositions()
+    for k, atoms in enumerate([Atoms("S"), *[molecule("CH4")] * 8, molecule("CH3SH"), Atoms("C")]):
+        found.add(Record(atomic_numbers=atoms.numbers, positions=atoms.positions, cell=np.zeros((3, 3)),
+                         pbc=np.zeros(3, bool), energy=-float(k + 1)))  # fmt: skip
+    assert found.covering(np.arange(11), np.array([0, 3, 6]), each=5).tolist() == [0, 3, 6, 9]
+    assert found.covering(np.arange(9), np.array([0, 3, 6]), each=5).tolist() == [0, 3, 6]
 
 
 def test_a_test_file_of_which_nothing_is_left_is_refused(tmp_path, capsys):

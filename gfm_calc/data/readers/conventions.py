@@ -9,8 +9,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-import numpy as np
-
 from ...errors import InputFileError
 from .. import units as unit_tables
 from . import names
@@ -49,9 +47,7 @@ def kind_of(value: Any) -> str | int:
     """What a value may be a label of: a number that could not be written is none in one frame, and is in the next."""
     if names.is_number(value):
         return "number"
-    if isinstance(value, np.ndarray):
-        return value.size
-    return len(value) if isinstance(value, list | tuple) else type(value).__name__
+    return type(value).__name__ if isinstance(value, str | bytes) or value is None else names.size_of(value)
 
 
 class Chooser:

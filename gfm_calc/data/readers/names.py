@@ -66,7 +66,7 @@ def forces(arrays: Mapping[str, np.ndarray]) -> list[str]:
 
 def stresses(scalars: Mapping[str, Any]) -> list[str]:
     """Names that mean a stress or a virial, of 6 or 9 numbers."""
-    return [name for name, value in scalars.items() if is_stress(name) and np.size(value) in (6, 9)]
+    return [name for name, value in scalars.items() if is_stress(name) and size_of(value) in (6, 9)]
 
 
 def is_stress(name: str) -> bool:
@@ -104,6 +104,14 @@ def of_same_level(energy: str, candidates: Iterable[str]) -> list[str]:
     return [name for name in candidates if words(name) - _FORCES_WORDS - _GRADIENT_WORDS - _STRESS_WORDS == level]
 
 
+def size_of(value: Any) -> int:
+    """How many numbers a value holds; -1 of lists of several lengths."""
+    try:
+        return int(np.size(value))
+    except ValueError:
+        return -1
+
+
 def is_number(value: Any) -> bool:
     """A real number, also as an array of one."""
     if isinstance(value, bool | np.bool_ | str | bytes) or value is None:
@@ -111,5 +119,5 @@ def is_number(value: Any) -> bool:
     if isinstance(value, int | float | np.integer | np.floating):
         return True
     return (
-        isinstance(value, np.ndarray | list | tuple) and np.size(value) == 1 and np.asarray(value).dtype.kind in "fiu"
+        isinstance(value, np.ndarray | list | tuple) and size_of(value) == 1 and np.asarray(value).dtype.kind in "fiu"
     )
