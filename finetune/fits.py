@@ -156,10 +156,11 @@ def tamed(labels: np.ndarray, residual: np.ndarray) -> np.ndarray:
 
 
 def tamed_off(residual: np.ndarray, times: float) -> np.ndarray:
-    """[n], what is taken off those beyond so many times the middle size; nothing where they are many, or the middle is 0."""
-    most = times * np.median(np.abs(residual))
-    over = np.abs(residual) > most
-    if most == 0 or over.sum() > max(1, _RARE * len(over)):
+    """[n], what is taken off those beyond so many times the middle size (of half zeros, of the others); nothing where they are
+    many."""
+    size = np.abs(residual)
+    most = times * float(np.median(size) or np.median(size[size > 0] if size.any() else size))
+    if (size > most).sum() > max(1, _RARE * len(size)):
         return np.zeros_like(residual)
     return residual - np.clip(residual, -most, most)
 

@@ -226,20 +226,30 @@ def take(job: Job) -> None:
     # Those of labels that are made here are what the job has left of its own, another number each time.
     minutes = job.max_minutes if not job.own_labels else job.max_minutes is not None
     began = read_json(path) if path.exists() else None
-    if began is not None and _changes(began, identity):
-        shutil.rmtree(job.output / "datasets", ignore_errors=True)
-        _forget_choices(job.output)
-    elif began is not None and began.get(_MINUTES) != minutes:
-        for place in (job.output, job.output / CHEAP):
-            if not (place / "run" / "recipe.toml").exists():
-                _forget_choices(place)
+    if began is not None:
+        # One of a version that did not keep the card may have another in its dataset.
+        if _changes(began, identity) or ("card" not in began and not _has_trained(job.output)):
+            _remove(job.output, ("datasets", "replay", GUESS, START))
+        if began.get(_MINUTES) != minutes:
+            for place in (job.output, job.output / CHEAP):
+                if not _has_trained(place):
+                    _remove(place, ("replay", GUESS, START))
     write(path, canonical_json({**identity, _MINUTES: minutes}))
 
 
-def _forget_choices(place: Path) -> None:
-    for name in ("replay", GUESS, START):
-        shutil.rmtree(place / name, ignore_errors=True)
+def _has_trained(place: Path) -> bool:
+    return (place / "run" / "recipe.toml").exists()
+
+
+def _remove(place: Path, names: Sequence[str]) -> None:
+    """Folders, each at once, and before them what was decided with them: a job that is killed here finds none of it, or all."""
     decisions_file(place).unlink(missing_ok=True)
+    for name in names:
+        if (place / name).exists():
+            aside = place / f".{name}-removed"
+            shutil.rmtree(aside, ignore_errors=True)
+            (place / name).rename(aside)
+            shutil.rmtree(aside, ignore_errors=True)
 
 
 def _changes(began: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from importlib.util import find_spec
 from typing import Any, NoReturn
 
 import torch
@@ -69,8 +70,9 @@ def discover(environment: Mapping[str, str] | None = None) -> Place:
             continue
         if launcher == "srun" and "SLURM_STEP_ID" not in found:
             continue  # inside an allocation, but not started by srun
-        if launcher == "mpirun" and names[2] not in found and found.get("SLURM_NTASKS") == found[names[1]]:
-            names = (*names[:2], *_LAUNCHERS["srun"][2:])  # by srun --mpi=pmi2, which alone knows the machines
+        if launcher == "mpirun" and names[2] not in found and _is_step(found, found[names[0]], found[names[1]]):
+            # By srun --mpi=pmi2, which alone knows the machines; without mpi4py they meet where it says.
+            launcher, names = launcher if find_spec("mpi4py") else "srun", (*names[:2], *_LAUNCHERS["srun"][2:])
         try:
             rank, world = int(found[names[0]]), int(found[names[1]])
             local_rank = int(found.get(names[2], rank))
@@ -81,6 +83,11 @@ def discover(environment: Mapping[str, str] | None = None) -> Place:
             raise ConfigError(f"{launcher}: says rank {rank} of {world} processes")
         return Place(launcher=launcher, rank=rank, world=world, local_rank=local_rank, local_world=local_world)
     return Place()
+
+
+def _is_step(found: Mapping[str, str], rank: str, world: str) -> bool:
+    """Whether srun started this process as that rank of that many."""
+    return "SLURM_STEP_ID" in found and (found.get("SLURM_PROCID"), found.get("SLURM_NTASKS")) == (rank, world)
 
 
 def _on_machine(said: str, machine: int) -> int:

@@ -22,6 +22,7 @@ class Compositions:
         self._counts: list[np.ndarray] = []
         self._composition, self._energy = array("q"), array("d")
         self._alone: dict[int, str] = {}
+        self._free = array("q")  # rows of free atoms, ions too
 
     def __len__(self) -> int:
         return len(self._energy)
@@ -33,6 +34,8 @@ class Compositions:
         if key not in self._known:
             self._known[key] = len(self._counts)
             self._counts.append(count)
+        if record.is_free_atom:
+            self._free.append(len(self))
         if record.is_free_atom and record.charge in (None, 0):
             self._alone[len(self)] = SYMBOLS[int(record.atomic_numbers[0])]
         self._composition.append(self._known[key])
@@ -53,9 +56,7 @@ class Compositions:
 
     def covering(self, frames: np.ndarray, chosen: np.ndarray, *, each: int) -> np.ndarray:
         """`chosen` [n] and more of `frames`: up to `each` with an energy for every element that none of the chosen has."""
-        free = np.fromiter(
-            self._alone, np.int64, len(self._alone)
-        )  # what is known of an element is not what it does in others
+        free = np.asarray(self._free)  # what is known of a free atom is not what its element does in others
         rows = np.setdiff1d(np.asarray(frames, np.int64), free)
         rows = rows[np.isfinite(np.asarray(self._energy)[rows])]
         found = np.asarray(chosen, np.int64)

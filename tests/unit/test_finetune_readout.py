@@ -142,6 +142,30 @@ def test_a_wild_label_moves_little(model, tmp_path, monkeypatch):
     assert scale < found[7, 3][1] < 0.1 * found[7, 0][1]
 
 
+@pytest.mark.parametrize("many", [3, 30])
+def test_labels_of_many_structures_are_not_wild(many):
+    """Three of sixty that lie far away are moved, thirty are a part of the property; zeros of most do not hide the three."""
+    labels = np.random.default_rng(0).normal(size=60)
+    labels[:many] = 9999.0
+    for one in (labels, np.where(np.arange(60) < 40, labels, 0.0)):
+        assert (fits.within(one) != one).sum() == (3 if many == 3 else 0)
+        assert np.abs(fits.within(one)).max() < 100 or many == 30
+    assert np.array_equal(fits.within(np.ones(9)), np.ones(9)) and not fits.within(np.zeros(9)).any()
+
+
+def test_labels_that_are_all_equal(model, tmp_path):
+    """A constant is said, and nothing else."""
+    frames = structures(14)
+    for atoms in frames:
+        atoms.info["p"] = 0.0
+    write(tmp_path / "frames.extxyz", frames)
+    card = HeadSpec(name="mine", kind="scalar", extensive=False, quantity="p", unit="eV")
+    build_flat(tmp_path / "data", file_tasks([tmp_path / "frames.extxyz"], options=ReadOptions(property_key="p")), card)
+    dataset = open_dataset(tmp_path / "data")
+    found = fit_readout(model, dataset, *every(dataset))
+    assert found.scale > 0 and np.abs(said(model, dataset, found, frames)).max() < 1e-3
+
+
 def test_what_a_rare_element_adds_to_a_sum_is_not_wild(model, tmp_path):
     """Its structure, left out, is as far off as a misplaced point, and is learnt all the same."""
     dataset, frames = dataset_of(model, tmp_path, "scalar", True, also=("CH3Cl",))

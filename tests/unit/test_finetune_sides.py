@@ -81,7 +81,7 @@ def test_free_atoms_do_not_stand_for_their_element():
     found = Compositions()
     for k, atoms in enumerate([Atoms("S"), *[molecule("CH4")] * 8, molecule("CH3SH"), Atoms("C")]):
         found.add(Record(atomic_numbers=atoms.numbers, positions=atoms.positions, cell=np.zeros((3, 3)),
-                         pbc=np.zeros(3, bool), energy=-float(k + 1)))  # fmt: skip
+                         pbc=np.zeros(3, bool), energy=-float(k + 1), charge=-1 if k == 0 else None))  # fmt: skip
     assert found.covering(np.arange(11), np.array([0, 3, 6]), each=5).tolist() == [0, 3, 6, 9]
     assert found.covering(np.arange(9), np.array([0, 3, 6]), each=5).tolist() == [0, 3, 6]
 

@@ -1,6 +1,7 @@
 """The parts of the trainer: recipe, placement, flat parameters, objective, schedule, processes."""
 
 import tomllib
+from importlib.util import find_spec
 
 import ase.io
 import numpy as np
@@ -412,7 +413,9 @@ def test_parameters_are_cut_among_those_of_a_machine(members, machine, parts):
         ({"PMI_RANK": "0", "PMI_SIZE": "2"}, Place(launcher="mpirun", rank=0, world=2, local_rank=0, local_world=2)),
         ({"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1", "SLURM_STEP_TASKS_PER_NODE": "4(x2)",
           "SLURM_NODEID": "1", "SLURM_STEP_ID": "0", "PMI_RANK": "5", "PMI_SIZE": "8"},
-         Place(launcher="mpirun", rank=5, world=8, local_rank=1, local_world=4)),
+         Place(launcher="mpirun" if find_spec("mpi4py") else "srun", rank=5, world=8, local_rank=1, local_world=4)),
+        ({"PMI_RANK": "1", "PMI_SIZE": "2", "SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_LOCALID": "0"},
+         Place(launcher="mpirun", rank=1, world=2, local_rank=1, local_world=2)),  # in a script of sbatch
         ({"PMI_RANK": "1", "PMI_SIZE": "2", "SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_LOCALID": "0", "SLURM_STEP_ID": "0"},
          Place(launcher="mpirun", rank=1, world=2, local_rank=1, local_world=2)),  # in a shell by srun --pty
         ({"SLURM_PROCID": "9", "SLURM_NTASKS": "11", "SLURM_LOCALID": "1", "SLURM_STEP_TASKS_PER_NODE": "4(x2),3",
