@@ -28,9 +28,9 @@ from gfm_calc.commands.eos import energy_of_volume, fit_birch_murnaghan
 from gfm_calc.commands.phonons import IMAGINARY, NOISE, force_constants
 from gfm_calc.commands.progress import Progress
 from gfm_calc.commands.relax import Relaxation, relax
+from gfm_calc.data.sampling import spread_indices
 from gfm_calc.errors import ConvergenceError, GFMError, one_line
 from gfm_calc.structures import read_structures
-from gfm_calc.train.evaluation import spread_indices
 
 OURS, TEACHER = "gfm", "teacher"
 _RELAXATION = Relaxation(fmax=0.005, steps=400, optimizer="LBFGS", cell=True)

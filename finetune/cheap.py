@@ -29,11 +29,11 @@ from gfm_calc.data.calculators import make_calculator, unknown_elements
 from gfm_calc.data.label import LabelJob, extxyz_text, label
 from gfm_calc.data.perturb import PerturbJob, perturb_as_they_come
 from gfm_calc.data.readers.options import DEFAULTS
+from gfm_calc.data.sampling import spread_indices
 from gfm_calc.data.schema import Record
 from gfm_calc.data.workers import WorkerDiedError
 from gfm_calc.errors import ConfigError, CorruptFileError, GFMError
 from gfm_calc.finetune.plan import CHEAP, CHEAP_LABELS, HARMLESS, Cheap, Job, write
-from gfm_calc.train.evaluation import spread_indices
 from gfm_calc.train.keys import FEW_GROUPS
 
 _TIME_STEP, _EVERY, _FRICTION = 1.0, 15, 0.02  # fs, steps between structures, 1/fs

@@ -27,11 +27,11 @@ from gfm_calc.checkpoint import load_model
 from gfm_calc.commands.modules import write_new
 from gfm_calc.config import HeadSpec
 from gfm_calc.data.label import extxyz_text
+from gfm_calc.data.sampling import spread_indices
 from gfm_calc.data.schema import Record
 from gfm_calc.errors import GFMError
 from gfm_calc.structures import read_structures
 from gfm_calc.train.cli import recipe_on
-from gfm_calc.train.evaluation import spread_indices
 from gfm_calc.train.preparation import Head, load_heads
 
 _FOLDER = Path(__file__).with_suffix("")

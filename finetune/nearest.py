@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from gfm_calc.data.references import ReferenceFit, ReferenceFitter
+from gfm_calc.data.sampling import spread_indices
 from gfm_calc.data.schema import Record
 from gfm_calc.errors import GFMError
 from gfm_calc.model import GFMModel, Prediction
 from gfm_calc.predictor import Predictor
-from gfm_calc.train.evaluation import spread_indices
 
 _ATOMS, _STRUCTURES = 4000, 200  # of the comparison, at most
 _FOREIGN = 10.0  # factor for a head that has not seen all elements

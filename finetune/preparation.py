@@ -13,6 +13,7 @@ from gfm_calc.config import HeadSpec
 from gfm_calc.data.compositions import Compositions
 from gfm_calc.data.frame_table import UNUSED
 from gfm_calc.data.references import ReferenceFit
+from gfm_calc.data.sampling import spread_indices
 from gfm_calc.data.schema import Record
 from gfm_calc.data.splits import SIDES
 from gfm_calc.data.store import Dataset
@@ -21,7 +22,6 @@ from gfm_calc.errors import ConfigError
 from gfm_calc.finetune.nearest import fit_references, predictions, spread
 from gfm_calc.finetune.readout import Begun
 from gfm_calc.model import GFMModel
-from gfm_calc.train.evaluation import spread_indices
 from gfm_calc.train.keys import key_of_auto
 from gfm_calc.train.preparation import Head, gather, without_unseen
 from gfm_calc.train.properties import start_of

@@ -10,12 +10,13 @@ import numpy as np
 
 from gfm_calc.commands.pages import drawn, figure, numbers, shown
 from gfm_calc.commands.plots import BLUE, GREY, ORANGE
+from gfm_calc.data.sampling import spread_indices
 from gfm_calc.data.schema import Record
 from gfm_calc.errors import GFMError
 from gfm_calc.finetune.classes import roc_auc, roc_curve
 from gfm_calc.model import GFMModel
 from gfm_calc.predictor import Predictor
-from gfm_calc.train.evaluation import in_words, spread_indices
+from gfm_calc.train.evaluation import in_words
 from gfm_calc.train.properties import label_of
 
 if TYPE_CHECKING:

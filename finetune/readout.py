@@ -25,6 +25,7 @@ from gfm_calc.artifacts import MANIFEST
 from gfm_calc.checkpoint import load_model, open_model, save_model
 from gfm_calc.config import HeadSpec
 from gfm_calc.data.loader import Loader
+from gfm_calc.data.sampling import spread_indices
 from gfm_calc.data.store import Dataset, Selection
 from gfm_calc.encoders.base import scatter_sum
 from gfm_calc.errors import CorruptFileError
@@ -34,7 +35,6 @@ from gfm_calc.graph import GraphBatch
 from gfm_calc.heads import WIDTHS, PropertyHead
 from gfm_calc.landmarks import PROCESSES, features_of_structures
 from gfm_calc.model import GFMModel
-from gfm_calc.train.evaluation import spread_indices
 from gfm_calc.train.properties import start_of
 
 FEWEST = 10  # labels; fewer say nothing of what predicts
@@ -183,14 +183,11 @@ def _without_wild(seen: _Seen, groups: np.ndarray, judged: np.ndarray) -> tuple[
     for number in range(_TAMINGS):
         calm = within(seen.labels) if number == 0 else tamed(seen.labels, found.residual)
         others = calm == seen.labels
-        if others.all():
-            if number == 0:
-                continue
+        again = found if others.all() else _mixed_of(calm, seen, groups, judged)
+        if np.abs(again.residual[others]).mean() < _TAMER * np.abs(found.residual[others]).mean():
+            found, labels = again, calm
+        elif number:
             break
-        again = _mixed_of(calm, seen, groups, judged)
-        if np.abs(again.residual[others]).mean() > _TAMER * np.abs(found.residual[others]).mean():
-            break
-        found, labels = again, calm
     return found, labels
 
 

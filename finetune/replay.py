@@ -27,13 +27,13 @@ from gfm_calc.artifacts import MANIFEST, sha256
 from gfm_calc.config import HeadSpec
 from gfm_calc.data.build import build_flat
 from gfm_calc.data.perturb import displaced
+from gfm_calc.data.sampling import spread_indices
 from gfm_calc.data.schema import Record
 from gfm_calc.data.store import Dataset, open_dataset
 from gfm_calc.errors import GFMError, InvalidStructureError
 from gfm_calc.finetune.exemplars import digest, exemplars
 from gfm_calc.model import GFMModel
 from gfm_calc.predictor import Predictor
-from gfm_calc.train.evaluation import spread_indices
 
 DISPLACED, MADE = "displaced exemplar", "made"  # what structures come from, beside `EXEMPLAR`
 _RATTLE, _STRAIN = 0.12, 0.06  # Å; of periodic axes

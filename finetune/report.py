@@ -14,6 +14,7 @@ from gfm_calc.artifacts import write_file
 from gfm_calc.commands.inspection_report import FINDINGS_STYLE, finding_list
 from gfm_calc.commands.pages import drawn, encoded, figure, numbers, page, periodic_table, shown
 from gfm_calc.commands.plots import BLUE, ORANGE, draw_structures
+from gfm_calc.data.sampling import spread_indices
 from gfm_calc.data.schema import Record
 from gfm_calc.finetune import property_report as of_property
 from gfm_calc.finetune import sureness
@@ -21,7 +22,7 @@ from gfm_calc.finetune.nearest import predictions
 from gfm_calc.finetune.property_report import draw_parity
 from gfm_calc.finetune.stiff import with_guess
 from gfm_calc.model import GFMModel
-from gfm_calc.train.evaluation import SHOWN, mae, spread_indices
+from gfm_calc.train.evaluation import SHOWN, mae
 from gfm_calc.train.models import starting_model
 from gfm_calc.train.objective import TERMS
 from gfm_calc.train.report import curves

@@ -82,7 +82,7 @@ def _sides(args: argparse.Namespace) -> Iterator[tuple[str, Dataset, np.ndarray]
 
 
 def _structures(dataset: Dataset, chosen: np.ndarray, most: int) -> Iterator[Atoms]:
-    from gfm_calc.train.evaluation import spread_indices
+    from gfm_calc.data.sampling import spread_indices
 
     chosen = chosen[spread_indices(len(chosen), most)]
     for first in range(0, len(chosen), 512):

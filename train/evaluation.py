@@ -152,13 +152,6 @@ def score(errors: Mapping[str, Mapping[str, float]], recipe: ObjectiveRecipe) ->
     return float(np.mean(totals)) if totals else float("inf")
 
 
-def spread_indices(count: int, most: int) -> np.ndarray:
-    """At most `most` of `count` indices, evenly spaced: the same ones at every validation."""
-    return (
-        np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64)) if count else np.zeros(0, int)
-    )
-
-
 def _errors(model: GFMModel, batch: LabelledBatch, head: str) -> Tensor:
     spec = model.specs[head]
     if spec.kind != "energy":

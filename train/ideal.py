@@ -30,12 +30,12 @@ from gfm_calc.artifacts import write_file
 from gfm_calc.commands.modules import write_new
 from gfm_calc.commands.options import natural, positive_int
 from gfm_calc.data.label import extxyz_text
+from gfm_calc.data.sampling import spread_indices
 from gfm_calc.data.splits import Split, draw
 from gfm_calc.screening.elements import element_crystal
 from gfm_calc.screening.prototypes import ANIONS, GROUPS, STATES, prototype
 from gfm_calc.screening.substitution import Substitutions
 from gfm_calc.structures import read_structures
-from gfm_calc.train.evaluation import spread_indices
 from gfm_calc.train.near import near
 
 _NOT_TAUGHT = ("Po", "Ra")  # rare, and unknown to most published models

@@ -23,9 +23,9 @@ from gfm_calc.artifacts import write_file
 from gfm_calc.commands.modules import write_new
 from gfm_calc.commands.options import natural, positive_int
 from gfm_calc.data.label import extxyz_text
+from gfm_calc.data.sampling import spread_indices
 from gfm_calc.errors import GFMError
 from gfm_calc.structures import read_structures
-from gfm_calc.train.evaluation import spread_indices
 
 _LARGEST_FORCE, _LARGEST_STRESS = 0.1, 0.0375  # eV/Å, eV/Å³: 6 GPa
 _FEWEST, _MOST = 8, 32  # atoms of a supercell

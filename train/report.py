@@ -14,9 +14,10 @@ from gfm_calc.artifacts import write_file
 from gfm_calc.commands.pages import drawn, figure, numbers, page, periodic_table
 from gfm_calc.commands.plots import BLUE, COLOURS, GREY, ORANGE
 from gfm_calc.data.loader import Loader
+from gfm_calc.data.sampling import spread_indices
 from gfm_calc.data.store import Selection
 from gfm_calc.model import GFMModel
-from gfm_calc.train.evaluation import SHOWN, mae, spread_indices
+from gfm_calc.train.evaluation import SHOWN, mae
 from gfm_calc.train.objective import TERMS
 from gfm_calc.train.preparation import Head
 from gfm_calc.train.recipe import Recipe

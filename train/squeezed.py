@@ -14,10 +14,10 @@ import torch
 from ase import Atoms
 from torch import Tensor
 
+from gfm_calc.data.sampling import spread_indices
 from gfm_calc.encoders.base import scatter_sum
 from gfm_calc.graph import AtomicGraph, GraphBatch
 from gfm_calc.model import GFMModel
-from gfm_calc.train.evaluation import spread_indices
 from gfm_calc.train.preparation import Head
 from gfm_calc.train.residuals import Residuals, seen
 from gfm_calc.uncertainty import expected_errors

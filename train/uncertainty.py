@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from gfm_calc.commands.progress import Progress
+from gfm_calc.data.sampling import spread_indices
 from gfm_calc.encoders.base import scatter_sum
 from gfm_calc.model import GFMModel
-from gfm_calc.train.evaluation import spread_indices
 from gfm_calc.train.preparation import Head
 from gfm_calc.train.residuals import Residuals, residuals
 from gfm_calc.train.squeezed import bounds, vanishes

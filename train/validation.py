@@ -8,9 +8,10 @@ from typing import Any
 
 from gfm_calc.config import HeadSpec
 from gfm_calc.data.loader import Loader
+from gfm_calc.data.sampling import spread_indices
 from gfm_calc.data.store import Selection
 from gfm_calc.model import GFMModel
-from gfm_calc.train.evaluation import ErrorSums, spread_indices
+from gfm_calc.train.evaluation import ErrorSums
 from gfm_calc.train.exchange import SharedParameters
 from gfm_calc.train.parallel import Ranks
 from gfm_calc.train.preparation import Head

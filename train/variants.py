@@ -25,10 +25,10 @@ from gfm_calc.commands.options import natural, positive_int
 from gfm_calc.commands.progress import Progress
 from gfm_calc.data.calculators import make_calculator
 from gfm_calc.data.label import extxyz_text
+from gfm_calc.data.sampling import spread_indices
 from gfm_calc.data.workers import run_in_processes
 from gfm_calc.errors import GFMError
 from gfm_calc.structures import read_frames
-from gfm_calc.train.evaluation import spread_indices
 from gfm_calc.train.near import require_groups
 
 _METHOD = "tblite:GFN2-xTB"

@@ -11,6 +11,7 @@ from ase.data import chemical_symbols as SYMBOLS
 
 from ..config import MAX_ATOMIC_NUMBER
 from .references import MIN_STRUCTURES, RIDGE, ReferenceFit, ReferenceFitter
+from .sampling import spread_indices
 from .schema import Record
 
 
@@ -62,7 +63,7 @@ class Compositions:
         found = np.asarray(chosen, np.int64)
         for symbol in sorted(self.elements(rows) - self.elements(np.setdiff1d(found, free), labelled=True)):
             holding = rows[~self.within(rows, self.elements(rows) - {symbol})]
-            found = np.union1d(found, holding[np.linspace(0, len(holding) - 1, min(each, len(holding))).astype(int)])
+            found = np.union1d(found, holding[spread_indices(len(holding), each)])
         return found
 
     def isolated(self, chosen: np.ndarray) -> dict[str, float]:

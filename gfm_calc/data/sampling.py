@@ -230,3 +230,10 @@ def _quota(weights: np.ndarray) -> np.ndarray:
     missing = PERIOD - int(quota.sum())
     quota[np.argsort(quota - exact, kind="stable")[:missing]] += 1
     return quota
+
+
+def spread_indices(count: int, most: int) -> np.ndarray:
+    """At most `most` of `count` indices, evenly spaced: the same ones every time."""
+    return (
+        np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64)) if count else np.zeros(0, int)
+    )

@@ -18,6 +18,7 @@ from gfm_calc.cli import main
 from gfm_calc.config import HeadSpec
 from gfm_calc.data.build import build_flat
 from gfm_calc.data.label import extxyz_text
+from gfm_calc.data.sampling import spread_indices
 from gfm_calc.data.store import open_dataset
 from gfm_calc.data.tasks import file_tasks
 from gfm_calc.finetune import exemplars as packaged
@@ -28,7 +29,6 @@ from gfm_calc.finetune.replay import build_replay, enough, label, made, structur
 from gfm_calc.finetune.settling import Changes, fitted, settle
 from gfm_calc.predictor import Predictor
 from gfm_calc.structures import read_structures
-from gfm_calc.train.evaluation import spread_indices
 
 CHARGED = "gfn2-xtb"
 

@@ -11,6 +11,7 @@ from gfm_calc.checkpoint import load_model, subset
 from gfm_calc.config import HeadSpec
 from gfm_calc.data.build import build_flat
 from gfm_calc.data.readers import ReadOptions
+from gfm_calc.data.sampling import spread_indices
 from gfm_calc.data.store import open_dataset
 from gfm_calc.data.tasks import file_tasks
 from gfm_calc.errors import CorruptFileError
@@ -18,7 +19,6 @@ from gfm_calc.finetune import fits, readout
 from gfm_calc.finetune.fits import Fit, process_of, shares_of, together
 from gfm_calc.finetune.readout import FEWEST, begin_head, fit_readout
 from gfm_calc.predictor import Predictor
-from gfm_calc.train.evaluation import spread_indices
 
 NAMES = ("CH3OH", "CH3CH2OH", "C6H6", "CH3COOH", "CH3CONH2", "H2O", "NH3", "C2H6", "CH3CHO", "HCOOH")
 
