@@ -37,7 +37,7 @@ from gfm_calc.train.preparation import Head, load_heads
 _FOLDER = Path(__file__).with_suffix("")
 EXEMPLAR = "exemplar"  # `source` of what they are labelled as
 COUNTS = {"train": 128, "test": 32}  # of a head, as long as they have
-_NARROW, _OF_ELEMENT, _MOST = 3, 32, 512  # of more elements than these, so many more are trained on, up to
+_NARROW, _OF_ELEMENT, _MOST = 3, 32, 1024  # of more elements than these, so many more are trained on, up to
 _ATOMS = {"train": 4000, "test": 1000}  # in so many of them, and in more as many more: labelling them must be quick
 _MOST_ATOMS = 8000  # of a head
 _FEWEST = 8  # whatever they have

@@ -4,9 +4,10 @@ A network that begins with random weights learns from a few hundred labels worse
 old heads, the encoder's own features after each layer and the composition are fitted to the labels first, and the energy of the
 head beside its units, for few labels do not tell which sum of them it is.  Each old head gives a fit; the four that predict best
 what they have not seen are averaged (see `fits`), for the best one of many fits to few labels owes its place to chance.  A
-property that is no sum over atoms is the mean of that and of two Gaussian processes, on the layers alone and on how far atoms
-differ as well (see `landmarks`), which err elsewhere; or one of the three alone, where that is clearly better.  The outcome is
-written as weights of the head, from which training goes on.
+property that is no sum over atoms, or one of crystals (for each atom), is the mean of that and of two Gaussian processes, on the
+layers alone and on how far atoms differ as well (see `landmarks`), which err elsewhere; or one of the three alone, where that is
+clearly better.  Sums of molecules are not: two that are far from each other must give twice as much.  The outcome is written as
+weights of the head, from which training goes on.
 """
 
 from __future__ import annotations
@@ -153,18 +154,21 @@ def fit_readout(model: GFMModel, dataset: Dataset, rows: np.ndarray, groups: np.
     if spec.kind not in ("scalar", "class") or not model.energy_heads:
         return None
     references, scale = start_of(spec, dataset, rows)
-    labelled = np.flatnonzero(np.isfinite(dataset.read(rows).value[:, 0]))
+    block = dataset.read(rows)
+    labelled = np.flatnonzero(np.isfinite(block.value[:, 0]))
     if len(labelled) < FEWEST:
         return None
+    compares = not spec.is_sum or bool(block.pbc.all())
     chosen = labelled[spread_indices(len(labelled), _MOST)]
     seen = _seen(model, dataset, rows[chosen], groups[chosen], list(references))
     before = best(Fit([seen.composition], seen.labels, [1.0]), seen.groups).residual
-    judged = _compared_with(seen.labels) if spec.compares else np.arange(len(chosen))
+    judged = _compared_with(seen.labels) if compares else np.arange(len(chosen))
     labels = seen.labels
     if spec.kind == "scalar" and not spec.extensive:  # in a sum what a rare element adds is far off, and right
         found, labels = _without_wild(seen, groups[chosen], judged)
     else:
-        found = _mixed(seen, groups[chosen], judged, compares=spec.compares)
+        freedom = _freedom(seen) if spec.is_sum else FREEDOMS[0]
+        found = _mixed(seen, groups[chosen], judged, freedom=freedom, compares=compares)
     calm = labels == seen.labels
     if not calm.all():
         rest = best(Fit([seen.composition], labels, [1.0]), seen.groups).residual
@@ -192,7 +196,7 @@ def _without_wild(seen: _Seen, groups: np.ndarray, judged: np.ndarray) -> tuple[
 
 
 def _mixed_of(labels: np.ndarray, seen: _Seen, groups: np.ndarray, judged: np.ndarray) -> _Mixed:
-    found = _mixed(seen._replace(labels=labels), groups, judged, compares=True)
+    found = _mixed(seen._replace(labels=labels), groups, judged, freedom=FREEDOMS[0], compares=True)
     return found._replace(residual=seen.labels - labels + found.residual)
 
 
@@ -207,8 +211,7 @@ class _Mixed(NamedTuple):
     residual: np.ndarray
 
 
-def _mixed(seen: _Seen, groups: np.ndarray, judged: np.ndarray, *, compares: bool) -> _Mixed:
-    freedom = FREEDOMS[0] if compares else _freedom(seen)
+def _mixed(seen: _Seen, groups: np.ndarray, judged: np.ndarray, *, freedom: float, compares: bool) -> _Mixed:
     fits = sorted((_of_head(number, seen, freedom) for number in range(len(seen.output))), key=lambda one: one.error)
     fits = fits[:WIDTHS]
     residual = np.mean([one.residual for one in fits], axis=0)

@@ -251,7 +251,7 @@ def _beginning_of(card: HeadSpec, begun: Begun | None, spread: float) -> str:
     if begun is None:
         return strategy.RANDOM
     is_far = not begun.left_out < _NEAR * spread
-    return strategy.FITTED_MEAN if card.kind == "scalar" and card.compares and is_far else strategy.FITTED
+    return strategy.FITTED_MEAN if card.kind == "scalar" and not card.is_sum and is_far else strategy.FITTED
 
 
 def _spread(dataset: Dataset, rows: np.ndarray) -> float:

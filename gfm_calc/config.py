@@ -105,7 +105,7 @@ class HeadSpec:
         max_excess_spin: largest number of unpaired electrons beyond the lowest possible that was seen.
         periodicity: subset of ("molecule", "bulk"): what kinds of boundary conditions were seen.
         training_data: one mapping a source: name, licence, citation, frames.
-        landmarks: of a property that is no sum: structures of its training data that others are compared with, see `landmarks`.
+        landmarks: of a scalar or a class: structures of its training data that others are compared with, see `landmarks`.
         stiffness: of a scalar property: the head of energies that said how stiff its crystals are and how
             they vibrate, see `stiffness`; "": none.
         test_errors: figures measured on group-held-out data.
@@ -161,8 +161,8 @@ class HeadSpec:
             raise ConfigError(f"head {self.name}: no reference energy for {', '.join(missing)}")
         if isinstance(self.landmarks, bool) or not 0 <= self.landmarks <= (MOST_LANDMARKS if self.compares else 0):
             raise ConfigError(
-                f"head {self.name}: landmarks must lie between 0 and {MOST_LANDMARKS}, and be 0 but for properties of "
-                f"structures that are no sums, not {self.landmarks!r}"
+                f"head {self.name}: landmarks must lie between 0 and {MOST_LANDMARKS}, and be 0 but for scalars and "
+                f"classes of structures, not {self.landmarks!r}"
             )
         if self.stiffness and (self.kind != "scalar" or not _HEAD_NAME.fullmatch(self.stiffness)):
             raise ConfigError(f"head {self.name}: stiffness must be a head's name, of a scalar, not {self.stiffness!r}")
@@ -186,7 +186,7 @@ class HeadSpec:
     @property
     def compares(self) -> bool:
         """Whether it may have landmarks."""
-        return self.kind in ("scalar", "class") and not self.is_sum
+        return self.kind in ("scalar", "class")
 
     @property
     def level_of_theory(self) -> str:

@@ -112,8 +112,8 @@ class PropertyHead(ExactBuffers):
 
     It sees the scalars of all layers of the encoder: what energies need of the first ones has gone through the others, but a
     property may need something else.  Vectors are sums of the encoder's vector features with weights from its scalars, hence
-    equivariant.  Scalars begin at the references of the elements on the card.  What is no sum over atoms may compare structures
-    with landmarks as well.  `stiffness` is what the model adds where its card names one (of a sum over atoms: for each atom).
+    equivariant.  Scalars begin at the references of the elements on the card.  Scalars and classes may compare structures with
+    landmarks as well, and `stiffness` is what the model adds where its card names one (of a sum over atoms: both for each atom).
 
     Args:
         spec: its card.
@@ -168,7 +168,8 @@ class PropertyHead(ExactBuffers):
         if self.kind == "atom_scalar":
             return values
         total = scatter_sum(values, batch, counts.shape[0])
-        if self.is_per_atom_of_sum:
-            return total
-        mean = total / counts
-        return mean if self.landmarks is None else mean + self.landmarks(layers, vectors, batch, counts) * self.scale
+        found = total if self.is_per_atom_of_sum else total / counts
+        if self.landmarks is None:
+            return found
+        compared = self.landmarks(layers, vectors, batch, counts) * self.scale
+        return found + (compared * counts if self.is_per_atom_of_sum else compared)

@@ -5,8 +5,9 @@ With x what `features_of_structures` says of a structure, and c_m of landmark m,
     k(x) = sum_p sum_m w_pm exp(-|(x - c_m) / l_p|²)
 
 This is a sum of means of Gaussian processes whose inducing points are the landmarks (Rasmussen and Williams 2006, chapter 2, ISBN
-026218253X).  It is no sum over atoms, hence for properties that are none.  The landmarks stay where they were fitted: when the
-encoder learns on, the network beside them makes up for what moves.
+026218253X).  It is no sum over atoms, hence for properties that are none, or of crystals, for each atom: all cells of one crystal
+have the same.  The landmarks stay where they were fitted: when the encoder learns on, the network beside them makes up for what
+moves.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ def test_impossible_model(values):
         {"reference_energies": {"H": True}}, {"charges": [1]}, {"charges": [2, 1]}, {"charges": ["a", "b"]},
         {"charges": {"a": 1}}, {"max_excess_spin": "2"}, {"extensive": "no"}, {"unit": 3}, {"description": None},
         {"test_errors": []}, {"training_data": "x"}, {"periodicity": 1}, {"labels": ["calculated"]}, {"kind": {}},
-        {"landmarks": 1}, {"landmarks": 3, "kind": "vector"}, {"landmarks": 3, "kind": "scalar"},
+        {"landmarks": 1}, {"landmarks": 3, "kind": "vector"},
         {"landmarks": -1, "kind": "class"}, {"landmarks": 2001, "kind": "class"}, {"landmarks": "3", "kind": "class"},
         {"landmarks": 1.5, "kind": "class"}, {"landmarks": True, "kind": "class"}, {"landmarks": 3, "kind": "atom_scalar"},
     ],

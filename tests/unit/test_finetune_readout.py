@@ -38,9 +38,13 @@ def model():
     return load_model("gfm-small")
 
 
-def dataset_of(model, place, kind, extensive, count=60, seed=0, *, wild=None, also=()):
-    """Labels that a sum over atoms of the model's own knowledge explains, with what elements add; one is wild, a hundredfold."""
+def dataset_of(model, place, kind, extensive, count=60, seed=0, *, wild=None, also=(), boxes=False):
+    """Labels that a sum over atoms of the model's own knowledge explains, with what elements add; one is wild, a hundredfold.
+    Of molecules, or of crystals of them in boxes."""
     frames = [*structures(count, seed), *map(molecule, also)]
+    for atoms in frames if boxes else ():
+        atoms.set_cell([9.0, 9.0, 9.0])
+        atoms.pbc = True
     rows = Predictor(model, ["gfn2-xtb"]).predict(frames)
     for atoms, row in zip(frames, rows):
         energy = row["gfn2-xtb"].energy.item()
@@ -84,6 +88,12 @@ def said(model, dataset, found, frames) -> np.ndarray:
     return np.array([row["mine"].value.item() for row in Predictor(start, ["mine"], dtype="float64").predict(frames)])
 
 
+def two_far(atoms: Atoms) -> Atoms:
+    other = atoms.copy()
+    other.positions += [30.0, 0.0, 0.0]
+    return atoms + other
+
+
 def mean_of_fits(model, dataset, seen) -> np.ndarray:
     """[n], of the four heads that predict best."""
     freedom = readout._freedom(seen) if dataset.head.is_sum else readout.FREEDOMS[0]
@@ -103,10 +113,12 @@ def said_by(features, seen) -> np.ndarray:
     return alike @ process.weights + process.constant
 
 
-@pytest.mark.parametrize("extensive, wild", [(True, None), (False, None), (False, 7)])
-def test_the_network_says_what_the_fits_say(model, extensive, wild, tmp_path, monkeypatch):
-    """Those to labels of which none is wild."""
-    dataset, frames = dataset_of(model, tmp_path, "scalar", extensive, wild=wild)
+@pytest.mark.parametrize(
+    "extensive, wild, boxes", [(True, None, False), (True, None, True), (False, None, False), (False, 7, False)]
+)
+def test_the_network_says_what_the_fits_say(model, extensive, wild, boxes, tmp_path, monkeypatch):
+    """Those to labels of which none is wild; sums of molecules are compared with nothing."""
+    dataset, frames = dataset_of(model, tmp_path, "scalar", extensive, wild=wild, boxes=boxes)
     monkeypatch.setattr(readout, "shares_of", lambda residuals: [0.25, 0.5, 0.25] if len(residuals) == 3 else [1.0])
     found = fit_readout(model, dataset, *every(dataset))
     width, layers = model.config.head_width, model.config.num_layers * model.config.num_features
@@ -118,11 +130,13 @@ def test_the_network_says_what_the_fits_say(model, extensive, wild, tmp_path, mo
         seen = seen._replace(labels=labels)
     wanted = mean_of_fits(model, dataset, seen)
     sizes = np.array([len(atoms) for atoms in frames])
-    if extensive:
-        assert found.landmarks is None
-        wanted *= sizes
-    else:
+    assert (found.landmarks is None) == (extensive and not boxes)
+    if found.landmarks is not None:
         wanted = 0.25 * wanted + 0.5 * said_by(seen.layers, seen) + 0.25 * said_by(seen.features, seen)
+    if extensive:
+        wanted *= sizes
+        twice = [frames[0].repeat((2, 1, 1))] if boxes else [two_far(frames[0])]
+        assert said(model, dataset, found, twice)[0] == pytest.approx(2 * wanted[0], rel=1e-4, abs=1e-3)
     np.testing.assert_allclose(said(model, dataset, found, frames) / sizes, wanted / sizes, rtol=1e-4, atol=1e-4)
 
 
