@@ -15,8 +15,8 @@ from ase import Atoms
 from gfm_calc.benchmarks.contenders import Process
 from gfm_calc.data.store import Dataset
 from gfm_calc.errors import GFMError
-from gfm_calc.finetune.classes import roc_auc
 from gfm_calc.finetune.setup import Setup
+from gfm_calc.ranks import roc_auc
 
 PEERS = MappingProxyType({
     "chgnet": "CHGNet, fine-tuned as long", "schnetpack": "PaiNN of schnetpack, from scratch, as long",

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
-from scipy.stats import spearmanr
 
 from gfm_calc.benchmarks.numbers import rounded
 from gfm_calc.checkpoint import load_model
 from gfm_calc.errors import GFMError
 from gfm_calc.predictor import Predictor
+from gfm_calc.ranks import rank_correlation
 from gfm_calc.structures import read_structures
 from gfm_calc.train.datasets import find_datasets
 
@@ -158,9 +158,8 @@ def _energies(name: str, method: str, frames: list[Atoms]) -> np.ndarray:
 
 def _rank(first: np.ndarray, second: np.ndarray) -> float:
     """Spearman's; 0 where one of them is constant."""
-    if np.ptp(first) == 0 or np.ptp(second) == 0:
-        return 0.0
-    return rounded(float(spearmanr(first, second).statistic), 3)
+    found = rank_correlation(first, second, fewest=2)
+    return 0.0 if np.isnan(found) else rounded(found, 3)
 
 
 def _root_mean_square(values: np.ndarray) -> float:

@@ -6,21 +6,20 @@ the distilled heads (where its environment is given).  Each is relaxed from the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from ase import Atoms
 from ase.build import bulk, minimize_rotation_and_translation, molecule
-from ase.filters import FrechetCellFilter
 from ase.neighborlist import natural_cutoffs, neighbor_list
-from ase.optimize import BFGS
 
 from gfm_calc.benchmarks import structures
 from gfm_calc.calculator import GFMCalculator
+from gfm_calc.commands.relax import Relaxation, relax
 from gfm_calc.errors import GFMError, one_line
 
-FMAX, MAX_STEPS = 0.01, 500  # eV/Å; of all models compared
+RELAXATION = Relaxation(fmax=0.01, steps=500, optimizer="BFGS")  # of all models compared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,11 +60,11 @@ def run_case(case: Case, calculator: GFMCalculator, reference: Atoms | None) -> 
     atoms = case.atoms.copy()
     atoms.calc = calculator
     try:
-        converged, steps = relax(atoms, cell=case.cell)
+        relaxed = relax(atoms, replace(RELAXATION, cell=case.cell))
     except GFMError as error:
         return {"name": case.name, "head": calculator.head, "converged": False, "error": one_line(error)}
     row: dict[str, Any] = {
-        "name": case.name, "head": calculator.head, "converged": converged, "steps": steps,
+        "name": case.name, "head": calculator.head, "converged": relaxed.converged, "steps": relaxed.steps,
         "fmax_ev_per_a": float(f"{np.linalg.norm(atoms.get_forces(), axis=1).max():.3g}"), "geometry": geometry(atoms),
     }  # fmt: skip
     if reference is not None:
@@ -73,13 +72,6 @@ def run_case(case: Case, calculator: GFMCalculator, reference: Atoms | None) -> 
         if not atoms.pbc.any():
             row |= _distances(atoms, reference)
     return row
-
-
-def relax(atoms: Atoms, *, cell: bool) -> tuple[bool, int]:
-    """Relax `atoms` in place, `cell` too where asked for; (converged, steps)."""
-    target: Any = FrechetCellFilter(atoms) if cell else atoms
-    optimizer = BFGS(target, logfile=None)
-    return bool(optimizer.run(fmax=FMAX, steps=MAX_STEPS)), int(optimizer.nsteps)
 
 
 def geometry(atoms: Atoms) -> dict[str, float]:
@@ -113,7 +105,7 @@ def xtb_reference(case: Case) -> Atoms | None:
         return None
     atoms = case.atoms.copy()
     atoms.calc = TBLite(method="GFN2-xTB", verbosity=0)
-    return atoms if relax(atoms, cell=case.cell)[0] else None
+    return atoms if relax(atoms, replace(RELAXATION, cell=case.cell)).converged else None
 
 
 def teacher_references(wanted: list[Case], teacher: Any) -> dict[str, Atoms]:
@@ -122,7 +114,7 @@ def teacher_references(wanted: list[Case], teacher: Any) -> dict[str, Atoms]:
     for case in wanted:
         atoms = case.atoms.copy()
         atoms.calc = teacher
-        if relax(atoms, cell=case.cell)[0]:
+        if relax(atoms, replace(RELAXATION, cell=case.cell)).converged:
             found[case.name] = atoms
     return found
 

@@ -21,6 +21,7 @@ from gfm_calc.checkpoint import load_model
 from gfm_calc.cli import main
 from gfm_calc.config import HeadSpec
 from gfm_calc.errors import ConfigError, GFMError
+from gfm_calc.ranks import rank_correlation
 from gfm_calc.screening.elements import table_of
 from gfm_calc.screening.folder import Folder
 from gfm_calc.screening.formulas import reduced_formula
@@ -242,9 +243,6 @@ def _milli(errors: np.ndarray) -> float | None:
 
 def _rank(first: np.ndarray, second: np.ndarray) -> float | None:
     """Spearman's correlation of ranks."""
-    from scipy.stats import spearmanr
-
     known = np.isfinite(first) & np.isfinite(second)
-    if known.sum() < 3 or np.ptp(first[known]) == 0 or np.ptp(second[known]) == 0:
-        return None
-    return rounded(float(spearmanr(first[known], second[known])[0]), 3)
+    found = rank_correlation(first[known], second[known])
+    return None if np.isnan(found) else rounded(found, 3)

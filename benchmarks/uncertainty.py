@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import spearmanr
 
 from gfm_calc.benchmarks.accuracy import draw
 from gfm_calc.benchmarks.numbers import rounded
@@ -23,10 +22,10 @@ from gfm_calc.data.sampling import Batch
 from gfm_calc.data.store import Selection
 from gfm_calc.data.tasks import file_tasks
 from gfm_calc.errors import ConfigError, GFMError, OutsideDomainError
-from gfm_calc.finetune.classes import roc_auc
 from gfm_calc.graph import AtomicGraph
 from gfm_calc.model import GFMModel
 from gfm_calc.predictor import check_domain
+from gfm_calc.ranks import rank_correlation, roc_auc
 from gfm_calc.train.preparation import Head
 
 _LARGE = 0.8  # an error is large where it is above this quantile of the held-out errors
@@ -147,9 +146,7 @@ def figures(errors: np.ndarray, guesses: np.ndarray, large: float, *, calibrated
         by guess of |mean error / mean guess - 1|; `within_two`, the share of errors below twice the guess (0.86 where errors
         are exponential).  None where it is not defined.
     """
-    found: dict[str, float | None] = {"spearman": None, "auroc": roc_auc(errors > large, guesses)}
-    if len(errors) > 2 and np.ptp(guesses) > 0 and np.ptp(errors) > 0:
-        found["spearman"] = float(spearmanr(errors, guesses).statistic)
+    found = {"spearman": rank_correlation(errors, guesses), "auroc": roc_auc(errors > large, guesses)}
     if calibrated:
         order = np.argsort(guesses, kind="stable")
         bins = [chosen for chosen in np.array_split(order, _BINS) if len(chosen)]
@@ -157,7 +154,7 @@ def figures(errors: np.ndarray, guesses: np.ndarray, large: float, *, calibrated
         found["ratio"] = float(errors.mean() / max(guesses.mean(), 1e-12))
         found["miscalibration"] = float(np.mean(off))
         found["within_two"] = float(np.mean(errors < 2 * guesses))
-    return {name: None if value is None or np.isnan(value) else rounded(value) for name, value in found.items()}
+    return {name: None if np.isnan(value) else rounded(value) for name, value in found.items()}
 
 
 def _side(model: GFMModel, head: Head, side: str, plan: UncertaintyPlan) -> Iterator[LabelledBatch]:

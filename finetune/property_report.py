@@ -8,21 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gfm_calc.commands.error_pictures import draw_parity
 from gfm_calc.commands.pages import drawn, figure, numbers, shown
 from gfm_calc.commands.plots import BLUE, GREY, ORANGE
-from gfm_calc.data.sampling import spread_indices
 from gfm_calc.data.schema import Record
 from gfm_calc.errors import GFMError
-from gfm_calc.finetune.classes import roc_auc, roc_curve
 from gfm_calc.model import GFMModel
 from gfm_calc.predictor import Predictor
+from gfm_calc.ranks import roc_auc, roc_curve
 from gfm_calc.train.evaluation import in_words
 from gfm_calc.train.properties import label_of
 
 if TYPE_CHECKING:
     from gfm_calc.finetune.run import Outcome
-
-_MOST_POINTS = 4000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +82,7 @@ def pictures(outcome: Outcome, before: Sequence[ComparedProperty], after: Sequen
         image = drawn(_draw_roc, truth, scores, width=4.0, height=3.6)
         return figure("ROC", f"Area under the curve {roc_auc(truth, scores):.3f}; 0.5 for guesses.", image)
     what = f"{spec.quantity} ({spec.unit})"
-    image = drawn(draw_parity, (_joined(before), _joined(after)), what, ORANGE, columns=2, width=7.0)
+    image = drawn(draw_sides, (_joined(before), _joined(after)), what, ORANGE, columns=2, width=7.0)
     return figure(what, f"{what}: label and prediction.", image)
 
 
@@ -110,18 +108,7 @@ def _draw_roc(axes: Any, truth: np.ndarray, scores: np.ndarray) -> None:
     axes.set(xlabel="false positive rate", ylabel="true positive rate", title="after")
 
 
-def draw_parity(panels: Any, sides: Sequence[tuple[np.ndarray, np.ndarray]], what: str, colour: str) -> None:
-    """Labels and predictions before and after, on two axes.
-
-    Args:
-        sides: (labels [n], predictions [n]) of either; labels that are NaN are left out.
-        what: they are, with the unit.
-    """
+def draw_sides(panels: Any, sides: Sequence[tuple[np.ndarray, np.ndarray]], what: str, colour: str) -> None:
+    """Labels and predictions before and after, on two axes; sides: (labels [n], predictions [n]) of either; see `draw_parity`."""
     for axes, (label, found), title in zip(panels, sides, ("before", "after")):
-        kept = np.flatnonzero(np.isfinite(label))
-        kept = kept[spread_indices(len(kept), _MOST_POINTS)]
-        ends = [min(label[kept].min(), found[kept].min()), max(label[kept].max(), found[kept].max())]
-        axes.plot(ends, ends, color=GREY, linewidth=0.8)
-        axes.plot(label[kept], found[kept], ".", color=colour, markersize=2.5, rasterized=True)
-        axes.set(xlabel=f"label: {what}", ylabel="prediction", title=title)
-        axes.locator_params(axis="x", nbins=4)
+        draw_parity(axes, label, found, what, colour, title)

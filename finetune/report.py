@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
@@ -11,15 +11,16 @@ import numpy as np
 from ase.data import chemical_symbols as SYMBOLS
 
 from gfm_calc.artifacts import write_file
+from gfm_calc.commands.error_pictures import errors_by_element
 from gfm_calc.commands.inspection_report import FINDINGS_STYLE, finding_list
-from gfm_calc.commands.pages import drawn, encoded, figure, numbers, page, periodic_table, shown
+from gfm_calc.commands.pages import drawn, encoded, figure, numbers, page, shown
 from gfm_calc.commands.plots import BLUE, ORANGE, draw_structures
 from gfm_calc.data.sampling import spread_indices
 from gfm_calc.data.schema import Record
 from gfm_calc.finetune import property_report as of_property
 from gfm_calc.finetune import sureness
 from gfm_calc.finetune.nearest import predictions
-from gfm_calc.finetune.property_report import draw_parity
+from gfm_calc.finetune.property_report import draw_sides
 from gfm_calc.finetune.stiff import with_guess
 from gfm_calc.model import GFMModel
 from gfm_calc.train.evaluation import SHOWN, mae
@@ -129,7 +130,7 @@ def _parities(before: Sequence[Compared], after: Sequence[Compared]) -> str:
     found = []
     for what, pick, colour in (("energy (eV/atom)", _energies, BLUE), ("force (eV/Å)", _components, ORANGE)):
         if pick(before).size:
-            image = drawn(draw_parity, (pick(before), pick(after)), what, colour, columns=2, width=7.0)
+            image = drawn(draw_sides, (pick(before), pick(after)), what, colour, columns=2, width=7.0)
             caption = f"{what}: label and prediction; reference energies are subtracted."
             found.append(figure(what, caption, image))
     return "".join(found)
@@ -145,26 +146,12 @@ def _components(side: Sequence[Compared]) -> np.ndarray:
 
 
 def _elements(after: Sequence[Compared]) -> str:
-    errors: dict[int, list[np.ndarray]] = {}
-    for one in after:
-        if one.forces is None:
-            continue
-        lengths = np.linalg.norm(one.forces[1] - one.forces[0], axis=1)
-        for z in np.unique(one.record.atomic_numbers).tolist():
-            errors.setdefault(z, []).append(lengths[one.record.atomic_numbers == z])
-    if not errors:
+    known = [(one.record.atomic_numbers, one.forces) for one in after if one.forces is not None]
+    if not known:
         return ""
-    means = {z: float(np.concatenate(values).mean()) for z, values in errors.items()}
-    image = drawn(_draw_elements, means, width=6.6, height=3.7)
-    return "<h2>Errors by element</h2>" + figure(
-        "Force errors", "Mean length of the force error after fine-tuning, meV/Å.", image
-    )
-
-
-def _draw_elements(axes: Any, means: Mapping[int, float]) -> None:
-    largest = max(*means.values(), 1e-9)
-    texts = {z: f"{1000 * mean:.0f}" for z, mean in means.items()}
-    periodic_table(axes, {z: mean / largest for z, mean in means.items()}, texts, "Force errors (meV/Å)", "Oranges")
+    errors = [np.linalg.norm(forces[1] - forces[0], axis=1) for _, forces in known]
+    caption = "Mean length of the force error after fine-tuning"
+    return errors_by_element(np.concatenate([z for z, _ in known]), np.concatenate(errors), caption)
 
 
 def _worst(after: Sequence[Compared]) -> str:

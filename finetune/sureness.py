@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from scipy.stats import spearmanr
-
 from gfm_calc.model import GFMModel
+from gfm_calc.ranks import rank_correlation
 from gfm_calc.train.preparation import Head
 from gfm_calc.train.uncertainty import FitPlan, errors_beside, fit_uncertainty
 
@@ -52,7 +51,6 @@ def learn(model: GFMModel, head: Head, side: str) -> Sureness | str | None:
     model.uncertainty = learnt.errors
     expected, actual = errors_beside(model, head, side)
     what = "forces" if head.spec.kind == "energy" else "atoms" if head.spec.is_of_atoms else "structures"
-    varied = len(actual) > 2 and float(expected.std()) > 0 and float(actual.std()) > 0
-    correlation = float(spearmanr(expected, actual).statistic) if varied else float("nan")
+    correlation = rank_correlation(expected, actual)
     ratio = float(actual.mean() / expected.mean()) if len(actual) else float("nan")
     return Sureness(what=what, count=len(actual), side=side, rank_correlation=correlation, ratio=ratio)

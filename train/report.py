@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 from gfm_calc.artifacts import write_file
-from gfm_calc.commands.pages import drawn, figure, numbers, page, periodic_table
-from gfm_calc.commands.plots import BLUE, COLOURS, GREY, ORANGE
+from gfm_calc.commands.error_pictures import draw_parity, errors_by_element
+from gfm_calc.commands.pages import drawn, figure, numbers, page
+from gfm_calc.commands.plots import BLUE, COLOURS, ORANGE
 from gfm_calc.data.loader import Loader
 from gfm_calc.data.sampling import spread_indices
 from gfm_calc.data.store import Selection
@@ -24,7 +25,6 @@ from gfm_calc.train.recipe import Recipe
 from gfm_calc.train.runlog import read_log
 
 _SHOWN = 300  # structures of a head in the pictures
-_MOST_POINTS = 4000
 
 
 @dataclass(kw_only=True)
@@ -69,9 +69,9 @@ def write_report(folder: Path, model: GFMModel, heads: Sequence[Head], recipe: R
     ]
     errors = [e for parity in parities.values() for e in parity.errors]
     if errors:
-        image = drawn(_elements, np.concatenate(errors, axis=1), width=6.6, height=3.7)
-        caption = "Mean length of the force error on held-out structures of all heads, meV/Å."
-        parts += ["<h2>Errors by element</h2>", figure("Force errors", caption, image)]
+        caption = "Mean length of the force error on held-out structures of all heads"
+        atomic_numbers, lengths = np.concatenate(errors, axis=1)
+        parts.append(errors_by_element(atomic_numbers, lengths, caption))
     parts.append('<h2>Held-out structures</h2><div class="pictures">')
     for name, parity in parities.items():
         if parity.energy:
@@ -157,21 +157,6 @@ def _draw_parity(panels: Any, parity: Parity, name: str) -> None:
         if not values:
             axes.axis("off")
             continue
-        label_, found = np.concatenate(values, axis=1)
-        kept = np.flatnonzero(np.isfinite(label_))
-        kept = kept[spread_indices(len(kept), _MOST_POINTS)]
-        low, high = min(label_[kept].min(), found[kept].min()), max(label_[kept].max(), found[kept].max())
-        axes.plot([low, high], [low, high], color=GREY, linewidth=0.8)
-        axes.plot(label_[kept], found[kept], ".", color=colour, markersize=2.5, rasterized=True)
-        axes.set(xlabel=f"label: {label}", ylabel="prediction")
-        axes.locator_params(axis="x", nbins=4)
+        labels, found = np.concatenate(values, axis=1)
+        draw_parity(axes, labels, found, label, colour)
     panels[0].set_title(name)
-
-
-def _elements(axes: Any, errors: np.ndarray) -> None:
-    values, texts = {}, {}
-    means = {int(z): float(errors[1][errors[0] == z].mean()) for z in np.unique(errors[0])}
-    largest = max(means.values())
-    for z, mean in means.items():
-        values[z], texts[z] = mean / largest, f"{1000 * mean:.0f}"
-    periodic_table(axes, values, texts, "Force errors (meV/Å)", "Oranges")

@@ -110,18 +110,18 @@ def prepare(atoms: Atoms, how: Dynamics) -> Any:
     """
     import numpy as np
     from ase import units
-    from ase.md.langevin import Langevin
     from ase.md.nose_hoover_chain import IsotropicMTKNPT
     from ase.md.velocitydistribution import Stationary, ZeroRotation
     from ase.md.verlet import VelocityVerlet
+
+    from ..data.perturb import langevin, warm
 
     if how.ensemble == "npt" and (not atoms.pbc.all() or atoms.constraints):
         raise ConfigError("npt needs a structure that is periodic along three axes and has no constraints; use nvt")
     atoms.get_potential_energy()  # a bad structure is refused before anything is opened
     random = np.random.default_rng(how.seed)
     if not how.keep_velocities:
-        spread = np.sqrt(units.kB * how.temperature * atoms.get_masses())[:, None]  # Maxwell-Boltzmann
-        atoms.set_momenta(random.normal(size=(len(atoms), 3)) * spread)
+        warm(atoms, random, how.temperature)
         if not atoms.constraints:
             Stationary(atoms)
             if not atoms.pbc.any():
@@ -130,9 +130,7 @@ def prepare(atoms: Atoms, how: Dynamics) -> Any:
     if how.ensemble == "nve":
         return VelocityVerlet(atoms, step)
     if how.ensemble == "nvt":
-        return Langevin(
-            atoms, step, temperature_K=how.temperature, friction=how.friction / units.fs, rng=random, fixcm=False
-        )
+        return langevin(atoms, random, temperature=how.temperature, time_step=how.time_step, friction=how.friction)
     return IsotropicMTKNPT(
         atoms,
         step,

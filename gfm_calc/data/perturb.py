@@ -150,20 +150,31 @@ def snapshots(
     Raises:
         InvalidStructureError: the dynamics blew up.
     """
-    from ase.md.langevin import Langevin
-
     atoms = atoms.copy()
     atoms.calc = calculator
-    spread = np.sqrt(units.kB * temperature * atoms.get_masses())[:, None]
-    atoms.set_momenta(random.normal(size=(len(atoms), 3)) * spread)
-    dynamics = Langevin(
-        atoms, time_step * units.fs, temperature_K=temperature, friction=friction / units.fs, rng=random, fixcm=False
-    )
+    warm(atoms, random, temperature)
+    dynamics = langevin(atoms, random, temperature=temperature, time_step=time_step, friction=friction)
     for _ in range(copies):
         dynamics.run(every)
         if not np.isfinite(atoms.positions).all() or atoms.get_temperature() > _MAX_TEMPERATURE:
             raise InvalidStructureError("the dynamics blew up: take a shorter time step or a better start")
         yield Atoms(atoms.numbers, positions=atoms.positions, cell=atoms.cell, pbc=atoms.pbc, info=atoms.info)
+
+
+def warm(atoms: Atoms, random: np.random.Generator, temperature: float) -> None:
+    """Give atoms velocities of Maxwell and Boltzmann's distribution at a temperature (K)."""
+    spread = np.sqrt(units.kB * temperature * atoms.get_masses())[:, None]
+    atoms.set_momenta(random.normal(size=(len(atoms), 3)) * spread)
+
+
+def langevin(
+    atoms: Atoms, random: np.random.Generator, *, temperature: float, time_step: float, friction: float
+) -> Any:
+    """ASE's Langevin dynamics of atoms with a calculator (temperature K, time_step fs, friction 1/fs)."""
+    from ase.md.langevin import Langevin
+
+    per_time = friction / units.fs
+    return Langevin(atoms, time_step * units.fs, temperature_K=temperature, friction=per_time, rng=random, fixcm=False)
 
 
 def _perturb_one(job: PerturbJob, number: int, atoms: Atoms | GFMError, source: str, frame: int) -> str:

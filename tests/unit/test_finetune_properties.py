@@ -28,8 +28,8 @@ from gfm_calc.data.store import Selection, open_dataset
 from gfm_calc.data.tasks import FileTask
 from gfm_calc.errors import ConfigError, HeadError
 from gfm_calc.finetune import plan, readout, run, setup
-from gfm_calc.finetune.classes import roc_auc, roc_curve
 from gfm_calc.finetune.plan import START
+from gfm_calc.ranks import roc_auc, roc_curve
 from gfm_calc.train.evaluation import ErrorSums
 from gfm_calc.train.models import starting_model
 from gfm_calc.train.objective import Objective
