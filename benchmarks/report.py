@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from gfm_calc.benchmarks.glance import glance, wanted
+from gfm_calc.benchmarks.digests import DIGESTS
 from gfm_calc.benchmarks.report_accuracy import accuracy
 from gfm_calc.benchmarks.report_physics import conformers, crystals, phonons, stability, torsions
 from gfm_calc.benchmarks.report_screening import screening
@@ -25,7 +25,7 @@ from gfm_calc.benchmarks.tables import Table, figure
 from gfm_calc.errors import ConfigError, did_you_mean
 
 _NUMBER = re.compile(r"-|[-+]?[\d,.]+(e[-+]?\d+)?")
-_GLANCE = re.compile(r"(<!-- glance -->).*?(<!-- end of glance -->)", re.DOTALL)
+_DIGEST = re.compile(rf"<!-- ({'|'.join(DIGESTS)}) -->.*?<!-- end of \1 -->", re.DOTALL)
 _OPEN, _CLOSE = re.compile(r"<!-- results(?: of ([\w, ]+))? -->"), "<!-- end of results -->"
 
 
@@ -56,8 +56,8 @@ def markdown(result: Mapping[str, Any], *, summary: bool = False, weights: str =
 
 def with_results(text: str, results: Iterable[Mapping[str, Any]], *, weights: str = "") -> str:
     """`text` (a README) with what stands between its two result marks replaced by summaries of `results`, of some benchmarks
-    alone where the first mark names them: `<!-- results of accuracy, speed -->`.  Between `<!-- glance -->` and its end, where it
-    has them, comes the table of `glance`.
+    alone where the first mark names them: `<!-- results of accuracy, speed -->`.  Between `<!-- glance -->` and
+    `<!-- end of glance -->`, and other names of `DIGESTS`, where it has them, comes that table.
 
     Args:
         weights: see `markdown`.
@@ -66,11 +66,11 @@ def with_results(text: str, results: Iterable[Mapping[str, Any]], *, weights: st
         ConfigError: it has no such marks, or they name a benchmark that has no tables.
     """
     results = list(results)
-    shown = glance(results, weights)
-    if shown.rows:
-        text = _GLANCE.sub(lambda marks: f"{marks[1]}\n\n{_rows_alone(shown)}\n\n{marks[2]}", text)
+    text = _DIGEST.sub(lambda marks: _digest(marks, results, weights), text)
     mark = _OPEN.search(text)
     _, closed, after = text[mark.end() :].partition(_CLOSE) if mark else ("", "", "")
+    if mark is None and _DIGEST.search(text):
+        return text
     if mark is None or not closed:
         raise ConfigError(f"no place for the results: mark it with <!-- results --> and {_CLOSE}")
     wanted = _named(mark) or list(_TABLES)
@@ -83,10 +83,16 @@ def with_results(text: str, results: Iterable[Mapping[str, Any]], *, weights: st
 
 
 def without_results(text: str, results: Iterable[Mapping[str, Any]]) -> list[str]:
-    """The benchmarks that the first result mark of `text` names, or its glance takes, and none of `results` is of."""
+    """The benchmarks that the first result mark of `text` names, or its digests take, and none of `results` is of."""
     mark, known = _OPEN.search(text), {result["benchmark"] for result in results}
-    names = [*(_named(mark) if mark else []), *(wanted() if _GLANCE.search(text) else [])]
+    names = [*(_named(mark) if mark else []), *(name for one in _DIGEST.findall(text) for name in DIGESTS[one][1])]
     return [name for name in dict.fromkeys(names) if name not in known]
+
+
+def _digest(marks: re.Match[str], results: Sequence[Mapping[str, Any]], weights: str) -> str:
+    """Marks with the table between them; as they were, where the results say nothing of it."""
+    shown = DIGESTS[marks[1]][0](results, weights)
+    return f"<!-- {marks[1]} -->\n\n{_rows_alone(shown)}\n\n<!-- end of {marks[1]} -->" if shown.rows else marks[0]
 
 
 def _named(mark: re.Match[str]) -> list[str]:

@@ -11,8 +11,9 @@ import pytest
 from support import ROOT
 
 from gfm_calc.benchmarks.finetune_tasks import load_task
-from gfm_calc.benchmarks.provenance import read_result
-from gfm_calc.checkpoint import describe
+from gfm_calc.benchmarks.provenance import read_result, weights_id
+from gfm_calc.benchmarks.report import with_results
+from gfm_calc.checkpoint import describe, open_model
 from gfm_calc.cli import build_parser
 from gfm_calc.screening.plan import open_streams
 
@@ -121,3 +122,11 @@ def test_the_candidates_of_a_page_can_be_made(page, tmp_path):
     (plan,) = blocks(ROOT / page, "toml")
     (tmp_path / "oxides.toml").write_text(plan, encoding="utf-8")
     assert len(open_streams([tmp_path / "oxides.toml"])) > 100
+
+
+@pytest.mark.parametrize("page", ["README.md", "finetune/README.md", "benchmarks/RESULTS.md"])
+def test_tables_of_a_page_are_those_of_the_results(page):
+    """Whoever changes a result makes the tables again: `gfm bench report`."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    weights = weights_id(open_model("gfm-small"))
+    assert with_results(text, [read_result(path) for path in RESULTS], weights=weights) == text
