@@ -157,7 +157,7 @@ def _energies(name: str, method: str, frames: list[Atoms]) -> np.ndarray:
 
 
 def _rank(first: np.ndarray, second: np.ndarray) -> float:
-    """Spearman's; 0 where one of them is constant."""
+    """Spearman's; 0 where there is no order to compare: one of them is constant, or not finite."""
     found = rank_correlation(first, second, fewest=2)
     return 0.0 if np.isnan(found) else rounded(found, 3)
 

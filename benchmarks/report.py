@@ -69,8 +69,8 @@ def with_results(text: str, results: Iterable[Mapping[str, Any]], *, weights: st
     text = _DIGEST.sub(lambda marks: _digest(marks, results, weights), text)
     mark = _OPEN.search(text)
     _, closed, after = text[mark.end() :].partition(_CLOSE) if mark else ("", "", "")
-    if mark is None and _DIGEST.search(text):
-        return text
+    if _DIGEST.search(text) and "<!-- result" not in text and _CLOSE not in text:
+        return text  # digests alone
     if mark is None or not closed:
         raise ConfigError(f"no place for the results: mark it with <!-- results --> and {_CLOSE}")
     wanted = _named(mark) or list(_TABLES)

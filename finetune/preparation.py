@@ -20,7 +20,7 @@ from gfm_calc.data.store import Dataset
 from gfm_calc.data.units import ENERGY
 from gfm_calc.errors import ConfigError
 from gfm_calc.finetune.nearest import fit_references, predictions, spread
-from gfm_calc.finetune.readout import Begun
+from gfm_calc.finetune.readout import FittedHead
 from gfm_calc.model import GFMModel
 from gfm_calc.train.keys import key_of_auto
 from gfm_calc.train.preparation import Head, gather, without_unseen
@@ -265,20 +265,20 @@ def new_head(
     )  # fmt: skip
 
 
-def property_head(dataset: Dataset, sides: Sides, model: GFMModel, begun: Begun | None) -> Head:
+def property_head(dataset: Dataset, sides: Sides, model: GFMModel, fitted: FittedHead | None) -> Head:
     """The head of a property, with its dataset's card.
 
     Args:
-        begun: where a head is that was fitted; None: it begins at what the elements add, its network with random weights.
+        fitted: where a head is that was fitted; None: it begins at what the elements add, its network with random weights.
     """
     references, scale = (
-        start_of(dataset.head, dataset, sides.train) if begun is None else (begun.references, begun.scale)
+        start_of(dataset.head, dataset, sides.train) if fitted is None else (fitted.references, fitted.scale)
     )
     known = statistics_of(dataset, sides.train, model.config.cutoff)
     own, unseen = sides.of_elements(references)
     counts = {"frames": len(sides.train)}
     data = tuple(dict(entry) | counts for entry in dataset.head.training_data)
-    landmarks = 0 if begun is None else begun.landmarks
+    landmarks = 0 if fitted is None else fitted.landmarks
     spec = known.on_card(dataset.head, references, training_data=data, landmarks=landmarks)
     return Head(
         spec=spec, dataset=dataset, sides=own, scale=scale, shift={}, share=0.0, unseen=unseen, **known.of_work()

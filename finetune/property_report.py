@@ -61,14 +61,14 @@ def summary(outcome: Outcome) -> str:
         if outcome.side != "train"
         else "the structures that it was trained on: no proof of anything"
     )
-    if outcome.setup.begun is not None:
-        begun = "fits to what the model knows"
+    if outcome.setup.fitted is not None:
+        where = "fits to what the model knows"
         guess = outcome.setup.guess
-        begun += "" if guess is None else f", beside a first guess: {guess.says}"
+        where += "" if guess is None else f", beside a first guess: {guess.says}"
     else:
-        begun = "what each element adds on average" if spec.kind in ("scalar", "atom_scalar") else "nothing"
-        begun += ", and random weights"
-    text = f"Mean absolute errors on {outcome.after['frames']} {held} ({outcome.side}). Structures: {sizes}. Before: {begun}."
+        where = "what each element adds on average" if spec.kind in ("scalar", "atom_scalar") else "nothing"
+        where += ", and random weights"
+    text = f"Mean absolute errors on {outcome.after['frames']} {held} ({outcome.side}). Structures: {sizes}. Before: {where}."
     return numbers(("", f"{spec.quantity} ({spec.kind})"), rows) + f"<p>{shown(text)}</p>"
 
 

@@ -6,8 +6,8 @@ head beside its units, for few labels do not tell which sum of them it is.  Each
 what they have not seen are averaged (see `fits`), for the best one of many fits to few labels owes its place to chance.  A
 property that is no sum over atoms, or one of crystals (for each atom), is the mean of that and of two Gaussian processes, on the
 layers alone and on how far atoms differ as well (see `landmarks`), which err elsewhere; or one of the three alone, where that is
-clearly better.  Sums of molecules are not: two that are far from each other must give twice as much.  The outcome is written as
-weights of the head, from which training goes on.
+clearly better.  Crystals are what is periodic along three axes.  Other sums are not: two molecules that are far apart must give
+twice as much.  The outcome is written as weights of the head, from which training goes on.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Compared(NamedTuple):
     output: np.ndarray
 
 
-class Begun(NamedTuple):
+class FittedHead(NamedTuple):
     """A saved model with the head in it, of labels less a first guess where there is one: `where` it is, its id, the head's
     references (symbol -> value), scale and number of landmarks; `left_out`, how far off structures are that the fit has not seen,
     on average, in the unit of its card (NaN in folders of older versions)."""
@@ -102,7 +102,7 @@ class Begun(NamedTuple):
 
 def begin_head(
     folder: Path, model: GFMModel, dataset: Dataset, rows: np.ndarray, groups: np.ndarray, say: Callable[[str], None]
-) -> Begun | None:
+) -> FittedHead | None:
     """The model in `folder` whose property head is fitted; one that an earlier run of the job has written is there already.
 
     Args:
@@ -131,7 +131,7 @@ def begin_head(
     module = cast(PropertyHead, start.properties[start.property_heads.index(name)])
     card = start.specs[name]
     left_out = float(about.get("left_out", math.nan))
-    return Begun(folder, start.model_id, card.reference_energies, float(module.scale), card.landmarks, left_out)
+    return FittedHead(folder, start.model_id, card.reference_energies, float(module.scale), card.landmarks, left_out)
 
 
 def _in_words(found: Readout, card: HeadSpec) -> str:
@@ -140,8 +140,8 @@ def _in_words(found: Readout, card: HeadSpec) -> str:
     used = np.zeros(PROCESSES, bool) if found.landmarks is None else found.landmarks.output.any(axis=1)
     process = "" if not used.any() else "two Gaussian processes on" if used.all() else "a Gaussian process on"
     says = " what all layers say" + (" and how far atoms differ" if used[-1] else "")
-    begun = " and ".join([*([fits] if found.heads else []), *([process + says] if process else [])])
-    return f"begins at {begun}: {found.error:.3g}{unit} off what is left out, a fit to compositions alone {found.before:.3g}"
+    where = " and ".join([*([fits] if found.heads else []), *([process + says] if process else [])])
+    return f"begins at {where}: {found.error:.3g}{unit} off what is left out, a fit to compositions alone {found.before:.3g}"
 
 
 def fit_readout(model: GFMModel, dataset: Dataset, rows: np.ndarray, groups: np.ndarray) -> Readout | None:
@@ -158,7 +158,7 @@ def fit_readout(model: GFMModel, dataset: Dataset, rows: np.ndarray, groups: np.
     labelled = np.flatnonzero(np.isfinite(block.value[:, 0]))
     if len(labelled) < FEWEST:
         return None
-    compares = not spec.is_sum or bool(block.pbc.all())
+    compares = not spec.is_sum or bool(block.pbc[labelled].all())
     chosen = labelled[spread_indices(len(labelled), _MOST)]
     seen = _seen(model, dataset, rows[chosen], groups[chosen], list(references))
     before = best(Fit([seen.composition], seen.labels, [1.0]), seen.groups).residual

@@ -59,14 +59,14 @@ def write_report(job: Job, outcome: Outcome) -> None:
     some = rows[spread_indices(len(rows), _SHOWN)]
     records = list(outcome.head.dataset.read(some, names=True).records())
     name, setup = job.card.name, outcome.setup
-    begun = starting_model(setup.recipe, [outcome.head])
-    if setup.guess is not None and setup.begun is not None:
-        begun = with_guess(begun, setup.begun.where, name, setup.guess)
+    before_training = starting_model(setup.recipe, [outcome.head])
+    if setup.guess is not None and setup.fitted is not None:
+        before_training = with_guess(before_training, setup.fitted.where, name, setup.guess)
     if job.card.kind == "energy":
-        before, after = (list(compare(model, name, records)) for model in (begun, outcome.model))
+        before, after = (list(compare(model, name, records)) for model in (before_training, outcome.model))
         summary, pictures, worst = _summary(outcome), _parities(before, after), _elements(after) + _worst(after)
     else:
-        sides = [list(of_property.compare_property(model, name, records)) for model in (begun, outcome.model)]
+        sides = [list(of_property.compare_property(model, name, records)) for model in (before_training, outcome.model)]
         summary, pictures = of_property.summary(outcome), of_property.pictures(outcome, *sides)
         chosen = sorted(sides[1], key=lambda one: -one.error)[:_WORST]
         worst = _drawn_worst([one.record for one in chosen]) + of_property.worst_table(chosen)

@@ -126,13 +126,13 @@ def _fit(job: Job, place: Place, say: Say, *, resume: bool, final: bool = True) 
     kept = old_heads(job.keep, list(start.specs), job.card.name)
     begin(job, resume=resume)
     found = look(job, start, say)
-    begins: Beginning | str = Beginning(model=start, where=job.model, origin=start, origin_where=job.model)
+    beginning: Beginning | str = Beginning(model=start, where=job.model, origin=start, origin_where=job.model)
     if job.cheap is not None:
-        begins = _after_cheap(job, job.cheap, found, start, place, say)
+        beginning = _after_cheap(job, job.cheap, found, start, place, say)
         job, since = job.shortened(since, least=_LEAST_SHARE), time.monotonic()
-    if isinstance(begins, str):
-        return begins
-    setup = set_up(job, found, begins, kept, say, since=since)
+    if isinstance(beginning, str):
+        return beginning
+    setup = set_up(job, found, beginning, kept, say, since=since)
     outcome = _train(job, setup, place, say, final=final)
     if not isinstance(outcome, str):
         write(job.output / "errors.json", canonical_json(_plain(_summary(outcome))))
@@ -157,11 +157,11 @@ def _after_cheap(
             return outcome
     learnt, model = read_json(done), first.output / "model"
     try:
-        begins = load_model(model)
+        tuned = load_model(model)
     except CorruptFileError as error:
         raise CorruptFileError(f"{one_line(error)}; remove {first.output}, and --resume learns it again") from error
     return Beginning(
-        model=begins, where=str(model), origin=origin, origin_where=job.model,
+        model=tuned, where=str(model), origin=origin, origin_where=job.model,
         reason=cheap.in_words(asked, learnt["after"], learnt["side"]),
     )  # fmt: skip
 
@@ -245,8 +245,8 @@ def _save(
     if moved:
         settle(model, setup.replay, setup.origin)
     sure = sureness.learn(model, next(head for head in own if head.spec.name == name), side) if final else None
-    if setup.guess is not None and setup.begun is not None:
-        model = with_guess(model, setup.begun.where, name, setup.guess)
+    if setup.guess is not None and setup.fitted is not None:
+        model = with_guess(model, setup.fitted.where, name, setup.guess)
     about = provenance(trainer) | {
         "step": step,
         "started_from": {"model": Path(job.model).name, "model_id": setup.origin.model_id},

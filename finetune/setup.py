@@ -32,7 +32,7 @@ from gfm_calc.finetune.preparation import (
     property_head,
     sample,
 )
-from gfm_calc.finetune.readout import Begun, begin_head
+from gfm_calc.finetune.readout import FittedHead, begin_head
 from gfm_calc.finetune.replay import build_replay, enough, within
 from gfm_calc.finetune.stiff import Guess, begin_guess
 from gfm_calc.finetune.strategy import REPLAY_COUNT, Strategy, recipe_of, shortened
@@ -91,7 +91,7 @@ class Setup:
     Attributes:
         start: the model it begins with.  origin: the user's (see `Beginning`).  kept: heads that the new model keeps.
         checks, sides, ranking, references, strategy: what was found and chosen, see there; no ranking and no references for a
-            property.  begun: the head of a property that was fitted, see `readout`.
+            property.  fitted: the head of a property that was fitted, see `readout`.
         guess: what is taken off the labels of a property, see `stiff`.
         dataset: the user's structures.  replay: those of the old heads that learn on.
         recipe: of the run.
@@ -106,7 +106,7 @@ class Setup:
     ranking: Sequence[Nearness]
     references: References | None
     guess: Guess | None
-    begun: Begun | None
+    fitted: FittedHead | None
     strategy: Strategy
     replay: Mapping[str, Dataset]
     recipe: Recipe
@@ -115,7 +115,7 @@ class Setup:
         """The heads of the run, as `preparation.prepare` gives them."""
         if self.references is None:
             labels = self.dataset if self.guess is None else self.guess.dataset
-            new = property_head(labels, self.sides, self.start, self.begun)
+            new = property_head(labels, self.sides, self.start, self.fitted)
         else:
             nearest = self.ranking[0].head
             new = new_head(self.dataset.head, self.dataset, self.sides, self.references, self.start, nearest)
@@ -144,7 +144,7 @@ def look(job: Job, start: GFMModel, say: Say) -> Material:
 
 
 def set_up(
-    job: Job, found: Material, begins: Beginning, kept: Sequence[str], say: Say, *, since: float
+    job: Job, found: Material, beginning: Beginning, kept: Sequence[str], say: Say, *, since: float
 ) -> Setup:  # fmt: skip
     """Decide; the same again for a job that goes on.
 
@@ -154,39 +154,39 @@ def set_up(
     Raises:
         GFMError: a strategy that does not exist, or a disk that is full.
     """
-    start, dataset, sides = begins.model, found.dataset, found.sides
+    start, dataset, sides = beginning.model, found.dataset, found.sides
     is_property = job.card.kind != "energy"
     ranking = [] if is_property else rank_heads(start, sample(dataset, sides.train))
     references = None if is_property else find_references(start, ranking[0].head, dataset, sides)
     if references is not None:
         _say_start(ranking, references, say)
     known = read_decisions(job.output)
-    guess, begun = _begin(job, start, dataset, sides, say, goes_on=known is not None) if is_property else (None, None)
+    guess, fitted = _begin(job, start, dataset, sides, say, goes_on=known is not None) if is_property else (None, None)
     old = [head for head in kept if head in start.energy_heads]
     if known is None:
         plan = _strategy(
-            job, begins, dataset, sides, old, _beginning_of(job.card, begun, _spread(dataset, sides.train))
+            job, beginning, dataset, sides, old, _beginning_of(job.card, fitted, _spread(dataset, sides.train))
         )
     else:
         plan = Strategy.from_mapping(known["strategy"])
-    replay, after, fewer = _replay(job, begins, old if plan.replay else [], since, decided=known is not None)
+    replay, after, fewer = _replay(job, beginning, old if plan.replay else [], since, decided=known is not None)
     plan = replace(plan, reasons=(*plan.reasons, *fewer)) if known is None else plan
     job = job.shortened(since, least=_LEAST_SHARE, reserved=after)
     where, model_id = (
-        (resolve(begins.where), start.model_id) if begun is None else (begun.where.resolve(), begun.model_id)
+        (resolve(beginning.where), start.model_id) if fitted is None else (fitted.where.resolve(), fitted.model_id)
     )
-    fitted = None if begun is None else job.card.name
+    nearest = ranking[0].head if ranking else None if fitted is None else job.card.name
     recipe = recipe_of(
-        plan, model=(str(where), model_id), data=found.data, config=start.config, head=job.card.name,
-        nearest=ranking[0].head if ranking else fitted, old_heads=_old_heads(begins.origin, replay), dtype=job.dtype,
+        plan, model=(str(where), model_id), data=found.data, config=start.config, head=job.card.name, nearest=nearest,
+        old_heads=_old_heads(beginning.origin, replay), dtype=job.dtype,
     )  # fmt: skip
     patience = _PATIENCE if len(sides.validation) >= _ENOUGH else 0
     # One number that happens to fit would choose weights by chance; the forces of one structure are many.
     telling = _labels(dataset, sides.validation) >= _ENOUGH
     run = replace(recipe.run, max_minutes=job.max_minutes, seed=job.seed, stop_after=patience, keep_best=telling)
     setup = Setup(
-        start=start, origin=begins.origin, kept=kept, checks=found.checks, dataset=dataset, sides=sides, ranking=ranking,
-        references=references, guess=guess, begun=begun, strategy=plan, replay=replay, recipe=replace(recipe, run=run),
+        start=start, origin=beginning.origin, kept=kept, checks=found.checks, dataset=dataset, sides=sides, ranking=ranking,
+        references=references, guess=guess, fitted=fitted, strategy=plan, replay=replay, recipe=replace(recipe, run=run),
     )  # fmt: skip
     if known is None:  # decided once: what a step takes differs from time to time
         setup = setup if job.max_minutes is None else _in_time(setup, job)
@@ -197,7 +197,7 @@ def set_up(
 
 
 def _replay(
-    job: Job, begins: Beginning, old: Sequence[str], since: float, *, decided: bool
+    job: Job, beginning: Beginning, old: Sequence[str], since: float, *, decided: bool
 ) -> tuple[Mapping[str, Dataset], float, Sequence[str]]:  # fmt: skip
     """What old heads repeat; the seconds that they take after training, where the user counts minutes; and, in words, that they
     repeat fewer structures for it.
@@ -206,18 +206,18 @@ def _replay(
         decided: an earlier run has come as far as steps; what it chose stays.
     """
     folder = job.output / "replay"
-    wanted = {name: enough(begins.origin.specs[name], REPLAY_COUNT) for name in old}
+    wanted = {name: enough(beginning.origin.specs[name], REPLAY_COUNT) for name in old}
     kept = read_json(folder / _COUNTS) if (folder / _COUNTS).exists() else wanted if decided else None
     left = job.shortened(since, least=_LEAST_SHARE).max_minutes
     counts, after = kept or wanted, 0.0
     if left is not None:
         seconds, fixed = 60 * _OLD_SHARE * left, kept is not None
-        counts, after = within(begins.origin, counts, seconds, seed=job.seed, fixed=fixed)
+        counts, after = within(beginning.origin, counts, seconds, seed=job.seed, fixed=fixed)
     if old and kept is None:
         write(folder / _COUNTS, canonical_json(dict(counts)))
     few, many = sum(counts.values()), sum(wanted.values())
     words = [f"old heads repeat {few} structures instead of {many}: for --max-minutes"] if few < many else []
-    return build_replay(folder, begins.origin, begins.origin_where, counts, seed=job.seed), after, words
+    return build_replay(folder, beginning.origin, beginning.origin_where, counts, seed=job.seed), after, words
 
 
 def _old_heads(origin: GFMModel, replay: Mapping[str, Dataset]) -> dict[str, strategy.OldHead]:
@@ -229,7 +229,7 @@ def _old_heads(origin: GFMModel, replay: Mapping[str, Dataset]) -> dict[str, str
 
 def _begin(
     job: Job, start: GFMModel, dataset: Dataset, sides: Sides, say: Say, *, goes_on: bool
-) -> tuple[Guess | None, Begun | None]:  # fmt: skip
+) -> tuple[Guess | None, FittedHead | None]:  # fmt: skip
     """A first guess at a property, and the head that begins at a fit to what that leaves."""
     groups = sides.train_groups
     goes_on = goes_on or (job.output / START / MANIFEST).exists()
@@ -240,17 +240,17 @@ def _begin(
     return guess, begin_head(job.output / START, start, labels, sides.train, groups, say)
 
 
-def _beginning_of(card: HeadSpec, begun: Begun | None, spread: float) -> str:
+def _beginning_of(card: HeadSpec, fitted: FittedHead | None, spread: float) -> str:
     """How a head begins, as `strategy.choose` takes it.
 
     Args:
-        begun: the head of a property, where it was fitted.  spread: of its labels.
+        fitted: the head of a property, where it was fitted.  spread: of its labels.
     """
     if card.kind == "energy":
         return strategy.AS_ANOTHER
-    if begun is None:
+    if fitted is None:
         return strategy.RANDOM
-    is_far = not begun.left_out < _NEAR * spread
+    is_far = not fitted.left_out < _NEAR * spread
     return strategy.FITTED_MEAN if card.kind == "scalar" and not card.is_sum and is_far else strategy.FITTED
 
 
@@ -313,12 +313,12 @@ def _dataset(job: Job) -> tuple[Dataset, int]:
 
 
 def _strategy(
-    job: Job, begins: Beginning, dataset: Dataset, sides: Sides, old: Sequence[str], how: str
+    job: Job, beginning: Beginning, dataset: Dataset, sides: Sides, old: Sequence[str], how: str
 ) -> Strategy:  # fmt: skip
     """What the number of structures and labels suggests; how: the head begins, see `strategy.choose`."""
     return strategy.choose(
         len(sides.train), _labels(dataset, sides.train), wanted=job.strategy, naive=job.naive, keeps_heads=bool(old),
-        steps=job.steps, begins=how, begun=begins.reason,
+        steps=job.steps, start=how, learnt=beginning.reason,
     )  # fmt: skip
 
 

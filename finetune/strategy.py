@@ -93,7 +93,7 @@ def require(wanted: str | None) -> None:
 
 def choose(
     structures: int, labels: int, *, wanted: str | None = None, naive: bool = False, keeps_heads: bool = True,
-    steps: int | None = None, begins: str = AS_ANOTHER, begun: str = "",
+    steps: int | None = None, start: str = AS_ANOTHER, learnt: str = "",
 ) -> Strategy:  # fmt: skip
     """The strategy for so many training structures.
 
@@ -103,18 +103,18 @@ def choose(
         naive: all weights at one rate, nothing guards the old heads.
         keeps_heads: the old heads are wanted afterwards.
         steps: that the user chose.
-        begins: how the head begins: `AS_ANOTHER`, with `RANDOM` weights, which learn faster than the encoder, `FITTED`, or
+        start: how the head begins: `AS_ANOTHER`, with `RANDOM` weights, which learn faster than the encoder, `FITTED`, or
             `FITTED_MEAN`: a number that is no sum over atoms and that no fit nearly tells.
-        begun: what the model has learnt of structures like these before, in words: large steps would only undo it.
+        learnt: what the model has learnt of structures like these before, in words: large steps would only undo it.
 
     Raises:
         ConfigError: no such strategy.
     """
     require(wanted)
-    few = _FEW_FITTED if begins in _AS_FITTED else _FEW_LABELS
+    few = _FEW_FITTED if start in _AS_FITTED else _FEW_LABELS
     reasons = [
         f"{structures} training structure{'s' * (structures != 1)} with {labels} labels",
-        *([begun] if begun else []),
+        *([learnt] if learnt else []),
     ]
     if wanted is not None:
         name = wanted
@@ -135,25 +135,25 @@ def choose(
         )
     elif name != "heads":
         reasons.append("no replay: the old heads are not guarded" + (" (--naive)" if naive else ""))
-    batch = _batch(structures, begins)
-    as_fitted = name == "heads" and begins in _AS_FITTED and labels < few
-    planned = steps or (_TOUCHES if as_fitted else _steps(structures, batch, begins))
+    batch = _batch(structures, start)
+    as_fitted = name == "heads" and start in _AS_FITTED and labels < few
+    planned = steps or (_TOUCHES if as_fitted else _steps(structures, batch, start))
     reasons.append(f"{planned} steps of {batch} structures: {planned * batch / structures:.0f} times through the data")
     return Strategy(
         name=name, reasons=tuple(reasons), replay=replay, structures=batch, steps=planned,
-        **_rates(name, structures, naive=naive, begins=begins, replay=replay, begun=bool(begun), as_fitted=as_fitted),
+        **_rates(name, structures, naive=naive, start=start, replay=replay, learnt=bool(learnt), as_fitted=as_fitted),
     )  # fmt: skip
 
 
 def _rates(
-    name: str, structures: int, *, naive: bool, begins: str, replay: bool, begun: bool, as_fitted: bool
+    name: str, structures: int, *, naive: bool, start: str, replay: bool, learnt: bool, as_fitted: bool
 ) -> dict[str, Any]:
     """How fast what learns: fields of `Strategy`."""
     if name == "heads":
         # 40 labels, a fit as it is, trained on alone (5e-4, 500 steps), and with the encoder (Muon, 5e-4, 300 steps): gap of QM9
         # 674, 733 and 679 meV, U0 202, 203 and 222; Matbench: shear modulus 0.237 and 0.246, formation energy 0.342, 0.336 and
         # 0.333.
-        rate = 1e-4 if as_fitted else 5e-4 if begins in _AS_FITTED else 2e-3
+        rate = 1e-4 if as_fitted else 5e-4 if start in _AS_FITTED else 2e-3
         return {"learning_rate": rate, "encoder_rate": 0.0}
     if name == "adapters":
         return {"learning_rate": 1e-3, "adapter_rank": 8}
@@ -169,11 +169,11 @@ def _rates(
     # 1,000 labels at 1e-3 and 3e-3, on other structures of the training side: dipole moments of QM9 0.297 and 0.206 D (without
     # landmarks 0.421 and 0.252), its gap 216 and (2e-3) 212 meV, perovskites 0.083 and 0.084 eV; but a sum over atoms, U0, 73 and
     # 83 meV.  200 labels: the gap 332 and 316 meV, perovskites 0.159 and 0.183 eV, shear moduli 0.124 and 0.127.
-    if begins in _AS_FITTED:
-        unguarded = 3e-3 if begins == FITTED_MEAN and structures >= _MANY and not naive else 1e-3
+    if start in _AS_FITTED:
+        unguarded = 3e-3 if start == FITTED_MEAN and structures >= _MANY and not naive else 1e-3
         # At 1e-3 the old heads forget.
         return {"learning_rate": 5e-4 if replay else unguarded, "method": "muon", "layer_decay": 1.0 if naive else 0.9}
-    if begins == RANDOM:
+    if start == RANDOM:
         return {"learning_rate": 5e-4} if naive else {"learning_rate": 2e-3, "encoder_rate": 0.25, "layer_decay": 0.9}
     # On 50 frames, batches of 10, one seed, force MAE on validation: uracil 48 meV/Å after 500 steps with Muon, 67 with AdamW
     # (5e-4); ethanol 53 after 600 of 1,200 steps against 66 (AdamW, 2e-3), and 52 at their end with 3 on the training frames:
@@ -191,21 +191,21 @@ def _rates(
     # A handful of frames of the lower half of the energies, force RMSE on the highest: 10 of acetylacetone, 400 steps, 163 meV/Å
     # at 2e-3 (800 steps 226), 133 at 1e-3, 113 at 5e-4 (800 steps 118), 109 at 2e-4; 10 of 3BPA 163, 115 and 120 at 2e-3, 5e-4
     # and 2e-4; of acetylacetone, 800 steps, 20 frames 113 and 80 at 2e-3 and 5e-4, 50 frames 62 and 60.
-    small = begun or structures < _HANDFUL
-    rate = (5e-4 if small else 2e-3) if structures < _MANY else (2e-3 if begun else 4e-3)
+    small = learnt or structures < _HANDFUL
+    rate = (5e-4 if small else 2e-3) if structures < _MANY else (2e-3 if learnt else 4e-3)
     return {"learning_rate": rate, "method": "muon", "layer_decay": 1.0 if naive else 0.9}
 
 
-def _batch(structures: int, begins: str) -> int:
+def _batch(structures: int, start: str) -> int:
     """Structures in a step: of energies and forces few, for each gives many labels."""
     # 900 frames of ethanol, 40,000 structures drawn, one seed, force MAE on validation: 10.7 meV/Å in steps of 32, 7.7 in steps
     # of 10 (8.4 at half the rate), which take 1.9 times as long.
-    return min(32, max(10, structures // 100) if begins == AS_ANOTHER else max(8, structures // 5))
+    return min(32, max(10, structures // 100) if start == AS_ANOTHER else max(8, structures // 5))
 
 
-def _steps(structures: int, batch: int, begins: str) -> int:
+def _steps(structures: int, batch: int, start: str) -> int:
     """More for more data, ever fewer times through it: 300 times for 50 structures, 12 for 100,000."""
-    per_root = 240 if begins == AS_ANOTHER else 160
+    per_root = 240 if start == AS_ANOTHER else 160
     return int(min(60_000, max(1500, per_root * structures**0.5 * (8 / batch) ** 0.5)))
 
 

@@ -159,7 +159,9 @@ class HeadSpec:
         missing = [s for s in self.elements if s not in self.reference_energies]
         if self.kind == "energy" and missing:
             raise ConfigError(f"head {self.name}: no reference energy for {', '.join(missing)}")
-        if isinstance(self.landmarks, bool) or not 0 <= self.landmarks <= (MOST_LANDMARKS if self.compares else 0):
+        if isinstance(self.landmarks, bool) or not 0 <= self.landmarks <= (
+            MOST_LANDMARKS if self.kind in ("scalar", "class") else 0
+        ):
             raise ConfigError(
                 f"head {self.name}: landmarks must lie between 0 and {MOST_LANDMARKS}, and be 0 but for scalars and "
                 f"classes of structures, not {self.landmarks!r}"
@@ -182,11 +184,6 @@ class HeadSpec:
     def is_sum(self) -> bool:
         """Whether it is a sum over the atoms of a structure."""
         return self.kind in ("energy", "vector") or (self.kind == "scalar" and self.extensive)
-
-    @property
-    def compares(self) -> bool:
-        """Whether it may have landmarks."""
-        return self.kind in ("scalar", "class")
 
     @property
     def level_of_theory(self) -> str:

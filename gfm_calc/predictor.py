@@ -60,9 +60,10 @@ def check_domain(
 
     Raises:
         OutsideDomainError: elements, total charge or excess spin that the head has not seen; the message names them.  Or no
-            crystal, and the head has no value for anything else.
+            crystal, and the head has no value for anything else: no stiffness, or a sum that is none, see `landmarks`.
     """
-    if spec.stiffness and not bool(graph.pbc.all()):
+    is_of_crystals = spec.stiffness or (spec.is_sum and spec.landmarks)
+    if is_of_crystals and not bool(graph.pbc.all()):
         raise OutsideDomainError(
             f"head {spec.name} is one of crystals, periodic along three axes", source=source, frame=frame
         )

@@ -48,7 +48,15 @@ def random_model(
             HeadSpec(
                 name="gap", kind="scalar", extensive=False, quantity="gap", unit="eV", elements=elements, landmarks=3
             ),
-            HeadSpec(name="volume", kind="scalar", extensive=True, quantity="volume", unit="Å³", elements=elements),
+            HeadSpec(
+                name="volume",
+                kind="scalar",
+                extensive=True,
+                quantity="volume",
+                unit="Å³",
+                elements=elements,
+                landmarks=2,
+            ),
             HeadSpec(name="population", kind="atom_scalar", quantity="population", unit="e", elements=elements),
             HeadSpec(name="dipoles", kind="atom_vector", quantity="dipole", unit="e Å", elements=elements),
         ]

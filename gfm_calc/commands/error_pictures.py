@@ -25,7 +25,7 @@ def draw_parity(axes: Any, label: np.ndarray, found: np.ndarray, what: str, colo
 
 
 def errors_by_element(numbers: np.ndarray, errors: np.ndarray, caption: str) -> str:
-    """A section of a page.
+    """A section of a page: the mean error of each element, in a periodic table.
 
     Args:
         numbers: [n], of the atoms.  errors: [n], lengths of those of their forces, eV/Å.
@@ -36,6 +36,6 @@ def errors_by_element(numbers: np.ndarray, errors: np.ndarray, caption: str) -> 
 
 
 def _draw_elements(axes: Any, means: dict[int, float]) -> None:
-    largest = max(*means.values(), 1e-9)
+    largest = max([*means.values(), 1e-9])
     texts = {z: f"{1000 * mean:.0f}" for z, mean in means.items()}
     periodic_table(axes, {z: mean / largest for z, mean in means.items()}, texts, "Force errors (meV/Å)", "Oranges")

@@ -79,7 +79,7 @@ def test_properties_of_the_golden_model():
     model = load_model(GOLDEN / f"model-v{FORMAT_VERSION}", dtype=torch.float64)
     numbers = json.loads((GOLDEN / "properties.json").read_text())
     assert list(numbers) == list(model.property_heads) and model.specs["gap"].landmarks
-    assert model.specs["volume"].stiffness
+    assert model.specs["volume"].stiffness and model.specs["volume"].landmarks
     for head, wanted in numbers.items():
         for atoms, values in zip(golden_structures(model.specs[head]), wanted, strict=True):
             np.testing.assert_allclose(predict(model, atoms, head).value.flatten(), values, rtol=1e-8, atol=1e-10)

@@ -14,7 +14,14 @@ def result(benchmark, weights="feed", **content):
 
 
 def curves(metric, tuned, scratch, saved):
-    return {"sizes": [10, 50, 250], "metric": metric, "errors": {"tuned": tuned, "scratch": scratch}, "saved": saved}
+    return {
+        "task": metric,
+        "case": str(saved),
+        "sizes": [10, 50, 250],
+        "metric": metric,
+        "errors": {"tuned": tuned, "scratch": scratch},
+        "saved": saved,
+    }
 
 
 LABELS = [
@@ -33,7 +40,10 @@ def test_labels_are_counted_over_all_results_but_of_cases_that_were_seen():
         ["at one of these at least", "1 of 2", "-"],
     ]  # fmt: skip
     assert 1 < float(rows[0][3]) < 25 and rows[2][3] == rows[3][3] == "-"
-    assert labels(LABELS, "other").rows == labels([]).rows == [] != labels(LABELS, "feed").rows
+    assert labels([]).rows == [] and labels(LABELS, "feed").rows == rows
+    assert labels(LABELS, "other").rows[0][0] == "the fewest (earlier weights)"
+    with pytest.raises(ConfigError, match="two results of labels of roc_auc"):
+        labels([*LABELS, LABELS[1]])
 
 
 def kept(arm, **terms):
@@ -50,6 +60,13 @@ def test_what_old_heads_forget_is_in_percent_over_heads():
         ["50 structures of rmd17, ethanol", "1.0", "1.0", "0 of 1", "200", "3.0", "7.0", "1 of 2", "200"]
     ]
     assert len(found.header) == 9
+    more = [{**one, "case": "aspirin"} for one in (guarded, naive)]
+    found = forgetting([result("finetune", task={"name": "rmd17"}, rows=[guarded, naive, *more])], "other")
+    assert [row[0] for row in found.rows] == [
+        f"50 structures of rmd17, {case} (earlier weights)" for case in ("ethanol", "aspirin")
+    ]
+    calm = [kept(arm, a={"energy": [0.01]}) for arm in ("kept", "--naive")]
+    assert forgetting([result("finetune", task={"name": "x"}, rows=calm)]).rows[0][1:5] == ["-"] * 4
     assert not forgetting([result("finetune", task={"name": "rmd17"}, rows=[guarded])]).rows
 
 
@@ -61,12 +78,14 @@ def forces(case, arm, error):
 def test_forces_of_a_task_are_averaged_and_properties_stand_alone():
     arms = [(OURS, 10.0), ("scratch", 50.0), (CHGNET, 20.0)]
     mlearn = [forces(case, arm, factor * error) for case, factor in (("Li", 1), ("Cu", 3)) for arm, error in arms]
+    mlearn.append(forces("Li", "gfm-small, old heads kept (--naive)", 99.0))
     about = {"task": "qm9", "size": 200, "metric": "value_mae"}
-    errors = {OURS: [1.0, 3.0], "scratch": [9.0], PAINN: [5.0]}
+    errors = {OURS: [1.0, 3.0], "other": [99.0], "scratch": [9.0], PAINN: [5.0]}
+    models = {OURS: {}, "other": {}}
     qm9 = [{**about, "case": case, "unit": "meV", "errors": errors} for case in ("U0", "gap")]
     found = beside([
-        result("finetune", task={"name": "mlearn"}, rows=mlearn), result("pretraining", peers=[PAINN], rows=qm9),
-        result("pretraining", rows=qm9), result("finetune", task={"name": "alone"}, rows=mlearn[:2]),
+        result("finetune", task={"name": "mlearn"}, rows=mlearn), result("pretraining", models=models, peers=[PAINN], rows=qm9),
+        result("pretraining", models=models, rows=qm9), result("finetune", task={"name": "alone"}, rows=mlearn[:2]),
     ])  # fmt: skip
     assert [list(row) for row in found.rows] == [
         ["100 structures of mlearn, Li, Cu", "forces, RMSE, meV/Å", "20", "40", "-"],
@@ -82,3 +101,5 @@ def test_each_stands_between_marks_of_its_name():
     assert set(without_results(page, LABELS)) == {"finetune"} < set(DIGESTS["beside others"][1])
     with pytest.raises(ConfigError, match="no place for the results"):
         with_results("<!-- labels -->", LABELS)
+    with pytest.raises(ConfigError, match="no place for the results"):
+        with_results(f"{page}<!-- result -->", LABELS)

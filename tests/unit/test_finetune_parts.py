@@ -24,7 +24,7 @@ from gfm_calc.finetune.combine import combine
 from gfm_calc.finetune.exemplars import exemplars
 from gfm_calc.finetune.forgetting import measure
 from gfm_calc.finetune.nearest import fit_references, predictions, rank_heads
-from gfm_calc.finetune.readout import Begun
+from gfm_calc.finetune.readout import FittedHead
 from gfm_calc.finetune.replay import labelled, structures
 from gfm_calc.finetune.setup import _beginning_of
 from gfm_calc.graph import AtomicGraph, GraphBatch
@@ -86,8 +86,8 @@ def test_rates_fall_with_the_distance_from_the_heads(model):
         for name, rate in rates(random_model(properties=True), StartRecipe(model="any", encoder_rate=0.5)).items()
         if name.startswith("properties.")
     }
-    where = "properties.0.landmarks."
-    assert of_properties == dict.fromkeys([where + "centres", where + "inverse_lengths", where + "output"], 0.0)
+    parts = [f"properties.{k}.landmarks.{part}" for k in (0, 1) for part in ("centres", "inverse_lengths", "output")]
+    assert of_properties == dict.fromkeys(parts, 0.0)
     assert rates(model, StartRecipe()) == {} and rates(model, StartRecipe(model="any")) == {}
 
 
@@ -174,24 +174,24 @@ def test_strategies_follow_the_number_of_labels():
     methods = [strategy.choose(50, 1400, wanted=name, keeps_heads=False).method for name in strategy.NAMES]
     assert methods == ["adamw", "adamw", "muon"]  # which has not been tried on adapters
     assert strategy.choose(50, 1400).method == "muon"
-    assert strategy.choose(50, 50, begins=strategy.RANDOM, naive=True).method == "adamw"
-    assert strategy.choose(100, 100, begins=strategy.RANDOM).name == "heads"
-    assert strategy.choose(100, 100, begins=strategy.FITTED).name == "full"
-    few = strategy.choose(50, 50, begins=strategy.FITTED)
-    many = strategy.choose(5000, 5000, begins=strategy.FITTED, wanted="heads")
+    assert strategy.choose(50, 50, start=strategy.RANDOM, naive=True).method == "adamw"
+    assert strategy.choose(100, 100, start=strategy.RANDOM).name == "heads"
+    assert strategy.choose(100, 100, start=strategy.FITTED).name == "full"
+    few = strategy.choose(50, 50, start=strategy.FITTED)
+    many = strategy.choose(5000, 5000, start=strategy.FITTED, wanted="heads")
     assert few.name == many.name == "heads" and few.learning_rate < many.learning_rate
     assert few.steps < 1500 < many.steps  # many labels are worth more than the fit
     sums, few, means, naive = (
-        strategy.choose(n, n, begins=begins, naive=naive, keeps_heads=False)
+        strategy.choose(n, n, start=begins, naive=naive, keeps_heads=False)
         for n, begins, naive in (
             (1000, strategy.FITTED, False), (200, strategy.FITTED_MEAN, False), (1000, strategy.FITTED_MEAN, False),
             (1000, strategy.FITTED_MEAN, True),
         )
     )  # fmt: skip
     assert sums.learning_rate == few.learning_rate == naive.learning_rate < means.learning_rate
-    old = [strategy.choose(n, n, begins=strategy.FITTED_MEAN).learning_rate for n in (200, 1000)]
+    old = [strategy.choose(n, n, start=strategy.FITTED_MEAN).learning_rate for n in (200, 1000)]
     assert old[0] == old[1] < sums.learning_rate  # old heads would forget
-    assert strategy.choose(50, 50, begins=strategy.FITTED_MEAN).name == "heads"
+    assert strategy.choose(50, 50, start=strategy.FITTED_MEAN).name == "heads"
     rates = [strategy.choose(n, 10**6, keeps_heads=False).learning_rate for n in (10, 100, 1000)]
     assert rates == sorted(set(rates))  # a handful of frames is soon learnt by heart
     steps = [strategy.choose(n, 10**6).steps for n in (10, 100, 1000, 10_000, 100_000)]
@@ -214,8 +214,8 @@ def test_strategies_follow_the_number_of_labels():
     ],
 )
 def test_how_a_head_begins(about, left_out, begins):
-    begun = None if left_out is None else Begun(Path(), "id", {}, 1.0, 0, left_out)
-    assert _beginning_of(HeadSpec(name="new", **about), begun, spread=1.0) == begins
+    fitted = None if left_out is None else FittedHead(Path(), "id", {}, 1.0, 0, left_out)
+    assert _beginning_of(HeadSpec(name="new", **about), fitted, spread=1.0) == begins
 
 
 def test_old_heads_repeat_themselves_more_often_where_they_are_good(small):

@@ -1,5 +1,8 @@
 """Where the head of a property begins: least squares on what the model knows."""
 
+from contextlib import nullcontext
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -14,11 +17,12 @@ from gfm_calc.data.readers import ReadOptions
 from gfm_calc.data.sampling import spread_indices
 from gfm_calc.data.store import open_dataset
 from gfm_calc.data.tasks import file_tasks
-from gfm_calc.errors import CorruptFileError
+from gfm_calc.errors import CorruptFileError, OutsideDomainError
 from gfm_calc.finetune import fits, readout
 from gfm_calc.finetune.fits import Fit, process_of, shares_of, together
 from gfm_calc.finetune.readout import FEWEST, begin_head, fit_readout
-from gfm_calc.predictor import Predictor
+from gfm_calc.graph import AtomicGraph
+from gfm_calc.predictor import Predictor, check_domain
 
 NAMES = ("CH3OH", "CH3CH2OH", "C6H6", "CH3COOH", "CH3CONH2", "H2O", "NH3", "C2H6", "CH3CHO", "HCOOH")
 
@@ -40,9 +44,9 @@ def model():
 
 def dataset_of(model, place, kind, extensive, count=60, seed=0, *, wild=None, also=(), boxes=False):
     """Labels that a sum over atoms of the model's own knowledge explains, with what elements add; one is wild, a hundredfold.
-    Of molecules, or of crystals of them in boxes."""
+    Of molecules, or of crystals of them in boxes and of molecules `also`."""
     frames = [*structures(count, seed), *map(molecule, also)]
-    for atoms in frames if boxes else ():
+    for atoms in frames[:count] if boxes else ():
         atoms.set_cell([9.0, 9.0, 9.0])
         atoms.pbc = True
     rows = Predictor(model, ["gfn2-xtb"]).predict(frames)
@@ -135,9 +139,25 @@ def test_the_network_says_what_the_fits_say(model, extensive, wild, boxes, tmp_p
         wanted = 0.25 * wanted + 0.5 * said_by(seen.layers, seen) + 0.25 * said_by(seen.features, seen)
     if extensive:
         wanted *= sizes
-        twice = [frames[0].repeat((2, 1, 1))] if boxes else [two_far(frames[0])]
+        twice = [frames[0].repeat((2, 1, 1)) if boxes else two_far(frames[0])]
         assert said(model, dataset, found, twice)[0] == pytest.approx(2 * wanted[0], rel=1e-4, abs=1e-3)
     np.testing.assert_allclose(said(model, dataset, found, frames) / sizes, wanted / sizes, rtol=1e-4, atol=1e-4)
+
+
+def test_sums_are_compared_with_crystals_alone(model, tmp_path, monkeypatch):
+    """One labelled molecule among them: two of it that are far apart are to give twice as much."""
+    monkeypatch.setattr(readout, "shares_of", lambda residuals: [1 / len(residuals)] * len(residuals))
+    for count, also in ((30, ()), (29, ("CH4",))):
+        place = tmp_path / str(count)
+        place.mkdir()
+        dataset, frames = dataset_of(model, place, "scalar", True, count=count, also=also, boxes=True)
+        found = fit_readout(model, dataset, *every(dataset))
+        assert len(frames) == 30 and (found.landmarks is None) == bool(also)
+    crystal = replace(dataset.head, elements=tuple(model.specs["gfn2-xtb"].elements), landmarks=3)
+    for spec in (crystal, replace(crystal, landmarks=0), replace(crystal, extensive=False)):
+        refuses = spec is crystal
+        with pytest.raises(OutsideDomainError, match="one of crystals") if refuses else nullcontext():
+            check_domain(spec, AtomicGraph.build(molecule("CH4"), 5.0))
 
 
 def test_a_wild_label_moves_little(model, tmp_path, monkeypatch):
