@@ -43,6 +43,7 @@ _TOUCHES = 300  # steps of a head that is fitted to fewer: it is hardly moved
 REPLAY_SHARE = 2 / 3  # of the draws
 REPLAY_COUNT = 192  # structures a head, or more, see `replay.enough`
 _MOST_STAKE = 2.5  # of one old head, against the middle one
+_MOST_DRAWN = 832  # structures to repeat for which a head draws more: others shall not draw too few
 _REPLAY_WEIGHT = (
     4.8  # of replayed structures in the loss, on average: the old heads begin without error and shall stay so
 )
@@ -257,14 +258,14 @@ def shortened(recipe: Recipe, steps: int) -> Recipe:
 
 def _stakes(heads: Mapping[str, OldHead]) -> dict[str, tuple[float, float]]:
     """(Share of the replayed draws, weight of its structures) of each head: more draws for one that is good, since the same
-    change harms it more, and for one with much to repeat; the weight makes the product go by the first alone, squared.  Shares
-    add up to 1; weights are 1 on average over the draws."""
+    change harms it more, and for one with much to repeat (`_MOST_DRAWN`); the weight makes the product go by the first alone,
+    squared.  Shares add up to 1; weights are 1 on average over the draws."""
     terms = [
         _inverse([head.energy_error for head in heads.values()]),
         _inverse([head.error for head in heads.values()]),
     ]
     stakes = [math.sqrt(energy * forces) for energy, forces in zip(*terms)]
-    draws = [stake * head.structures for stake, head in zip(stakes, heads.values())]
+    draws = [stake * min(head.structures, _MOST_DRAWN) for stake, head in zip(stakes, heads.values())]
     whole, squares = sum(draws), sum(stake**2 for stake in stakes)
     return {
         name: (drawn / whole, stake**2 * whole / (drawn * squares)) for name, drawn, stake in zip(heads, draws, stakes)

@@ -243,6 +243,10 @@ def test_old_heads_repeat_themselves_more_often_where_they_are_good(small):
     assert stakes["much"][0] == pytest.approx(2 * stakes["little"][0]), "a head with more to repeat is drawn more often"
     assert math.prod(stakes["much"]) == pytest.approx(math.prod(stakes["little"]))
     assert math.prod(stakes["sharp"]) > math.prod(stakes["little"])
+    most = strategy._stakes(
+        {name: strategy.OldHead(count, 0.01, 0.1) for name, count in (("few", 416), ("all", 832), ("more", 1600))}
+    )
+    assert most["more"] == most["all"] and most["all"][0] == pytest.approx(2 * most["few"][0])
     alone = strategy.recipe_of(
         strategy.choose(50, 1400, keeps_heads=False), model=("m", "id"), data=DataRecipe(), config=small.config, head="new",
         nearest=None, old_heads={}, dtype="float32",
