@@ -10,6 +10,7 @@ from typing import Any
 from gfm_calc.benchmarks import glance
 from gfm_calc.benchmarks.finetuning import SCRATCH
 from gfm_calc.benchmarks.labels import MORE_IS_BETTER, TIMES, needed
+from gfm_calc.benchmarks.report_training import FORGOTTEN
 from gfm_calc.benchmarks.tables import Table, figure
 from gfm_calc.errors import ConfigError
 
@@ -17,7 +18,6 @@ Result = Mapping[str, Any]
 _NAIVE = "--naive"
 _PEERS = ("CHGNet", "PaiNN")
 _FORCES = {"forces_mae_mev_per_a": "forces, MAE, meV/Å", "forces_rmse_mev_per_a": "forces, RMSE, meV/Å"}
-_SAID = 5.0  # %, of an old head: beyond, it is counted
 
 
 def labels(results: Iterable[Result], weights: str = "") -> Table:
@@ -65,19 +65,19 @@ def forgetting(results: Iterable[Result], weights: str = "") -> Table:
             if len(kept) == 2:
                 what = f"{size} structures of {result['task']['name']}, {case}{remark}"
                 table.append([what, *_grown(kept, "forces"), *_grown(kept, "energy")])
-    of_term = ("mean, %", "worst head, %", f"heads over {_SAID:g} %", f"mean with `{_NAIVE}`, %")
+    of_term = ("mean, %", "worst head, %", f"heads over {FORGOTTEN:g} %", f"mean with `{_NAIVE}`, %")
     header = ["after", *(f"{term}: {what}" for term in ("forces", "energies") for what in of_term)]
     return Table("What old heads forget", header, table)
 
 
 def _grown(kept: Mapping[bool, Mapping[str, Any]], term: str) -> list[str]:
-    """Over heads: mean, worst, how many are over `_SAID`, and the mean without replay; dashes of a term without labels."""
+    """Over heads: mean, worst, how many are over `FORGOTTEN`, and the mean without replay; dashes of a term without labels."""
     grown, naive = (
         [100 * fmean(errors[term]) for errors in kept[which].values() if term in errors] for which in (False, True)
     )
     if not grown or not naive:
         return ["-"] * 4
-    over = sum(value > _SAID for value in grown)
+    over = sum(value > FORGOTTEN for value in grown)
     return [f"{fmean(grown):.1f}", f"{max(grown):.1f}", f"{over} of {len(grown)}", f"{fmean(naive):.0f}"]
 
 
@@ -106,9 +106,8 @@ def _compared(results: list[Result], weights: str) -> Iterator[tuple[str, Mappin
     for result, remark in _of(results, "finetune", weights):
         arms: dict[tuple[str, int], dict[str, Mapping[str, Any]]] = {}
         for row in result["rows"]:
-            arms.setdefault((row["case"], row["size"]), {}).setdefault(
-                _arm(row["arm"]), row
-            )  # the plain model is first
+            of_case = arms.setdefault((row["case"], row["size"]), {})
+            of_case.setdefault(_arm(row["arm"]), row)  # the plain model is the first of ours
         for of_case in arms.values():
             if "ours" in of_case and any(peer in of_case for peer in _PEERS):
                 errors = {arm: fmean(row["errors"][row["metric"]]) for arm, row in of_case.items()}

@@ -11,7 +11,7 @@ from gfm_calc.benchmarks.finetuning import SCRATCH
 from gfm_calc.benchmarks.labels import needed
 from gfm_calc.benchmarks.tables import Table, figure
 
-_FORGOTTEN = 5  # %: more is too much
+FORGOTTEN = 5  # %: more is too much
 _TINY = 1e-9  # an error that is none
 
 
@@ -140,7 +140,7 @@ def finetune(result: Mapping[str, Any]) -> Iterator[Table]:
                 {head: e[term] for head, e in row["held_out"].items() if term in e} for term in ("forces", "energy")
             ]
             grown.append([*about, str(len(row["held_out"])), *(cell for term in terms for cell in _forgotten(term))])
-    of_one = ["mean, %", "worst, %", "worst head", f"heads over {_FORGOTTEN} %"]
+    of_one = ["mean, %", "worst, %", "worst head", f"heads over {FORGOTTEN} %"]
     yield Table(
         "What old heads forget: growth of the force errors on their cards, if what moved on structures like theirs, or made for "
         "the purpose, is added as independent",
@@ -248,7 +248,7 @@ def _forgotten(lost: Mapping[str, Sequence[float]]) -> list[str]:
     means = {head: 100 * sum(values) / len(values) for head, values in lost.items()}
     worst = max(means, key=lambda head: means[head])
     return [f"{sum(means.values()) / len(means):.1f}", f"{means[worst]:.1f}", worst,
-            f"{sum(value > _FORGOTTEN for value in means.values())}"]  # fmt: skip
+            f"{sum(value > FORGOTTEN for value in means.values())}"]  # fmt: skip
 
 
 def scaling(result: Mapping[str, Any]) -> Iterator[Table]:

@@ -67,7 +67,7 @@ def random_model(
             for name, parameter in model.named_parameters():
                 if (
                     "properties.1.landmarks." in name
-                ):  # from a source of their own: those of a sum are younger than the rest
+                ):  # of a sum: younger than all else, hence from a source of their own
                     parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(seed))
                 elif name.endswith(("bias", "share.weight", "energy_stack.shift")) or ".landmarks." in name:
                     parameter.normal_(std=0.3)

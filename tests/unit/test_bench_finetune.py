@@ -459,7 +459,7 @@ def test_models_that_were_trained_in_several_ways(task, tmp_path, monkeypatch, c
         "--model",
         str(one),
         "--steps",
-        "2",
+        "12",  # of two, what came out hung on the processor
     ]
     words += ["--seeds", "2", "--work", str(tmp_path / "work"), "-o", str(tmp_path / "pretraining.json")]
     assert main(words) == 0
@@ -473,7 +473,7 @@ def test_models_that_were_trained_in_several_ways(task, tmp_path, monkeypatch, c
     assert row["size"] == 10 and row["test_frames"] == 6
     assert {arm: len(values) for arm, values in errors.items()} == {"gfm-small": 2, "one_head": 2, "scratch": 2}
     means = {arm: sum(values) / 2 for arm, values in errors.items()}
-    assert means["gfm-small"] < means["one_head"] < min(errors["scratch"])  # its labels; others; none
+    assert max(errors["gfm-small"]) < min(errors["one_head"]) < min(errors["scratch"])  # its labels; others; none
     compared, begun = tables(result)
     assert compared.header[-3:] == ["gfm-small", "one head", "random weights"]
     assert compared.rows[-1][-3:] == [f"{means[arm] / means['scratch']:.2f}" for arm in errors]

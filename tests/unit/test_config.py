@@ -85,3 +85,9 @@ def test_toml(tmp_path):
             read_toml(path)
     with pytest.raises(InputFileError):
         read_toml(tmp_path)
+
+
+@pytest.mark.parametrize("extensive", [True, False])
+def test_sums_and_means_may_have_landmarks(extensive):
+    values = {"name": "heat", "kind": "scalar", "extensive": extensive, "landmarks": 3}
+    assert from_mapping(HeadSpec, values, "card").landmarks == 3
