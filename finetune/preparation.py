@@ -24,7 +24,7 @@ from gfm_calc.finetune.readout import FittedHead
 from gfm_calc.model import GFMModel
 from gfm_calc.train.keys import key_of_auto
 from gfm_calc.train.preparation import Head, gather, without_unseen
-from gfm_calc.train.properties import start_of
+from gfm_calc.train.properties import is_nonnegative, start_of
 from gfm_calc.train.recipe import DataRecipe
 from gfm_calc.train.statistics import statistics_of
 
@@ -279,7 +279,8 @@ def property_head(dataset: Dataset, sides: Sides, model: GFMModel, fitted: Fitte
     counts = {"frames": len(sides.train)}
     data = tuple(dict(entry) | counts for entry in dataset.head.training_data)
     landmarks = 0 if fitted is None else fitted.landmarks
-    spec = known.on_card(dataset.head, references, training_data=data, landmarks=landmarks)
+    nonnegative = is_nonnegative(dataset.head, dataset, sides.train) if fitted is None else fitted.nonnegative
+    spec = known.on_card(dataset.head, references, training_data=data, landmarks=landmarks, nonnegative=nonnegative)
     return Head(
         spec=spec, dataset=dataset, sides=own, scale=scale, shift={}, share=0.0, unseen=unseen, **known.of_work()
     )

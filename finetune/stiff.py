@@ -27,11 +27,14 @@ from gfm_calc.data.splits import SIDES
 from gfm_calc.data.store import Dataset, Selection, open_dataset
 from gfm_calc.errors import CorruptFileError
 from gfm_calc.finetune.combine import with_stiffness
+from gfm_calc.finetune.described import layers_and_composition
 from gfm_calc.finetune.fits import Fit, best, together
-from gfm_calc.finetune.readout import FEWEST, FREEDOMS, layers_and_composition
+from gfm_calc.finetune.mixing import FREEDOMS
+from gfm_calc.finetune.readout import FEWEST
 from gfm_calc.heads import PropertyHead
 from gfm_calc.model import GFMModel
 from gfm_calc.stiffness import COLUMNS, MODES, STRAINS, Stiffness
+from gfm_calc.train.properties import is_nonnegative
 from gfm_calc.vibrations import repeats_of
 
 _MOST = 1000  # labelled structures that it is of use for
@@ -82,7 +85,7 @@ def begin_guess(
 
     Returns:
         None where no head knows the elements and, by its card, stresses; where there are more than 1,000 training structures, or
-        some are no crystals; or where it is of no use.
+        some are no crystals; of what is never negative and often zero; or where it is of no use.
 
     Raises:
         CorruptFileError: what an earlier run has left is damaged.
@@ -134,6 +137,8 @@ def _fitted(
     known = np.flatnonzero(np.isfinite(block.value[:, 0]))
     head = _knows(model, block.atomic_numbers)
     if head is None or not FEWEST <= len(known) <= _MOST or not block.pbc.all():
+        return None
+    if is_nonnegative(dataset.head, dataset, train):  # what is left of its zeros would not tell that they are zeros
         return None
     sizes = dataset.atom_counts(rows) if dataset.head.extensive else np.ones(len(rows))
     modes = _pairs(dataset, train[known]) <= _MOST_PAIRS and (

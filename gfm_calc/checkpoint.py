@@ -32,7 +32,7 @@ from .model import GFMModel
 from .uncertainty import SHAPES, ErrorHeads
 
 KIND = "model"
-FORMAT_VERSION = 7
+FORMAT_VERSION = 8
 PACKAGED = Path(__file__).resolve().parent / "models"
 
 # {version: function that turns the JSON parts of that version into those of the next}.  A format change adds an entry
@@ -46,6 +46,7 @@ MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
     ),  # in 5 heads of properties see all layers and are wider, see `_widened`, and may have landmarks
     5: lambda parts: parts,  # 6 may have properties with a stiffness
     6: lambda parts: parts,  # 7 may have landmarks of a sum
+    7: lambda parts: parts,  # 8 may have properties that are never negative
 }
 _UNCERTAINTY = "uncertainty.safetensors"
 _SEES_LAYERS, _OF_PROPERTY = 5, re.compile(r"properties\.\d+\.net\.(.+)")

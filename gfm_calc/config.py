@@ -108,6 +108,7 @@ class HeadSpec:
         landmarks: of a scalar or a class: structures of its training data that others are compared with, see `landmarks`.
         stiffness: of a scalar property: the head of energies that said how stiff its crystals are and how
             they vibrate, see `stiffness`; "": none.
+        nonnegative: of a scalar that is no sum: it is never negative and often zero, so what would be negative is zero.
         test_errors: figures measured on group-held-out data.
         description: a sentence for users.
     """
@@ -131,6 +132,7 @@ class HeadSpec:
     training_data: tuple[Mapping[str, Any], ...] = ()
     landmarks: int = 0
     stiffness: str = ""
+    nonnegative: bool = False
     test_errors: Mapping[str, Any] = field(default_factory=dict)
     description: str = ""
 
@@ -168,6 +170,8 @@ class HeadSpec:
             )
         if self.stiffness and (self.kind != "scalar" or not _HEAD_NAME.fullmatch(self.stiffness)):
             raise ConfigError(f"head {self.name}: stiffness must be a head's name, of a scalar, not {self.stiffness!r}")
+        if self.nonnegative and (self.kind != "scalar" or self.is_sum or self.stiffness):
+            raise ConfigError(f"head {self.name}: nonnegative must be false but for means without a stiffness")
         if (
             len(self.charges) != 2
             or not all(isinstance(q, int) for q in self.charges)
@@ -207,7 +211,7 @@ _HEAD_TYPES: tuple[tuple[tuple[str, ...], Any, str], ...] = (
     (("elements", "charges", "periodicity", "training_data"), (list, tuple), "a list"),
     (("reference_energies", "test_errors"), Mapping, "a table"),
     (("quantity", "unit", "code", "functional", "basis", "stiffness", "description"), str, "text"),
-    (("extensive",), bool, "true or false"),
+    (("extensive", "nonnegative"), bool, "true or false"),
     (("max_excess_spin", "landmarks"), int, "a whole number"),
 )
 _HEAD_CHOICES = {

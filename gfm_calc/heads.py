@@ -127,7 +127,7 @@ class PropertyHead(ExactBuffers):
 
     def __init__(self, spec: HeadSpec, config: ModelConfig):
         super().__init__()
-        self.kind, self.extensive = spec.kind, spec.extensive
+        self.kind, self.extensive, self.nonnegative = spec.kind, spec.extensive, spec.nonnegative
         inputs, outputs = config.num_layers * config.num_features, config.num_features
         self.net = mlp(inputs, WIDTHS * config.head_width, outputs if spec.kind.endswith("vector") else 1)
         self.net.apply(init_linear)
@@ -150,7 +150,7 @@ class PropertyHead(ExactBuffers):
         self, layers: Sequence[Tensor], vectors: Tensor, atomic_numbers: Tensor, batch: Tensor, counts: Tensor
     ) -> Tensor:
         """[B] ("scalar", "class": log-odds), [B, 3] ("vector"), [N] ("atom_scalar") or [N, 3] ("atom_vector"), float64, in
-        the head's unit.
+        the head's unit; also of a head that is `nonnegative` it may be negative here, so that training knows where to go.
 
         Args:
             layers: scalars [N, F] after each layer of the encoder.

@@ -28,7 +28,7 @@ from gfm_calc.data.store import Dataset, Selection, open_dataset
 from gfm_calc.errors import ConfigError, CorruptFileError, GFMError, InputFileError, one_line
 from gfm_calc.train.datasets import find_datasets
 from gfm_calc.train.keys import FEW_GROUPS, keyed
-from gfm_calc.train.properties import gone_on, start_of
+from gfm_calc.train.properties import gone_on, is_nonnegative, start_of
 from gfm_calc.train.recipe import DataRecipe, HeadRecipe, Recipe, to_toml
 from gfm_calc.train.statistics import statistics_of
 
@@ -209,14 +209,15 @@ def _property_head(
 ) -> Head:
     """`_head` for a property; first: the dataset's first row among all."""
     references, scale = start_of(dataset.head, dataset, own["train"])
-    before, scale, landmarks = gone_on(recipe, dataset.head.name) or ({}, scale, 0)
+    anew = {"nonnegative": is_nonnegative(dataset.head, dataset, own["train"])}
+    before, scale, fixed = gone_on(recipe, dataset.head.name) or ({}, scale, anew)
     references = {
         symbol: value for symbol, value in sorted((references | before).items(), key=lambda one: NUMBER_OF[one[0]])
     }
     own, unseen = without_unseen(own, compositions, first, references)
     statistics = statistics_of(dataset, own["train"], cutoff)
     origins = _origins(dataset, recipe.head(dataset.head.name), statistics.frames)
-    spec = statistics.on_card(dataset.head, references, training_data=origins, landmarks=landmarks)
+    spec = statistics.on_card(dataset.head, references, training_data=origins, **fixed)
     return Head(
         spec=spec, dataset=dataset, sides=own, scale=scale, shift={}, share=0.0, unseen=unseen, **statistics.of_work()
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from ase.data import chemical_symbols as SYMBOLS
@@ -20,6 +20,7 @@ from gfm_calc.train.recipe import Recipe
 
 _RIDGE = 1e-3  # of fits to means over atoms, which compositions alone explain badly
 _LEAST_SCALE = 1e-6  # of the spread of the labels
+_OFTEN, _FEWEST_ZEROS = 0.1, 3  # of the labels, and at least, are zeros of a property that is often zero
 
 
 def start_of(spec: HeadSpec, dataset: Dataset, indices: np.ndarray) -> tuple[dict[str, float], float]:
@@ -60,9 +61,24 @@ def start_of(spec: HeadSpec, dataset: Dataset, indices: np.ndarray) -> tuple[dic
     return dict(fit.energies), _positive(fit.residual_rms, labels)
 
 
-def gone_on(recipe: Recipe, name: str) -> tuple[dict[str, float], float, int] | None:
-    """References, scale and number of landmarks of a head that goes on as it was in the model that the run begins with: what its
-    weights belong to.  None for one that begins anew."""
+def is_nonnegative(spec: HeadSpec, dataset: Dataset, indices: np.ndarray) -> bool:
+    """Whether a property is never negative and often zero, as band gaps are: a mean over atoms of whose labels none is negative,
+    and one of ten or more is zero.
+
+    Args:
+        indices: of the training structures.
+    """
+    if spec.kind != "scalar" or spec.is_sum:
+        return False
+    labels = np.array([label_of(spec, record)[0, 0] for record in _labelled(spec, dataset, indices)])
+    known = labels[np.isfinite(labels)]
+    zeros = int((known == 0).sum())
+    return zeros >= max(_FEWEST_ZEROS, _OFTEN * len(known)) and not bool((known < 0).any())
+
+
+def gone_on(recipe: Recipe, name: str) -> tuple[dict[str, float], float, dict[str, Any]] | None:
+    """References, scale and other fields of the card of a head that goes on as it was in the model that the run begins with: what
+    its weights belong to.  None for one that begins anew."""
     if not recipe.start.model or recipe.head(name).start != name:
         return None
     source = load_model(recipe.start.model)
@@ -75,7 +91,8 @@ def gone_on(recipe: Recipe, name: str) -> tuple[dict[str, float], float, int] | 
             f"head {name}: start: it learnt what a first guess leaves of the labels, and cannot go on with whole ones; "
             "begin anew with gfm finetune"
         )
-    return dict(card.reference_energies), float(module.scale), card.landmarks
+    more = {"landmarks": card.landmarks, "nonnegative": card.nonnegative}
+    return dict(card.reference_energies), float(module.scale), more
 
 
 def label_of(spec: HeadSpec, record: Record) -> np.ndarray:

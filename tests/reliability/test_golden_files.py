@@ -1,6 +1,8 @@
 """R9: files of every released format load and give their numbers; the format does not move without a new version."""
 
+import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +24,9 @@ VERSIONS = range(1, FORMAT_VERSION + 1)
 
 def golden_model():
     """The model that `tests/golden/make.py` saves: two energy heads, one of which knows its errors, and properties, one of which
-    does; three elements."""
+    does, and is never negative; three elements."""
     config = {"num_features": 8, "num_layers": 2, "num_radial": 4, "head_width": 4, "cutoff": 5.0, "norm": "soft"}
-    return random_model(
+    common = random_model(
         dtype=torch.float32,
         heads=("first", "second"),
         elements=("H", "C", "O"),
@@ -32,6 +34,12 @@ def golden_model():
         uncertainty=("second", "gap"),
         **config,
     )
+    model = copy.deepcopy(common)
+    model.specs["gap"] = replace(model.specs["gap"], nonnegative=True)
+    gap = model.properties[model.property_heads.index("gap")]
+    gap.nonnegative = True
+    gap.shift -= 0.8  # benzene would come out at -0.16
+    return model
 
 
 def golden_structures(spec):
@@ -79,6 +87,7 @@ def test_properties_of_the_golden_model():
     model = load_model(GOLDEN / f"model-v{FORMAT_VERSION}", dtype=torch.float64)
     numbers = json.loads((GOLDEN / "properties.json").read_text())
     assert list(numbers) == list(model.property_heads) and model.specs["gap"].landmarks
+    assert model.specs["gap"].nonnegative and numbers["gap"][1] == [0.0] and numbers["gap"][0][0] > 0
     assert model.specs["volume"].stiffness and model.specs["volume"].landmarks
     for head, wanted in numbers.items():
         for atoms, values in zip(golden_structures(model.specs[head]), wanted, strict=True):

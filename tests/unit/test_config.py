@@ -57,6 +57,8 @@ def test_impossible_model(values):
         {"landmarks": 1}, {"landmarks": 3, "kind": "vector"},
         {"landmarks": -1, "kind": "class"}, {"landmarks": 2001, "kind": "class"}, {"landmarks": "3", "kind": "class"},
         {"landmarks": 1.5, "kind": "class"}, {"landmarks": True, "kind": "class"}, {"landmarks": 3, "kind": "atom_scalar"},
+        {"nonnegative": 1, "kind": "scalar", "extensive": False}, {"nonnegative": True}, {"nonnegative": True, "kind": "scalar"},
+        {"nonnegative": True, "kind": "scalar", "extensive": False, "stiffness": "pbe"}, {"nonnegative": True, "kind": "class"},
     ],
 )  # fmt: skip
 def test_impossible_card(values):
@@ -91,3 +93,8 @@ def test_toml(tmp_path):
 def test_sums_and_means_may_have_landmarks(extensive):
     values = {"name": "heat", "kind": "scalar", "extensive": extensive, "landmarks": 3}
     assert from_mapping(HeadSpec, values, "card").landmarks == 3
+
+
+def test_means_may_never_be_negative():
+    values = {"name": "gap", "kind": "scalar", "extensive": False, "nonnegative": True}
+    assert from_mapping(HeadSpec, values, "card").nonnegative

@@ -27,7 +27,7 @@ from gfm_calc.data.readers import ReadOptions, read
 from gfm_calc.data.store import Selection, open_dataset
 from gfm_calc.data.tasks import FileTask
 from gfm_calc.errors import ConfigError, HeadError
-from gfm_calc.finetune import plan, readout, run, setup
+from gfm_calc.finetune import mixing, plan, run, setup
 from gfm_calc.finetune.plan import START
 from gfm_calc.ranks import roc_auc, roc_curve
 from gfm_calc.train.evaluation import ErrorSums
@@ -224,7 +224,7 @@ def finetune(path, out, kind, start, *more):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_property_is_learnt_and_predicted(kind, path, saved_model, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(readout, "shares_of", lambda residuals: [1 / len(residuals)] * len(residuals))
+    monkeypatch.setattr(mixing, "shares_of", lambda residuals: [1 / len(residuals)] * len(residuals))
     out = tmp_path / "out"
     steps = "500" if kind in ("intensive", "atom-scalar") else "150"  # the references leave these the least to learn
     assert finetune(path, out, kind, saved_model, "--steps", steps, "--strategy", "full", "--keep-heads", "first") == 0
@@ -267,7 +267,7 @@ def test_a_property_is_learnt_and_predicted(kind, path, saved_model, tmp_path, c
 
 
 def test_a_training_goes_on_with_the_landmarks_of_a_head(path, saved_model, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(readout, "shares_of", lambda residuals: [1 / len(residuals)] * len(residuals))
+    monkeypatch.setattr(mixing, "shares_of", lambda residuals: [1 / len(residuals)] * len(residuals))
     out = tmp_path / "out"
     assert finetune(path, out, "intensive", saved_model, "--steps", "2", "--keep-heads", "none") == 0
     source = load_model(out / "model")

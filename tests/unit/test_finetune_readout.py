@@ -18,7 +18,8 @@ from gfm_calc.data.sampling import spread_indices
 from gfm_calc.data.store import open_dataset
 from gfm_calc.data.tasks import file_tasks
 from gfm_calc.errors import CorruptFileError, OutsideDomainError
-from gfm_calc.finetune import fits, readout
+from gfm_calc.finetune import fits, mixing, readout
+from gfm_calc.finetune.described import describe
 from gfm_calc.finetune.fits import Fit, process_of, shares_of, together
 from gfm_calc.finetune.readout import FEWEST, begin_head, fit_readout
 from gfm_calc.graph import AtomicGraph
@@ -100,8 +101,8 @@ def two_far(atoms: Atoms) -> Atoms:
 
 def mean_of_fits(model, dataset, seen) -> np.ndarray:
     """[n], of the four heads that predict best."""
-    freedom = readout._freedom(seen) if dataset.head.is_sum else readout.FREEDOMS[0]
-    fits = [readout._of_head(number, seen, freedom) for number in range(len(model.energy_heads))]
+    freedom = mixing.freedom_of(seen) if dataset.head.is_sum else mixing.FREEDOMS[0]
+    fits = [mixing._of_head(number, seen, freedom) for number in range(len(model.energy_heads))]
     found = []
     for one in sorted(fits, key=lambda fit: np.abs(fit.residual).mean())[:4]:
         columns = np.concatenate([seen.hidden[:, one.head][:, one.kept], seen.layers, seen.composition], axis=1)
@@ -122,16 +123,17 @@ def said_by(features, seen) -> np.ndarray:
 )
 def test_the_network_says_what_the_fits_say(model, extensive, wild, boxes, tmp_path, monkeypatch):
     """Those to labels of which none is wild; sums of molecules are compared with nothing."""
+    monkeypatch.setattr(readout, "orbitals_of", lambda model: None)
     dataset, frames = dataset_of(model, tmp_path, "scalar", extensive, wild=wild, boxes=boxes)
-    monkeypatch.setattr(readout, "shares_of", lambda residuals: [0.25, 0.5, 0.25] if len(residuals) == 3 else [1.0])
+    monkeypatch.setattr(mixing, "shares_of", lambda residuals: [0.25, 0.5, 0.25] if len(residuals) == 3 else [1.0])
     found = fit_readout(model, dataset, *every(dataset))
     width, layers = model.config.head_width, model.config.num_layers * model.config.num_features
     assert found.hidden.shape == (4 * width - 2, layers) and len(set(found.heads)) == 4
-    seen = readout._seen(model, dataset, *every(dataset), list(found.references))
+    seen = describe(model, dataset, *every(dataset), list(found.references))
     if not extensive:
-        _, labels = readout._without_wild(seen, *[np.arange(len(frames))] * 2)
-        assert (labels != seen.labels).any() == (wild is not None)
-        seen = seen._replace(labels=labels)
+        mixed = mixing.mix(seen, is_sum=False, compares=True, tames=True)
+        assert (mixed.labels != seen.labels).any() == (~mixed.calm).any() == (wild is not None)
+        seen = seen._replace(labels=mixed.labels)
     wanted = mean_of_fits(model, dataset, seen)
     sizes = np.array([len(atoms) for atoms in frames])
     assert (found.landmarks is None) == (extensive and not boxes)
@@ -146,7 +148,7 @@ def test_the_network_says_what_the_fits_say(model, extensive, wild, boxes, tmp_p
 
 def test_sums_are_compared_with_crystals_alone(model, tmp_path, monkeypatch):
     """One labelled molecule among them: two of it that are far apart are to give twice as much."""
-    monkeypatch.setattr(readout, "shares_of", lambda residuals: [1 / len(residuals)] * len(residuals))
+    monkeypatch.setattr(mixing, "shares_of", lambda residuals: [1 / len(residuals)] * len(residuals))
     for count, also in ((30, ()), (29, ("CH4",))):
         place = tmp_path / str(count)
         place.mkdir()
@@ -166,7 +168,7 @@ def test_a_wild_label_moves_little(model, tmp_path, monkeypatch):
     for wild, tamings in ((None, 3), (7, 3), (7, 0)):
         place = tmp_path / f"{wild}-{tamings}"
         place.mkdir()
-        monkeypatch.setattr(readout, "_TAMINGS", tamings)
+        monkeypatch.setattr(mixing, "_TAMINGS", tamings)
         dataset, frames = dataset_of(model, place, "scalar", False, wild=wild)
         fit = fit_readout(model, dataset, *every(dataset))
         found[wild, tamings] = np.delete(said(model, dataset, fit, frames), 7), fit.scale
@@ -211,13 +213,13 @@ def test_what_a_rare_element_adds_to_a_sum_is_not_wild(model, tmp_path):
 def test_elements_of_a_sum_are_held_back_where_they_do_not_explain_it(model, tmp_path):
     """What no element adds is left to the layers; what elements alone add is theirs."""
     dataset, _ = dataset_of(model, tmp_path, "scalar", True, count=40)
-    seen = readout._seen(model, dataset, *every(dataset), ["H", "C", "N", "O"])
+    seen = describe(model, dataset, *every(dataset), ["H", "C", "N", "O"])
     random = np.random.default_rng(0)
     of_layers = seen.layers @ random.normal(size=seen.layers.shape[1])
     rare = np.eye(25)[random.integers(25, size=40)]
-    assert readout._freedom(seen._replace(labels=of_layers, composition=rare)) == readout.FREEDOMS[0]
+    assert mixing.freedom_of(seen._replace(labels=of_layers, composition=rare)) == mixing.FREEDOMS[0]
     of_elements = seen.composition @ np.array([-13.0, -1000.0, -1400.0, -2000.0])
-    assert readout._freedom(seen._replace(labels=of_elements)) == readout.FREEDOMS[-1]
+    assert mixing.freedom_of(seen._replace(labels=of_elements)) == mixing.FREEDOMS[-1]
 
 
 def test_units_without_a_part_in_the_fit_can_learn(tmp_path):
@@ -233,14 +235,14 @@ def test_units_without_a_part_in_the_fit_can_learn(tmp_path):
 
 def test_a_process_alone_leaves_the_network_silent_and_able_to_learn(model, tmp_path, monkeypatch):
     dataset, frames = dataset_of(model, tmp_path, "scalar", False)
-    monkeypatch.setattr(readout, "_TAMINGS", 0)
-    monkeypatch.setattr(readout, "shares_of", lambda residuals: [0.0, 0.0, 1.0])
+    monkeypatch.setattr(mixing, "_TAMINGS", 0)
+    monkeypatch.setattr(mixing, "shares_of", lambda residuals: [0.0, 0.0, 1.0])
     found = fit_readout(model, dataset, *every(dataset))
     assert found.heads == () and not found.output.any() and found.hidden.any(axis=1).all()
     assert "begins at a Gaussian process on what all layers say and how far atoms differ: " in readout._in_words(
         found, dataset.head
     )
-    seen = readout._seen(model, dataset, *every(dataset), list(found.references))
+    seen = describe(model, dataset, *every(dataset), list(found.references))
     wanted = said_by(seen.features, seen)
     np.testing.assert_allclose(said(model, dataset, found, frames), wanted, rtol=1e-4, atol=1e-4)
 
@@ -305,7 +307,7 @@ def test_groups_are_left_out_together():
 def test_frames_of_a_molecule_do_not_tell_each_others_labels(model, tmp_path):
     """Labels that belong to the molecule and follow from nothing: by frames they look known, by molecules they do not."""
     dataset, _ = dataset_of(model, tmp_path, "scalar", False, count=60)
-    seen = readout._seen(model, dataset, *every(dataset), ["H", "C", "N", "O"])
+    seen = describe(model, dataset, *every(dataset), ["H", "C", "N", "O"])
     molecules = np.arange(60) % len(NAMES)
     labels = np.random.default_rng(1).normal(size=len(NAMES))[molecules]
     by_frame = process_of(seen.layers, labels, together(np.arange(60)))
@@ -316,14 +318,14 @@ def test_frames_of_a_molecule_do_not_tell_each_others_labels(model, tmp_path):
 
 def test_of_many_labels_some_are_landmarks(model, tmp_path, monkeypatch):
     dataset, _ = dataset_of(model, tmp_path, "scalar", False, count=20)
-    monkeypatch.setattr(readout, "_TAMINGS", 0)
-    monkeypatch.setattr(readout, "shares_of", lambda residuals: [0.0, 1.0, 0.0])
+    monkeypatch.setattr(mixing, "_TAMINGS", 0)
+    monkeypatch.setattr(mixing, "shares_of", lambda residuals: [0.0, 1.0, 0.0])
     monkeypatch.setattr(readout, "_MOST", 18)
     monkeypatch.setattr(readout, "_MOST_COMPARED", 12)
     rows, groups = np.random.default_rng(0).permutation(20), np.arange(20) // 3
     found = fit_readout(model, dataset, rows, groups)
     chosen = spread_indices(20, 18)
-    seen = readout._seen(model, dataset, rows[chosen], groups[chosen], list(found.references))
+    seen = describe(model, dataset, rows[chosen], groups[chosen], list(found.references))
     judged = np.sort(np.argsort(seen.labels)[spread_indices(18, 12)])
     assert np.array_equal(found.landmarks.centres, seen.features[judged])
     process = process_of(seen.layers[judged], seen.labels[judged], together(groups[chosen][judged]))
@@ -331,13 +333,15 @@ def test_of_many_labels_some_are_landmarks(model, tmp_path, monkeypatch):
     assert found.error == pytest.approx(np.abs(process.residual).mean())
 
 
-def test_the_rarer_class_is_among_the_landmarks(monkeypatch):
+def test_the_rarer_class_is_among_the_landmarks(model, tmp_path):
+    dataset, _ = dataset_of(model, tmp_path, "class", False, count=20)
     labels = np.zeros(500)
     labels[[31, 77]] = 1.0
-    monkeypatch.setattr(readout, "_MOST_COMPARED", 50)
-    chosen = readout._compared_with(labels)
+    seen = describe(model, dataset, *every(dataset), ["H", "C", "N", "O"])._replace(labels=labels)
+    chosen = seen.compared_with(50, np.arange(500)).judged
     assert len(chosen) == 50 and np.array_equal(chosen, np.unique(chosen)) and labels[chosen].any()
-    assert np.array_equal(readout._compared_with(labels[:50]), np.arange(50))
+    few = seen._replace(labels=labels[:50]).compared_with(50, np.arange(50))
+    assert np.array_equal(few.judged, np.arange(50)) and len(few.judged_groups) == 50
 
 
 def test_a_class_begins_on_the_right_side(model, tmp_path):
@@ -368,14 +372,14 @@ def test_what_was_fitted_is_kept_and_damage_is_seen(model, tmp_path):
 def test_an_energy_is_found_from_few_labels(model, tmp_path, monkeypatch):
     """Which sum of a head's units it is, few labels do not tell: the head does."""
     dataset, _ = dataset_of(model, tmp_path, "scalar", True, count=30)
-    seen = readout._seen(model, dataset, *every(dataset), ["H", "C", "N", "O"])
+    seen = describe(model, dataset, *every(dataset), ["H", "C", "N", "O"])
     number = model.energy_heads.index("gfn2-xtb")
     energies = seen.hidden[:, number] @ seen.output[number]
     seen = seen._replace(labels=2 * energies + seen.composition @ np.array([-13.0, -1000.0, -1400.0, -2000.0]))
-    found = readout._of_head(number, seen, readout.FREEDOMS[-1])
+    found = mixing._of_head(number, seen, mixing.FREEDOMS[-1])
     columns = np.concatenate([seen.hidden[:, number][:, found.kept], seen.layers, seen.composition], axis=1)
     np.testing.assert_allclose(
         columns @ found.weights[:-1] + found.weights[-1], seen.labels, atol=0.01 * energies.std()
     )
-    monkeypatch.setattr(readout, "_FREEDOM_OF_ENERGY", 1e-6)
-    assert found.error < 0.1 * readout._of_head(number, seen, readout.FREEDOMS[-1]).error
+    monkeypatch.setattr(mixing, "_FREEDOM_OF_ENERGY", 1e-6)
+    assert found.error < 0.1 * mixing._of_head(number, seen, mixing.FREEDOMS[-1]).error

@@ -1,0 +1,176 @@
+"""Frontier orbitals: what is packaged belongs to one encoder and is near what GFN2-xTB says; heads that begin with it hold it."""
+
+import numpy as np
+import pytest
+import torch
+from ase.build import bulk, molecule
+from ase.io import write
+from test_finetune_readout import dataset_of, every, said, said_by
+from test_finetune_readout import structures as distorted
+
+from gfm_calc.checkpoint import load_model
+from gfm_calc.data.build import build_flat
+from gfm_calc.data.readers import ReadOptions
+from gfm_calc.data.store import open_dataset
+from gfm_calc.data.tasks import file_tasks
+from gfm_calc.finetune import mixing, orbital_training, readout
+from gfm_calc.finetune.described import describe
+from gfm_calc.finetune.orbitals import Orbitals, encoder_digest, orbitals_of, read_orbitals
+from gfm_calc.finetune.readout import fit_readout
+from gfm_calc.graph import AtomicGraph, GraphBatch
+
+# HOMO and LUMO by tblite 0.8.0, eV, at the geometries of ASE
+GFN2 = {
+    "CH3CH2OH": (-11.136, 1.140), "C6H6": (-10.908, -6.087), "CH3COOH": (-11.705, -6.694), "HCN": (-12.300, -6.744),
+    "CH3CONH2": (-10.808, -5.899), "C4H4O": (-10.684, -5.894),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_model("gfm-small")
+
+
+def told(model, orbitals, frames) -> np.ndarray:
+    batch = GraphBatch.from_graphs([AtomicGraph.build(atoms, model.config.cutoff) for atoms in frames])
+    with torch.no_grad():
+        return orbitals.told(model.encode(model.inputs(batch)), batch).numpy()
+
+
+def test_what_is_packaged_is_near_the_method(model):
+    """Within about what the file says of molecules that were held out."""
+    found = told(model, orbitals_of(model), [molecule(name) for name in GFN2])
+    wrong = np.abs(found - np.array(list(GFN2.values()))).mean(axis=0)
+    assert wrong[0] < 0.4 and wrong[1] < 0.8
+
+
+def test_it_belongs_to_one_encoder(model):
+    """Whatever the dtype; an encoder that has learnt since, or another one, has none."""
+    other = load_model("gfm-small", dtype=torch.float64)
+    assert encoder_digest(other) == encoder_digest(model) and orbitals_of(other) is orbitals_of(model) is not None
+    other.energy_stack.output.data += 1.0  # of a head
+    assert orbitals_of(other) is not None
+    next(other.encoder.parameters()).data[0] += 1e-3
+    assert orbitals_of(other) is None
+
+
+@pytest.mark.parametrize(
+    "change, can",
+    [({}, True), ({"charge": 0, "spin": 1}, True), ({"charge": 1, "spin": 2}, False), ({"spin": 3}, False),
+     ({"remove": 0}, False), ({"element": "Fe"}, False), ({"periodic": True}, False)],
+)  # fmt: skip
+def test_it_tells_of_neutral_molecules_with_closed_shells(model, change, can, tmp_path):
+    frames = distorted(4)
+    atoms = frames[1]
+    atoms.info |= {name: change[name] for name in ("charge", "spin") if name in change}
+    if "remove" in change:
+        del atoms[-1]
+    if "element" in change:
+        atoms.symbols[0] = change["element"]
+    if "periodic" in change:
+        atoms.set_cell([12.0] * 3)
+        atoms.pbc = True
+    for k, one in enumerate(frames):
+        one.info["p"] = float(k)
+    write(tmp_path / "frames.extxyz", frames)
+    card = readout.HeadSpec(name="mine", kind="scalar", extensive=False, quantity="p", unit="eV")
+    build_flat(tmp_path / "data", file_tasks([tmp_path / "frames.extxyz"], options=ReadOptions(property_key="p")), card)
+    block = open_dataset(tmp_path / "data").read(np.arange(4))
+    assert orbitals_of(model).can_tell(block) == can
+
+
+@pytest.mark.parametrize("helps", [True, False])
+def test_a_head_holds_the_guess(model, helps, tmp_path, monkeypatch):
+    """The network says what the fits to what is left say, and a linear function of the orbitals; it is left out where it is of no
+    use."""
+    dataset, frames = dataset_of(model, tmp_path, "scalar", False, count=40)
+    monkeypatch.setattr(mixing, "_TAMINGS", 0)
+    monkeypatch.setattr(mixing, "_WORTH", np.inf if helps else 0.0)
+    monkeypatch.setattr(mixing, "shares_of", lambda residuals: [0.25, 0.5, 0.25])
+    rows, groups = every(dataset)
+    found = fit_readout(model, dataset, rows, groups)
+    orbitals = orbitals_of(model)
+    assert found.orbitals == helps and len(found.heads) == (3 if helps else 4)
+    assert ("GFN2-xTB would say of HOMO and LUMO" in readout._in_words(found, dataset.head)) == helps
+    assert len(found.hidden) <= 4 * model.config.head_width
+    seen = describe(model, dataset, rows, groups, list(found.references), orbitals=orbitals)
+    if helps:
+        np.testing.assert_allclose(seen.orbitals, told(model, orbitals, frames), atol=1e-4)
+        mixed = mixing.mix(seen, is_sum=False, compares=True, tames=False)
+        guess = seen.orbitals @ mixed.guess[:-1] + mixed.guess[-1]
+        held = mixing.best(mixing.Fit([seen.orbitals], seen.labels, [1.0]), seen.groups)
+        seen = seen.less(seen.labels - held.residual)
+        assert mixed.error(np.arange(40)) == found.error
+    else:
+        guess = np.zeros(40)
+    freedom = mixing.FREEDOMS[0]
+    fits = sorted(
+        (mixing._of_head(k, seen, freedom) for k in range(len(model.energy_heads))), key=lambda one: one.error
+    )
+    wanted = np.mean([
+        np.concatenate([seen.hidden[:, one.head][:, one.kept], seen.layers, seen.composition], axis=1) @ one.weights[:-1]
+        + one.weights[-1]
+        for one in fits[: 3 if helps else 4]
+    ], axis=0)  # fmt: skip
+    wanted = 0.25 * wanted + 0.5 * said_by(seen.layers, seen) + 0.25 * said_by(seen.features, seen) + guess
+    np.testing.assert_allclose(said(model, dataset, found, frames), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_gaps_of_the_method_are_known_at_once(model, tmp_path):
+    """What the orbitals tell of twenty labelled molecules is found where the guess alone explains them."""
+    dataset, frames = dataset_of(model, tmp_path, "scalar", False, count=20)
+    orbitals = orbitals_of(model)
+    gaps = told(model, orbitals, frames) @ [-1.0, 1.0]
+    seen = describe(model, dataset, *every(dataset), ["H", "C", "N", "O"], orbitals=orbitals)._replace(labels=gaps)
+    found = mixing.mix(seen, is_sum=False, compares=True, tames=True)
+    assert found.guess == pytest.approx([-1.0, 1.0, 0.0], abs=0.05)
+    without = mixing.mix(seen._replace(orbitals=np.zeros((20, 0))), is_sum=False, compares=True, tames=True)
+    assert without.guess is None and found.error(seen.judged) < 0.2 * without.error(seen.judged)
+
+
+def test_sums_have_no_guess(model, tmp_path):
+    dataset, _ = dataset_of(model, tmp_path, "scalar", True, count=20)
+    assert not fit_readout(model, dataset, *every(dataset)).orbitals
+
+
+# ---- making the file ----
+
+
+def labelled(count: int):
+    """Molecules, and labels that the encoder can tell."""
+    return [(atoms, (-11.0 - 0.1 * len(atoms), 0.3 * len(atoms))) for atoms in distorted(count)]
+
+
+def test_a_layer_is_trained(model):
+    frames = labelled(60)
+    for k, (atoms, _) in enumerate(frames):
+        atoms.info["group"] = f"g{k}"
+    molecules = orbital_training.molecules_of(model, frames)
+    weights, errors = orbital_training.train(molecules, steps=300)
+    again, _ = orbital_training.train(molecules, steps=300)
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
+    spread = float(np.std([0.3 * len(atoms) for atoms, _ in frames]))
+    assert list(errors) == ["HOMO", "LUMO", "gap"] and errors["LUMO"] < 0.4 * spread
+    layer = Orbitals(**{name: one.detach().double() for name, one in weights.items()}, elements=frozenset())
+    found = told(model, layer, [atoms for atoms, _ in frames])
+    assert np.abs(found - [label for _, label in frames]).mean() < 0.4 * spread
+
+
+def test_the_command_writes_what_is_read(model, tmp_path, monkeypatch, capsys):
+    frames = distorted(30)
+    frames[3].info["charge"] = 1
+    write(tmp_path / "molecules.extxyz", frames)
+    write(tmp_path / "crystal.extxyz", bulk("C"))
+    monkeypatch.setattr(orbital_training, "_STEPS", 20)
+    pytest.importorskip("tblite", reason="tblite is not installed: pip install 'gfm-calc[xtb]'")
+    out = tmp_path / "orbitals.safetensors"
+    line = [str(tmp_path / "molecules.extxyz"), "--most", "20", "-o", str(out)]
+    assert orbital_training.main(line) == 0 and "molecules of 4 elements" in capsys.readouterr().out
+    digest, orbitals = read_orbitals(out)
+    ours = orbital_training.frontier(molecule("C6H6"))
+    assert ours == pytest.approx(GFN2["C6H6"], abs=1e-3)
+    assert digest == encoder_digest(model) and orbitals.elements == {"H", "C", "N", "O"}
+    assert orbitals.hidden.shape == (64, 384) and orbitals.output.shape == (2, 64)
+    assert orbital_training.main(line) == 1 and "is there already" in capsys.readouterr().err
+    nothing = [str(tmp_path / "crystal.extxyz"), "-o", str(tmp_path / "other.safetensors")]
+    assert orbital_training.main(nothing) == 1 and "no neutral molecule" in capsys.readouterr().err
