@@ -73,7 +73,7 @@ def test_zeros_say_no_more_than_that(model, tmp_path, monkeypatch):
         found[moves] = mixing.mix(seen, is_sum=False, compares=True, tames=True)
     assert found[3].error(seen.judged) < 0.9 * found[0].error(seen.judged)
     says = seen.labels - found[3].residual
-    assert says.min() == 0.0 and (says[truth < -0.5] == 0.0).mean() > 0.8
+    assert says.min() == 0.0 and (says[truth < -0.5] == 0.0).mean() > 0.6
 
 
 def test_nothing_negative_is_said(model, tmp_path):
