@@ -8,6 +8,7 @@ a Gaussian process B is the inverse of its covariance, and r that times the labe
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -40,17 +41,26 @@ def together(groups: np.ndarray) -> list[np.ndarray]:
 
 class Fit:
     """Least squares of labels [n] on parts [n, p] of the columns, each of mean 0 and a spread of the `freedom` of its part (a
-    ridge holds those with a larger one back less); the mean is free."""
+    ridge holds those with a larger one back less); the mean is free.  Columns are decomposed once, see `of`."""
 
     def __init__(self, parts: Sequence[np.ndarray], labels: np.ndarray, freedom: Sequence[float]):
         columns = np.concatenate(parts, axis=1)
         free = np.repeat(freedom, [part.shape[1] for part in parts])
         self._mean, spread = columns.mean(axis=0), columns.std(axis=0)
         self._spread = np.where(spread > 1e-9 * max(1e-300, spread.max()), spread, np.inf) / free
-        self._offset = labels.mean()
         self._left, self._values, self._right = np.linalg.svd(
             (columns - self._mean) / self._spread, full_matrices=False
         )
+        self._take(labels)
+
+    def of(self, labels: np.ndarray) -> Fit:
+        """The fit of other labels [n] on the same columns."""
+        other = copy.copy(self)
+        other._take(labels)
+        return other
+
+    def _take(self, labels: np.ndarray) -> None:
+        self._offset = labels.mean()
         self._centred = labels - self._offset
         self._inside = self._left.T @ self._centred
 
@@ -108,34 +118,42 @@ class Process(NamedTuple):
     residual: np.ndarray
 
 
-def process_of(features: np.ndarray, labels: np.ndarray, groups: Sequence[np.ndarray]) -> Process:
-    """One whose covariance is one and a Gaussian (Rasmussen and Williams, eq. 2.23), with the length and the noise that leave
-    least.
+class Likeness:
+    """How alike structures are, by features [n, p], at each of several lengths: what a process is made of, decomposed once."""
 
-    Args:
-        features: [n, p].  labels: [n].  groups: see `together`.
-    """
-    spread = features.std(axis=0)
-    inverse = np.divide(1.0, spread, where=spread > 1e-6 * spread.max(), out=np.zeros_like(spread))
-    x = (features - features.mean(axis=0)) * inverse
-    squares = np.square(x).sum(axis=1)
-    distances = np.maximum(squares[:, None] + squares - 2 * x @ x.T, 0.0)
-    apart = distances[distances > 1e-6]
-    middle = float(np.median(apart)) if len(apart) else 1.0
-    offset = labels.mean()
-    best: tuple[float, float, np.ndarray, np.ndarray] | None = None
-    for length in _LENGTHS:
-        values, vectors = np.linalg.eigh(1 + np.exp(-distances / (length * middle)))
-        inside = vectors.T @ (labels - offset)
-        for noise in _NOISES:
-            weights = vectors @ (inside / (values + noise))
-            residual = _over_blocks(weights, vectors, 1 / (values + noise), groups)
-            error = float(np.abs(residual).mean())
-            if best is None or error < best[0]:
-                best = error, length, weights, residual
-    assert best is not None
-    _, length, weights, residual = best
-    return Process(inverse / np.sqrt(length * middle), weights, float(offset + weights.sum()), residual)
+    def __init__(self, features: np.ndarray):
+        spread = features.std(axis=0)
+        self._inverse = np.divide(1.0, spread, where=spread > 1e-6 * spread.max(), out=np.zeros_like(spread))
+        x = (features - features.mean(axis=0)) * self._inverse
+        squares = np.square(x).sum(axis=1)
+        distances = np.maximum(squares[:, None] + squares - 2 * x @ x.T, 0.0)
+        apart = distances[distances > 1e-6]
+        self._middle = float(np.median(apart)) if len(apart) else 1.0
+        self._parts = [
+            (length, *np.linalg.eigh(1 + np.exp(-distances / (length * self._middle)))) for length in _LENGTHS
+        ]
+
+    def process(self, labels: np.ndarray, groups: Sequence[np.ndarray]) -> Process:
+        """One whose covariance is one and a Gaussian (Rasmussen and Williams, eq. 2.23), with the length and the noise that leave
+        least.
+
+        Args:
+            labels: [n].  groups: see `together`.
+        """
+        offset = labels.mean()
+        best: tuple[float, float, np.ndarray, np.ndarray] | None = None
+        for length, values, vectors in self._parts:
+            inside = vectors.T @ (labels - offset)
+            for noise in _NOISES:
+                weights = vectors @ (inside / (values + noise))
+                residual = _over_blocks(weights, vectors, 1 / (values + noise), groups)
+                error = float(np.abs(residual).mean())
+                if best is None or error < best[0]:
+                    best = error, length, weights, residual
+        assert best is not None
+        _, length, weights, residual = best
+        inverse_lengths = self._inverse / np.sqrt(length * self._middle)
+        return Process(inverse_lengths, weights, float(offset + weights.sum()), residual)
 
 
 def within(labels: np.ndarray) -> np.ndarray:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import safetensors.torch
 import torch
 from ase import Atoms
 from ase.units import Bohr, Hartree
@@ -25,8 +24,8 @@ from gfm_calc.checkpoint import load_model
 from gfm_calc.commands.modules import write_new
 from gfm_calc.data.sampling import spread_indices
 from gfm_calc.encoders.base import scatter_sum
-from gfm_calc.errors import GFMError
-from gfm_calc.finetune.orbitals import NAMES, encoder_digest
+from gfm_calc.errors import GFMError, MissingDependencyError
+from gfm_calc.finetune.orbitals import NAMES, encoder_digest, written
 from gfm_calc.graph import AtomicGraph, GraphBatch, charge_and_spin
 from gfm_calc.model import GFMModel
 from gfm_calc.structures import read_structures
@@ -55,8 +54,10 @@ class Molecules(NamedTuple):
 def frontier(atoms: Atoms) -> tuple[float, float] | None:
     """Energies in eV of the highest occupied and the lowest unoccupied orbital by GFN2-xTB; None of what is charged, has an open
     shell, or does not converge."""
-    from tblite.interface import Calculator
-
+    try:
+        from tblite.interface import Calculator
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError("GFN2-xTB needs tblite: pip install 'gfm-calc[xtb]'") from error
     if charge_and_spin(atoms) != (0, 1) or atoms.pbc.any():
         return None
     calculator = Calculator("GFN2-xTB", atoms.numbers, atoms.positions / Bohr)
@@ -89,13 +90,16 @@ def train(molecules: Molecules, *, steps: int, seed: int = 0) -> tuple[dict[str,
     """The weights of the layer, as fields of `Orbitals`, and mean absolute errors in eV of the groups that are held out."""
     random, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
     names = np.unique(molecules.groups)
+    if len(names) < 2:
+        raise GFMError("all molecules are of one group, and none could be held out: more are needed")
     held = np.isin(molecules.groups, random.choice(names, max(1, len(names) // _HELD), replace=False))
     own, others = np.flatnonzero(~held), np.flatnonzero(held)
     sample = molecules.features[:: max(1, len(molecules.features) // 20_000)].float()
     mean, spread = sample.mean(dim=0), sample.std(dim=0) + 1e-6
     middle, size = molecules.labels[own].float().mean(dim=0), molecules.labels[own].float().std(dim=0)
     width = (molecules.labels[own, 1] - molecules.labels[own, 0]).std().float()  # of the gap
-    inner, outer = nn.Linear(len(mean), _UNITS), nn.Linear(_UNITS, len(NAMES))
+    with torch.random.fork_rng(devices=[]):  # the layers draw weights when they are made; ours come from the seed
+        inner, outer = nn.Linear(len(mean), _UNITS), nn.Linear(_UNITS, len(NAMES))
     net = nn.Sequential(inner, nn.SiLU(), outer)
     for tensor in net.parameters():
         bound = tensor.shape[-1] ** -0.5
@@ -155,14 +159,13 @@ def main(words: Sequence[str] | None = None) -> int:
         if not labelled:
             raise GFMError(f"{args.files[0]}: no neutral molecule with closed shells")
         weights, errors = train(molecules_of(model, labelled), steps=_STEPS)
-        elements = sorted({symbol for atoms, _ in labelled for symbol in atoms.symbols.species()})
-        about = {
-            "encoder": encoder_digest(model), "elements": " ".join(elements), "molecules": str(len(labelled)),
-            "method": "GFN2-xTB, DOI 10.1021/acs.jctc.8b01176, by tblite",
+        elements = {symbol for atoms, _ in labelled for symbol in atoms.symbols.species()}
+        content = written(
+            weights, encoder_digest(model), elements, molecules=str(len(labelled)),
+            method="GFN2-xTB, DOI 10.1021/acs.jctc.8b01176, by tblite",
             **{f"mae_ev_{name}": f"{error:.3f}" for name, error in errors.items()},
-        }  # fmt: skip
-        state = {name: tensor.detach().contiguous() for name, tensor in weights.items()}
-        write_file(args.output, safetensors.torch.save(state, metadata=about))
+        )  # fmt: skip
+        write_file(args.output, content)
         wrong = ", ".join(f"{name} {error:.3f}" for name, error in errors.items())
         return f"{len(labelled)} molecules of {len(elements)} elements; eV off those that were held out: {wrong}"
 

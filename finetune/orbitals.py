@@ -9,18 +9,20 @@ it as units of its own network (see `readout`), so that a saved model needs noth
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import safetensors
+import safetensors.torch
 import torch
 from ase.data import chemical_symbols as SYMBOLS
 
 from gfm_calc.artifacts import sha256
 from gfm_calc.data.block import NO_CHARGE, NO_SPIN, Block
 from gfm_calc.encoders.base import scatter_sum
+from gfm_calc.errors import CorruptFileError, one_line
 from gfm_calc.graph import GraphBatch
 from gfm_calc.model import Encoded, GFMModel
 
@@ -76,9 +78,36 @@ def _packaged() -> dict[str, Orbitals]:
     return dict(read_orbitals(path) for path in sorted(_FOLDER.glob("*.safetensors")))
 
 
+def written(tensors: Mapping[str, torch.Tensor], encoder: str, elements: Collection[str], **about: str) -> bytes:
+    """The content of a file.
+
+    Args:
+        tensors: fields of `Orbitals`.  encoder: its digest.  elements: symbols.  about: of the training, in words.
+    """
+    own = {name: tensor.detach().float().contiguous() for name, tensor in tensors.items()}
+    metadata = {**about, "encoder": encoder, "elements": " ".join(sorted(elements)), "sha256": _digest(own)}
+    return safetensors.torch.save(own, metadata=metadata)
+
+
 def read_orbitals(path: Path) -> tuple[str, Orbitals]:
-    """The digest of the encoder that a file belongs to, and the layer."""
-    with safetensors.safe_open(path, framework="pt") as file:
-        about = file.metadata()
-        tensors = {name: file.get_tensor(name).double() for name in file.keys()}
-    return about["encoder"], Orbitals(**tensors, elements=frozenset(about["elements"].split()))
+    """The digest of the encoder that a file belongs to, and the layer.
+
+    Raises:
+        CorruptFileError: it is not what `written` gives.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            about = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+        if about.get("sha256") != _digest(tensors):
+            raise ValueError("its weights are not those that were written")
+        found = Orbitals(
+            **{name: one.double() for name, one in tensors.items()}, elements=frozenset(about["elements"].split())
+        )
+        return about["encoder"], found
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise CorruptFileError(f"{path}: damaged, install the package anew ({one_line(error)})") from error
+
+
+def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    return sha256(b"".join(name.encode() + tensors[name].numpy().tobytes() for name in sorted(tensors)))

@@ -139,6 +139,7 @@ def _fitted(
     if head is None or not FEWEST <= len(known) <= _MOST or not block.pbc.all():
         return None
     if is_nonnegative(dataset.head, dataset, train):  # what is left of its zeros would not tell that they are zeros
+        say("first guess: none, for a property that is never negative and often 0")
         return None
     sizes = dataset.atom_counts(rows) if dataset.head.extensive else np.ones(len(rows))
     modes = _pairs(dataset, train[known]) <= _MOST_PAIRS and (

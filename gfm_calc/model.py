@@ -310,7 +310,7 @@ class GFMModel(nn.Module):
                 if head.stiffness is not None:
                     value = value + head.stiffness(inputs, batch) * (counts if head.is_per_atom_of_sum else 1)
                 value = torch.sigmoid(value) if spec.kind == "class" else value
-                value = value.clamp(min=0.0) if spec.nonnegative else value
+                value = value.clamp(min=0.0) if head.nonnegative else value
                 error = self.uncertainty.expect_value(known, batch, spec) if uncertainty and self.uncertainty else None
                 found[spec.name] = Prediction(
                     head=spec.name, model_id=self.model_id, value=value.cpu(), value_uncertainty=error

@@ -51,15 +51,17 @@ def mean_of(models: Sequence[GFMModel]) -> GFMModel:
     return last
 
 
-def _beginning(model: GFMModel) -> list[tuple[Mapping[str, float], list[list[float]]]]:
-    """Where each property head begins, which its weights are relative to: references; scale, shift and landmarks."""
+def _beginning(model: GFMModel) -> list[tuple[Mapping[str, float], bool, list[list[float]]]]:
+    """Where each property head begins, which its weights are relative to: references, whether it is never negative; scale, shift
+    and landmarks."""
     specs = [model.specs[head] for head in model.property_heads]
     fixed = [
         [*module.buffers(), *(part for name, part in module.named_parameters() if name in _FITTED)]
         for module in model.properties
     ]
     return [
-        (spec.reference_energies, [one.double().flatten().tolist() for one in own]) for spec, own in zip(specs, fixed)
+        (spec.reference_energies, spec.nonnegative, [one.double().flatten().tolist() for one in own])
+        for spec, own in zip(specs, fixed)
     ]
 
 

@@ -79,8 +79,9 @@ def _take_property(model: GFMModel, head: Head, source: GFMModel, wanted: str) -
         raise ConfigError(
             f"head {name}: start: a head of a property begins as itself, of a saved model that has it, alone"
         )
-    if source.specs[name].landmarks != head.spec.landmarks:
-        raise ConfigError(f"head {name}: start: has other landmarks there than its card says here: start a new run")
+    for field in ("landmarks", "nonnegative"):
+        if getattr(source.specs[name], field) != getattr(head.spec, field):
+            raise ConfigError(f"head {name}: start: has other {field} there than its card says here: start a new run")
     new, old = (m.properties[m.property_heads.index(name)] for m in (model, source))
     for parameter, value in zip(new.parameters(), old.parameters(), strict=True):
         parameter.data.copy_(value)

@@ -193,7 +193,7 @@ class Objective(nn.Module):
             else:
                 scale = module.scale * labels.atoms.to(torch.float64) if module.is_per_atom_of_sum else module.scale
                 if module.nonnegative:  # of zeros that are said to be less nothing is wrong
-                    value = torch.where(labels.value[:, 0] <= 0, value.clamp(min=0.0), value)
+                    value = torch.where(labels.value[:, 0] == 0, value.clamp(min=0.0), value)
                 error = self._rho_of_property(value, labels.value, module.kind, scale)
                 total = total + error * torch.where(own, labels.value_weight, 0.0)
         return total

@@ -28,7 +28,7 @@ from gfm_calc.data.store import Dataset, Selection, open_dataset
 from gfm_calc.errors import ConfigError, CorruptFileError, GFMError, InputFileError, one_line
 from gfm_calc.train.datasets import find_datasets
 from gfm_calc.train.keys import FEW_GROUPS, keyed
-from gfm_calc.train.properties import gone_on, is_nonnegative, start_of
+from gfm_calc.train.properties import gone_on, is_nonnegative, refuse_negative, start_of
 from gfm_calc.train.recipe import DataRecipe, HeadRecipe, Recipe, to_toml
 from gfm_calc.train.statistics import statistics_of
 
@@ -218,6 +218,7 @@ def _property_head(
     statistics = statistics_of(dataset, own["train"], cutoff)
     origins = _origins(dataset, recipe.head(dataset.head.name), statistics.frames)
     spec = statistics.on_card(dataset.head, references, training_data=origins, **fixed)
+    refuse_negative(spec, dataset, own["train"])
     return Head(
         spec=spec, dataset=dataset, sides=own, scale=scale, shift={}, share=0.0, unseen=unseen, **statistics.of_work()
     )

@@ -20,7 +20,7 @@ from gfm_calc.train.recipe import Recipe
 
 _RIDGE = 1e-3  # of fits to means over atoms, which compositions alone explain badly
 _LEAST_SCALE = 1e-6  # of the spread of the labels
-_OFTEN, _FEWEST_ZEROS = 0.1, 3  # of the labels, and at least, are zeros of a property that is often zero
+_OFTEN, _FEWEST_ZEROS = 0.1, 5  # of the labels, and at least, are zeros of a property that is often zero
 
 
 def start_of(spec: HeadSpec, dataset: Dataset, indices: np.ndarray) -> tuple[dict[str, float], float]:
@@ -63,17 +63,32 @@ def start_of(spec: HeadSpec, dataset: Dataset, indices: np.ndarray) -> tuple[dic
 
 def is_nonnegative(spec: HeadSpec, dataset: Dataset, indices: np.ndarray) -> bool:
     """Whether a property is never negative and often zero, as band gaps are: a mean over atoms of whose labels none is negative,
-    and one of ten or more is zero.
+    and one of ten or more, five at least, is zero.
 
     Args:
         indices: of the training structures.
     """
     if spec.kind != "scalar" or spec.is_sum:
         return False
-    labels = np.array([label_of(spec, record)[0, 0] for record in _labelled(spec, dataset, indices)])
-    known = labels[np.isfinite(labels)]
+    known = _values(dataset, indices)
     zeros = int((known == 0).sum())
     return zeros >= max(_FEWEST_ZEROS, _OFTEN * len(known)) and not bool((known < 0).any())
+
+
+def _values(dataset: Dataset, indices: np.ndarray) -> np.ndarray:
+    """The labels [n] of a scalar that are there."""
+    parts = [dataset.read(indices[first : first + 4096]).value for first in range(0, len(indices), 4096)]
+    found = np.concatenate([np.zeros(0), *(part[:, 0] for part in parts if part is not None)])
+    return found[np.isfinite(found)]
+
+
+def refuse_negative(spec: HeadSpec, dataset: Dataset, indices: np.ndarray) -> None:
+    """ConfigError where a head that is never negative is to learn that it is."""
+    least = min(_values(dataset, indices), default=0.0)
+    if spec.nonnegative and least < 0:
+        raise ConfigError(
+            f"head {spec.name}: start: is never negative there, by its card, but a training label is {least:.4g}: begin anew"
+        )
 
 
 def gone_on(recipe: Recipe, name: str) -> tuple[dict[str, float], float, dict[str, Any]] | None:

@@ -85,7 +85,7 @@ def _row(head: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _details(head: Mapping[str, Any], errors: Mapping[str, Any] | None) -> str:
     fields = [
-        ("predicts", f"{head['quantity']} in {head['unit']}"),
+        ("predicts", f"{head['quantity']} in {head['unit']}{', never negative' if head['nonnegative'] else ''}"),
         ("level of theory", _level(head)),
         ("labels", head["labels"]),
         ("dispersion", head["dispersion"]),

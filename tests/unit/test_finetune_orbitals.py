@@ -5,7 +5,7 @@ import pytest
 import torch
 from ase.build import bulk, molecule
 from ase.io import write
-from test_finetune_readout import dataset_of, every, said, said_by
+from test_finetune_readout import dataset_of, every, of_head, said, said_by
 from test_finetune_readout import structures as distorted
 
 from gfm_calc.checkpoint import load_model
@@ -13,9 +13,10 @@ from gfm_calc.data.build import build_flat
 from gfm_calc.data.readers import ReadOptions
 from gfm_calc.data.store import open_dataset
 from gfm_calc.data.tasks import file_tasks
+from gfm_calc.errors import CorruptFileError
 from gfm_calc.finetune import mixing, orbital_training, readout
 from gfm_calc.finetune.described import describe
-from gfm_calc.finetune.orbitals import Orbitals, encoder_digest, orbitals_of, read_orbitals
+from gfm_calc.finetune.orbitals import Orbitals, encoder_digest, orbitals_of, read_orbitals, written
 from gfm_calc.finetune.readout import fit_readout
 from gfm_calc.graph import AtomicGraph, GraphBatch
 
@@ -38,10 +39,11 @@ def told(model, orbitals, frames) -> np.ndarray:
 
 
 def test_what_is_packaged_is_near_the_method(model):
-    """Within about what the file says of molecules that were held out."""
-    found = told(model, orbitals_of(model), [molecule(name) for name in GFN2])
-    wrong = np.abs(found - np.array(list(GFN2.values()))).mean(axis=0)
-    assert wrong[0] < 0.4 and wrong[1] < 0.8
+    """Of molecules that are smaller and simpler than what it was trained on, LUMO goes with the method's, over 8 eV."""
+    found, wanted = told(model, orbitals_of(model), [molecule(name) for name in GFN2]), np.array(list(GFN2.values()))
+    wrong = np.abs(found - wanted).mean(axis=0)
+    assert wrong[0] < 0.4 and wrong[1] < 0.8 < 0.4 * np.abs(wanted[:, 1] - wanted[:, 1].mean()).mean()
+    assert np.corrcoef(found[:, 1], wanted[:, 1])[0, 1] > 0.95
 
 
 def test_it_belongs_to_one_encoder(model):
@@ -85,7 +87,7 @@ def test_a_head_holds_the_guess(model, helps, tmp_path, monkeypatch):
     use."""
     dataset, frames = dataset_of(model, tmp_path, "scalar", False, count=40)
     monkeypatch.setattr(mixing, "_TAMINGS", 0)
-    monkeypatch.setattr(mixing, "_WORTH", np.inf if helps else 0.0)
+    monkeypatch.setattr(mixing, "_HELPFUL", np.inf if helps else 0.0)
     monkeypatch.setattr(mixing, "shares_of", lambda residuals: [0.25, 0.5, 0.25])
     rows, groups = every(dataset)
     found = fit_readout(model, dataset, rows, groups)
@@ -104,9 +106,7 @@ def test_a_head_holds_the_guess(model, helps, tmp_path, monkeypatch):
     else:
         guess = np.zeros(40)
     freedom = mixing.FREEDOMS[0]
-    fits = sorted(
-        (mixing._of_head(k, seen, freedom) for k in range(len(model.energy_heads))), key=lambda one: one.error
-    )
+    fits = sorted((of_head(k, seen, freedom) for k in range(len(model.energy_heads))), key=lambda one: one.error)
     wanted = np.mean([
         np.concatenate([seen.hidden[:, one.head][:, one.kept], seen.layers, seen.composition], axis=1) @ one.weights[:-1]
         + one.weights[-1]
@@ -126,6 +126,48 @@ def test_gaps_of_the_method_are_known_at_once(model, tmp_path):
     assert found.guess == pytest.approx([-1.0, 1.0, 0.0], abs=0.05)
     without = mixing.mix(seen._replace(orbitals=np.zeros((20, 0))), is_sum=False, compares=True, tames=True)
     assert without.guess is None and found.error(seen.judged) < 0.2 * without.error(seen.judged)
+
+
+def test_a_guess_is_judged_by_what_both_fits_take_as_it_is(model, tmp_path):
+    """Orbitals that say nothing, and labels of which some are far off: calling one more of them wild makes no guess helpful."""
+    dataset, _ = dataset_of(model, tmp_path, "scalar", False, count=60)
+    seen = describe(model, dataset, *every(dataset), ["H", "C", "N", "O"])
+    chosen = 0
+    for seed in (1, 14):  # where it was taken when each fit was judged by the labels that it took
+        random = np.random.default_rng(seed)
+        of_layers = seen.layers @ (random.normal(size=seen.layers.shape[1]) / seen.layers.std(axis=0))
+        labels = of_layers / of_layers.std() + 0.1 * random.standard_t(1.5, size=60)
+        found = mixing.mix(
+            seen._replace(labels=labels, orbitals=random.normal(size=(60, 2))), is_sum=False, compares=True, tames=True
+        )
+        without = mixing.mix(seen._replace(labels=labels), is_sum=False, compares=True, tames=True)
+        both = found.calm & without.calm
+        chosen += found.guess is not None
+        assert np.abs(found.residual[both]).mean() <= np.abs(without.residual[both]).mean()
+    assert chosen < 2
+
+
+def test_a_class_may_begin_with_the_guess(model, tmp_path, monkeypatch):
+    dataset, frames = dataset_of(model, tmp_path, "class", False)
+    monkeypatch.setattr(mixing, "_HELPFUL", np.inf)
+    found = fit_readout(model, dataset, *every(dataset))
+    assert found.orbitals and "of log-odds off" in readout._in_words(found, dataset.head)
+    right = (said(model, dataset, found, frames) > 0.5) == np.array([len(atoms) > 8 for atoms in frames])
+    assert right.mean() > 0.9
+
+
+def test_zeros_on_top_of_a_guess(model, tmp_path):
+    """What no value is smaller than moves with the labels."""
+    dataset, frames = dataset_of(model, tmp_path, "scalar", False, count=40)
+    gaps = told(model, orbitals_of(model), frames) @ [-1.0, 1.0]
+    labels = np.maximum(gaps - np.median(gaps), 0)
+    seen = describe(
+        model, dataset, *every(dataset), ["H", "C", "N", "O"], orbitals=orbitals_of(model), nonnegative=True
+    )._replace(labels=labels)  # fmt: skip
+    found = mixing.mix(seen, is_sum=False, compares=True, tames=True)
+    without = mixing.mix(seen._replace(orbitals=np.zeros((40, 0))), is_sum=False, compares=True, tames=True)
+    assert found.guess is not None and found.error(seen.judged) < without.error(seen.judged)
+    assert (labels - found.residual).min() >= -1e-9
 
 
 def test_sums_have_no_guess(model, tmp_path):
@@ -164,6 +206,22 @@ def test_labels_are_those_of_the_method():
     ion.info["charge"] = 1
     for atoms in (ion, molecule("CH3"), bulk("C")):
         assert orbital_training.frontier(atoms) is None
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "flipped", "foreign"])
+def test_a_damaged_file_is_seen(damage, tmp_path):
+    path = tmp_path / "orbitals.safetensors"
+    tensors = {"hidden": torch.ones(4, 6), "hidden_bias": torch.ones(4), "output": torch.ones(2, 4)}
+    content = written(tensors | {"constant": torch.ones(2)}, "e", {"H"})
+    path.write_bytes(content)
+    assert read_orbitals(path)[1].hidden.shape == (4, 6)
+    changed = {
+        "cut": content[:-3], "empty": b"", "flipped": content[:-1] + bytes([content[-1] ^ 1]),
+        "foreign": written(tensors, "e", {"H"}),
+    }  # fmt: skip
+    path.write_bytes(changed[damage])
+    with pytest.raises(CorruptFileError, match=r"orbitals\.safetensors: damaged"):
+        read_orbitals(path)
 
 
 def test_the_command_writes_what_is_read(model, tmp_path, monkeypatch, capsys):

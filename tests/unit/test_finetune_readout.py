@@ -20,7 +20,7 @@ from gfm_calc.data.tasks import file_tasks
 from gfm_calc.errors import CorruptFileError, OutsideDomainError
 from gfm_calc.finetune import fits, mixing, readout
 from gfm_calc.finetune.described import describe
-from gfm_calc.finetune.fits import Fit, process_of, shares_of, together
+from gfm_calc.finetune.fits import Fit, Likeness, shares_of, together
 from gfm_calc.finetune.readout import FEWEST, begin_head, fit_readout
 from gfm_calc.graph import AtomicGraph
 from gfm_calc.predictor import Predictor, check_domain
@@ -99,10 +99,18 @@ def two_far(atoms: Atoms) -> Atoms:
     return atoms + other
 
 
+def of_head(number, seen, freedom):
+    return mixing._columns(number, seen, freedom).of(seen.labels, seen.groups)
+
+
+def process_of(features, labels, groups):
+    return Likeness(features).process(labels, groups)
+
+
 def mean_of_fits(model, dataset, seen) -> np.ndarray:
     """[n], of the four heads that predict best."""
     freedom = mixing.freedom_of(seen) if dataset.head.is_sum else mixing.FREEDOMS[0]
-    fits = [mixing._of_head(number, seen, freedom) for number in range(len(model.energy_heads))]
+    fits = [of_head(number, seen, freedom) for number in range(len(model.energy_heads))]
     found = []
     for one in sorted(fits, key=lambda fit: np.abs(fit.residual).mean())[:4]:
         columns = np.concatenate([seen.hidden[:, one.head][:, one.kept], seen.layers, seen.composition], axis=1)
@@ -376,10 +384,10 @@ def test_an_energy_is_found_from_few_labels(model, tmp_path, monkeypatch):
     number = model.energy_heads.index("gfn2-xtb")
     energies = seen.hidden[:, number] @ seen.output[number]
     seen = seen._replace(labels=2 * energies + seen.composition @ np.array([-13.0, -1000.0, -1400.0, -2000.0]))
-    found = mixing._of_head(number, seen, mixing.FREEDOMS[-1])
+    found = of_head(number, seen, mixing.FREEDOMS[-1])
     columns = np.concatenate([seen.hidden[:, number][:, found.kept], seen.layers, seen.composition], axis=1)
     np.testing.assert_allclose(
         columns @ found.weights[:-1] + found.weights[-1], seen.labels, atol=0.01 * energies.std()
     )
     monkeypatch.setattr(mixing, "_FREEDOM_OF_ENERGY", 1e-6)
-    assert found.error < 0.1 * mixing._of_head(number, seen, mixing.FREEDOMS[-1]).error
+    assert found.error < 0.1 * of_head(number, seen, mixing.FREEDOMS[-1]).error

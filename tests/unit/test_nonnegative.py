@@ -10,21 +10,23 @@ from ase.io import write
 from finetuning import words
 from test_finetune_readout import every, said, structures
 
-from gfm_calc.checkpoint import load_model
+from gfm_calc.checkpoint import load_model, save_model
 from gfm_calc.cli import main
-from gfm_calc.config import HeadSpec, ModelConfig
+from gfm_calc.config import HeadSpec, ModelConfig, to_mapping
 from gfm_calc.data.build import build_flat
 from gfm_calc.data.loader import Loader
 from gfm_calc.data.readers import ReadOptions
 from gfm_calc.data.store import Selection, open_dataset
 from gfm_calc.data.tasks import file_tasks
+from gfm_calc.errors import ConfigError
 from gfm_calc.finetune import mixing, stiff
 from gfm_calc.finetune.described import describe
 from gfm_calc.finetune.readout import fit_readout
 from gfm_calc.model import GFMModel
 from gfm_calc.train.objective import Objective
+from gfm_calc.train.preparation import prepare
 from gfm_calc.train.properties import is_nonnegative
-from gfm_calc.train.recipe import ObjectiveRecipe
+from gfm_calc.train.recipe import ObjectiveRecipe, recipe_of
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +45,8 @@ def dataset_of(place, frames, labels, **card):
 
 @pytest.mark.parametrize(
     "labels, card, wanted",
-    [([0, 0, 0, 1, 2, 3], {}, True), ([0, 0, 1, 1, 2, 3], {}, False), ([0] * 3 + [1] * 30, {}, False),
-     ([0, 0, 0, 1, -1e-9, 3], {}, False), ([0, 0, 0, 1, 2, 3], {"extensive": True}, False),
-     ([0, 0, 0, 1, 1, 1], {"kind": "class"}, False)],
+    [([0] * 5 + [1], {}, True), ([0] * 4 + [1, 2], {}, False), ([0] * 5 + [1] * 50, {}, False),
+     ([0] * 6 + [-1e-9, 3], {}, False), ([0] * 6 + [3], {"extensive": True}, False), ([0] * 6 + [1], {"kind": "class"}, False)],
 )  # fmt: skip
 def test_which_properties_are(labels, card, wanted, tmp_path):
     dataset = dataset_of(tmp_path, structures(len(labels)), labels, **card)
@@ -118,7 +119,53 @@ def test_crystals_that_are_often_zero_have_no_first_guess(model, tmp_path):
     sides = {"train": np.arange(24), "validation": np.arange(0), "test": np.arange(0)}
     lines: list[str] = []
     assert stiff.begin_guess(tmp_path / "guess", model, dataset, sides, np.arange(24), lines.append) is None
-    assert not lines  # nothing was asked
+    assert lines == ["first guess: none, for a property that is never negative and often 0"]
+
+
+def test_zeros_that_are_wild_stay_tamed(model, tmp_path):
+    """0 for "unknown", which was moved up: it stays there while the other zeros go where a fit puts them."""
+    frames = structures(12)
+    dataset = dataset_of(tmp_path, frames, np.arange(12.0))
+    seen = describe(model, dataset, *every(dataset), ["H", "C", "N", "O"], nonnegative=True)
+    seen = seen._replace(labels=np.array([0.0] * 6 + [1.0] * 6))
+    tamed = np.array([3.0] + [0.0] * 5 + [1.0] * 6)  # the first one was wild
+    asked = []
+
+    def mixed(labels):
+        asked.append(labels)
+        said = np.where(labels == 0, -0.5 / len(asked), labels) + 0.1 / len(asked)
+        return mixing.Mixed([], [], [1.0], None, seen.labels - said, labels, labels == seen.labels)
+
+    found = mixing._above_the_least(mixed(tamed), seen, mixed)
+    assert len(asked) > 2 and all(labels[0] == 3.0 for labels in asked)
+    assert asked[1][1:6] == pytest.approx(-0.4) and found.calm.tolist() == [False] + [True] * 11
+
+
+def trained(place, labels, start=None):
+    """The head that `gfm train` would begin with."""
+    place.mkdir(exist_ok=True)
+    dataset = dataset_of(place, structures(len(labels)), labels)
+    values = {"model": {"num_features": 8, "num_layers": 2, "num_radial": 4}, "data": {"validation": 0.0, "test": 0.0}}
+    if start is not None:
+        values |= {"model": to_mapping(start.config), "heads": [{"name": "mine", "start": "mine"}]}
+        values |= {"start": {"model": str(place.parent / "start")}}
+    recipe = recipe_of(values, [f"data.path={dataset.directory}"])
+    return prepare(recipe, 5.0)[0]
+
+
+def test_training_finds_it_and_keeps_it(tmp_path):
+    """Also of a head that goes on with labels of which few are zero; labels below zero are refused then."""
+    assert trained(tmp_path / "a", [0.0] * 6 + [1.0] * 6).spec.nonnegative
+    assert not trained(tmp_path / "b", [0.0] * 2 + [1.0] * 6).spec.nonnegative
+    with torch.random.fork_rng(devices=[]):
+        spec = HeadSpec(
+            name="mine", kind="scalar", extensive=False, unit="eV", elements=("H", "C", "N", "O"), nonnegative=True
+        )
+        start = GFMModel(ModelConfig(num_features=8, num_layers=2, num_radial=4), [spec])
+    save_model(start, tmp_path / "start")
+    assert trained(tmp_path / "c", [0.0] * 2 + [1.0] * 6, start).spec.nonnegative
+    with pytest.raises(ConfigError, match=r"head mine: start: is never negative there, .* label is -1: begin anew"):
+        trained(tmp_path / "d", [-1.0, *[1.0] * 6], start)
 
 
 def test_the_command_says_so_and_predicts_nothing_negative(model, tmp_path, capsys):
@@ -131,6 +178,7 @@ def test_the_command_says_so_and_predicts_nothing_negative(model, tmp_path, caps
     assert main(words(path, out, *asked, "--strategy", "full", "--keep-heads", "none")) == 0
     assert "never negative" in capsys.readouterr().out
     assert load_model(out / "model").specs["mine"].nonnegative
+    assert main(["heads", str(out / "model"), "mine"]) == 0 and "gap in eV, never negative" in capsys.readouterr().out
     rows = tmp_path / "rows.jsonl"
     assert main(["predict", str(path), "-o", str(rows), "--model", str(out / "model"), "--head", "mine"]) == 0
     values = [json.loads(line)["value"] for line in rows.read_text().splitlines()]

@@ -1,5 +1,7 @@
 """The mean of models: of every weight, saved like any other; what has no mean is said."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from support import random_model
@@ -28,13 +30,15 @@ def test_every_weight_is_the_mean(tmp_path, capsys):
     assert list(mean.specs) == list(model.specs) and mean.uncertainty is None
 
 
-@pytest.mark.parametrize("part", ["scale", "landmarks.centres", "landmarks.output", "reference"])
+@pytest.mark.parametrize("part", ["scale", "landmarks.centres", "landmarks.output", "reference", "nonnegative"])
 def test_properties_have_a_mean_where_they_begin_alike(tmp_path, capsys, part):
     """What they learn is relative to the fit that they begin at."""
     first, second = saved(tmp_path, "a", properties=True), str(tmp_path / "b")
     model = load_model(first)
     if part == "reference":
         model.specs["gap"].reference_energies["H"] = 3.0
+    elif part == "nonnegative":
+        model.specs["gap"] = replace(model.specs["gap"], nonnegative=True)
     else:
         with torch.no_grad():
             {**dict(model.properties[0].named_buffers()), **dict(model.properties[0].named_parameters())}[part].add_(
