@@ -109,7 +109,8 @@ def test_it_takes_off_what_the_old_head_knows(key, model, path, frames, tmp_path
 def test_a_training_structure_does_not_tell_its_own_label(model, path, tmp_path, monkeypatch):
     """What is taken off one label does not follow that label: here it alone is 1,000 GPa off."""
     monkeypatch.setattr(fits, "_RIDGES", (0.01,))
-    for name, value in (("_SHARES", (1.0,)), ("_WORTH", -1e9), ("_CLEAR", -1e9), ("_MOST_PAIRS", 0)):
+    fixed = {"_SHARES": (1.0,), "_PARTS": (stiff.STRAINS,), "_WORTH": -1e9, "_CLEAR": -1e9, "_MOST_PAIRS": 0}
+    for name, value in fixed.items():
         monkeypatch.setattr(stiff, name, value)
     frames = ase.io.read(path, ":")
     frames[3].info["modulus"] += 1000.0
