@@ -19,7 +19,7 @@ import safetensors.torch
 import torch
 from ase.data import chemical_symbols as SYMBOLS
 
-from gfm_calc.artifacts import sha256
+from gfm_calc.artifacts import canonical_json, sha256
 from gfm_calc.data.block import NO_CHARGE, NO_SPIN, Block
 from gfm_calc.encoders.base import scatter_sum
 from gfm_calc.errors import CorruptFileError, one_line
@@ -85,7 +85,8 @@ def written(tensors: Mapping[str, torch.Tensor], encoder: str, elements: Collect
         tensors: fields of `Orbitals`.  encoder: its digest.  elements: symbols.  about: of the training, in words.
     """
     own = {name: tensor.detach().float().contiguous() for name, tensor in tensors.items()}
-    metadata = {**about, "encoder": encoder, "elements": " ".join(sorted(elements)), "sha256": _digest(own)}
+    metadata = {**about, "encoder": encoder, "elements": " ".join(sorted(elements)), "sha256": ""}
+    metadata["sha256"] = _digest(own, metadata)
     return safetensors.torch.save(own, metadata=metadata)
 
 
@@ -99,8 +100,8 @@ def read_orbitals(path: Path) -> tuple[str, Orbitals]:
         with safetensors.safe_open(path, framework="pt") as file:
             about = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-        if about.get("sha256") != _digest(tensors):
-            raise ValueError("its weights are not those that were written")
+        if about.get("sha256") != _digest(tensors, about):
+            raise ValueError("it is not what was written")
         found = Orbitals(
             **{name: one.double() for name, one in tensors.items()}, elements=frozenset(about["elements"].split())
         )
@@ -109,5 +110,6 @@ def read_orbitals(path: Path) -> tuple[str, Orbitals]:
         raise CorruptFileError(f"{path}: damaged, install the package anew ({one_line(error)})") from error
 
 
-def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
-    return sha256(b"".join(name.encode() + tensors[name].numpy().tobytes() for name in sorted(tensors)))
+def _digest(tensors: Mapping[str, torch.Tensor], about: Mapping[str, str]) -> str:
+    words = canonical_json({name: word for name, word in about.items() if name != "sha256"})
+    return sha256(b"".join([words, *(name.encode() + tensors[name].numpy().tobytes() for name in sorted(tensors))]))

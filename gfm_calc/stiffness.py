@@ -61,7 +61,8 @@ class Stiffness(ExactBuffers):
         """[B] float64, NaN for what is not periodic along three axes; arguments: see `columns`."""
         weights, constant = self.weights[:-1], self.weights[-1]
         strains, modes = bool(weights[STRAINS].any()), bool(weights[MODES].any())
-        value = self.columns(inputs, batch, strains=strains, modes=modes) @ weights + constant
+        used = weights != 0  # what is no number of the others does not matter
+        value = self.columns(inputs, batch, strains=strains, modes=modes)[:, used] @ weights[used] + constant
         return torch.where(batch.pbc.all(dim=1).to(value.device), value, torch.nan)
 
     def columns(self, inputs: ModelInputs, batch: GraphBatch, *, strains: bool = True, modes: bool = True) -> Tensor:

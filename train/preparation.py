@@ -209,7 +209,7 @@ def _property_head(
 ) -> Head:
     """`_head` for a property; first: the dataset's first row among all."""
     references, scale = start_of(dataset.head, dataset, own["train"])
-    anew = {"nonnegative": is_nonnegative(dataset.head, dataset, own["train"])}
+    anew = {"landmarks": 0, "nonnegative": is_nonnegative(dataset.head, dataset, own["train"])}
     before, scale, fixed = gone_on(recipe, dataset.head.name) or ({}, scale, anew)
     references = {
         symbol: value for symbol, value in sorted((references | before).items(), key=lambda one: NUMBER_OF[one[0]])

@@ -84,8 +84,10 @@ def _values(dataset: Dataset, indices: np.ndarray) -> np.ndarray:
 
 def refuse_negative(spec: HeadSpec, dataset: Dataset, indices: np.ndarray) -> None:
     """ConfigError where a head that is never negative is to learn that it is."""
-    least = min(_values(dataset, indices), default=0.0)
-    if spec.nonnegative and least < 0:
+    if not spec.nonnegative:
+        return
+    least = _values(dataset, indices).min(initial=0.0)
+    if least < 0:
         raise ConfigError(
             f"head {spec.name}: start: is never negative there, by its card, but a training label is {least:.4g}: begin anew"
         )

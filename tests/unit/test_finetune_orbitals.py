@@ -208,7 +208,7 @@ def test_labels_are_those_of_the_method():
         assert orbital_training.frontier(atoms) is None
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "flipped", "foreign"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "flipped", "foreign", "elements"])
 def test_a_damaged_file_is_seen(damage, tmp_path):
     path = tmp_path / "orbitals.safetensors"
     tensors = {"hidden": torch.ones(4, 6), "hidden_bias": torch.ones(4), "output": torch.ones(2, 4)}
@@ -217,7 +217,7 @@ def test_a_damaged_file_is_seen(damage, tmp_path):
     assert read_orbitals(path)[1].hidden.shape == (4, 6)
     changed = {
         "cut": content[:-3], "empty": b"", "flipped": content[:-1] + bytes([content[-1] ^ 1]),
-        "foreign": written(tensors, "e", {"H"}),
+        "foreign": written(tensors, "e", {"H"}), "elements": content.replace(b'"elements":"H"', b'"elements":"C"'),
     }  # fmt: skip
     path.write_bytes(changed[damage])
     with pytest.raises(CorruptFileError, match=r"orbitals\.safetensors: damaged"):

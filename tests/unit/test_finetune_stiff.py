@@ -215,6 +215,42 @@ def test_columns_that_are_no_numbers_are_left_out(model, path, tmp_path, monkeyp
     assert np.isfinite(found["taken"]).all() and found["taken"][sides["test"][0]] == found["weights"][-1]
 
 
+def test_what_was_not_asked_for_is_no_guess(model, path, tmp_path, monkeypatch):
+    """Columns of vibrations that were left out are zeros, and constants nobody guesses with."""
+    dataset = dataset_of(path, tmp_path / "data")
+    sides, groups = halves(dataset)
+    asked = []
+    real = stiff._linear
+    monkeypatch.setattr(
+        stiff, "_linear", lambda columns, parts, *more: asked.extend(parts) or real(columns, parts, *more)
+    )
+    monkeypatch.setattr(stiff, "_MOST_PAIRS", 0)
+    assert np.any(stiff._fitted(model, dataset, sides, groups, print)["weights"][:-1])
+    assert len(asked) == 8 and all(part.stop <= stiff.STRAINS.stop for part in asked)
+    nothing = np.zeros((20, len(COLUMNS)))
+    labels, alone = np.random.default_rng(0).normal(size=20), np.split(np.arange(20), 20)
+    monkeypatch.setattr(stiff, "_helps", lambda before, after: True)
+    assert stiff._linear(nothing, asked, labels, [np.arange(20.0)[:, None]] * 2, alone) is None
+
+
+def test_a_column_without_a_weight_may_be_no_number(model, frames, monkeypatch):
+    module = Stiffness(subset(model, [OLD]))
+    module.weights[COLUMNS.index("number density")] = 1.0
+    batch = batch_of(model, *frames[:3])
+    wanted = module(model.inputs(batch), batch)
+    real = module._strained
+
+    def broken(*arguments):
+        found = real(*arguments)
+        found[1, :2] = np.nan
+        return found
+
+    monkeypatch.setattr(module, "_strained", broken)
+    assert np.array_equal(module(model.inputs(batch), batch), wanted) and np.isfinite(wanted).all()
+    module.weights[0] = 1.0
+    assert np.isnan(module(model.inputs(batch), batch)).tolist() == [False, True, False]
+
+
 def test_held_out_structures_decide_nothing(model, path, tmp_path):
     """A slab among them has no stiffness, and loses the constant."""
     frames = ase.io.read(path, ":")
