@@ -89,8 +89,8 @@ class FittedHead(NamedTuple):
     references: Mapping[str, float]
     scale: float
     landmarks: int
-    nonnegative: bool = False
     left_out: float = math.nan
+    nonnegative: bool = False
 
 
 def begin_head(
@@ -125,7 +125,7 @@ def begin_head(
     card = start.specs[name]
     left_out = float(about.get("left_out", math.nan))
     return FittedHead(
-        folder, start.model_id, card.reference_energies, float(module.scale), card.landmarks, card.nonnegative, left_out
+        folder, start.model_id, card.reference_energies, float(module.scale), card.landmarks, left_out, card.nonnegative
     )
 
 
