@@ -84,13 +84,13 @@ def describe(
             described = features_of_structures(
                 encoded.layers, encoded.vectors, inputs.batch, sizes.to(model.device), torch.float64
             )
-            told = torch.zeros(len(sizes), 0) if orbitals is None else orbitals.told(encoded, graph)
+            told = torch.zeros(graph.num_nodes, 0) if orbitals is None else orbitals.of_atoms(encoded)
         composition = means(torch.nn.functional.one_hot(place[graph.atomic_numbers], len(symbols)), graph)
         if spec.kind == "class":
             value = _LOG_ODDS * (2 * value - 1)
         elif spec.extensive:
             value = value / sizes
-        parts.append((means(units, graph), described.cpu(), composition, told, value))
+        parts.append((means(units, graph), described.cpu(), composition, means(told, graph), value))
     hidden, features, fractions, told_of_all, labels = (torch.cat(part).numpy() for part in zip(*parts))
     return Described(
         hidden=hidden, output=model.energy_stack.output.detach().double().cpu().numpy(), features=features,

@@ -21,9 +21,7 @@ from ase.data import chemical_symbols as SYMBOLS
 
 from gfm_calc.artifacts import canonical_json, sha256
 from gfm_calc.data.block import NO_CHARGE, NO_SPIN, Block
-from gfm_calc.encoders.base import scatter_sum
 from gfm_calc.errors import CorruptFileError, one_line
-from gfm_calc.graph import GraphBatch
 from gfm_calc.model import Encoded, GFMModel
 
 NAMES = ("HOMO", "LUMO")
@@ -41,13 +39,10 @@ class Orbitals(NamedTuple):
     constant: torch.Tensor
     elements: frozenset[str]
 
-    def told(self, encoded: Encoded, graph: GraphBatch) -> torch.Tensor:
-        """[B, 2] float64, eV, of what the encoder says of a batch."""
+    def of_atoms(self, encoded: Encoded) -> torch.Tensor:
+        """[N, 2] float64, eV, on the CPU, whose means over the atoms of a structure are what it says."""
         layers = torch.cat(encoded.layers, dim=1).to("cpu", torch.float64)
-        units = torch.nn.functional.silu(layers @ self.hidden.t() + self.hidden_bias)
-        sizes = graph.ptr.diff()
-        means = scatter_sum(units, graph.batch.cpu(), len(sizes)) / sizes.cpu().unsqueeze(1)
-        return means @ self.output.t() + self.constant
+        return torch.nn.functional.silu(layers @ self.hidden.t() + self.hidden_bias) @ self.output.t() + self.constant
 
     def can_tell(self, block: Block) -> bool:
         """Whether all structures are what it was trained on: neutral molecules of its elements, with closed shells."""

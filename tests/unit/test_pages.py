@@ -10,6 +10,7 @@ from importlib.util import find_spec
 import pytest
 from support import ROOT
 
+from gfm_calc.benchmarks.digests import labels
 from gfm_calc.benchmarks.finetune_tasks import load_task
 from gfm_calc.benchmarks.provenance import read_result, weights_id
 from gfm_calc.benchmarks.report import with_results
@@ -132,3 +133,9 @@ def test_tables_of_a_page_are_those_of_the_results(page):
     assert with_results(text, [read_result(path) for path in RESULTS], weights=weights) == text
     filled = re.findall("^<!-- [^e].* -->\n\n[|*]", text, re.MULTILINE)
     assert len(filled) == text.count("<!-- end of ") > 0
+
+
+def test_the_labels_that_the_readme_counts_are_those_of_the_results():
+    fewest, more = (row[1] for row in labels(map(read_result, RESULTS)).rows[:2])
+    wanted = f"saves four of five labels in {fewest} cases with 10 to 40 labels, and in {more.split()[0]} of"
+    assert wanted in " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
