@@ -32,7 +32,7 @@ from .model import GFMModel
 from .uncertainty import SHAPES, ErrorHeads
 
 KIND = "model"
-FORMAT_VERSION = 8
+FORMAT_VERSION = 9
 PACKAGED = Path(__file__).resolve().parent / "models"
 
 # {version: function that turns the JSON parts of that version into those of the next}.  A format change adds an entry
@@ -47,6 +47,7 @@ MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
     5: lambda parts: parts,  # 6 may have properties with a stiffness
     6: lambda parts: parts,  # 7 may have landmarks of a sum
     7: lambda parts: parts,  # 8 may have properties that are never negative
+    8: lambda parts: parts,  # 9 may have wider networks within an atom
 }
 _UNCERTAINTY = "uncertainty.safetensors"
 _SEES_LAYERS, _OF_PROPERTY = 5, re.compile(r"properties\.\d+\.net\.(.+)")

@@ -42,6 +42,7 @@ class ModelConfig:
         avg_num_neighbors: messages are divided by its square root; a property of the training data.
         repulsion: "zbl" or None.
         head_width: hidden width of the heads' per-atom MLP.
+        expansion: hidden width of the encoder's networks within an atom, in num_features.
         norm: "soft", or None: whether what enters a layer is kept from growing without bound, see `encoders.base.soft_norm`.
     """
 
@@ -54,6 +55,7 @@ class ModelConfig:
     avg_num_neighbors: float = 20.0
     repulsion: str | None = "zbl"
     head_width: int = 64
+    expansion: int = 1
     norm: str | None = None
 
     def __post_init__(self) -> None:
@@ -61,7 +63,7 @@ class ModelConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
                 raise ConfigError(f"model.{name} must lie between {low} and {high}, not {value!r}")
-        for name in ("num_features", "num_layers", "num_radial", "envelope_exponent", "head_width"):
+        for name in ("num_features", "num_layers", "num_radial", "envelope_exponent", "head_width", "expansion"):
             if not isinstance(getattr(self, name), int):
                 raise ConfigError(f"model.{name} must be a whole number, not {getattr(self, name)!r}")
         if self.repulsion not in (None, "zbl"):
@@ -80,6 +82,7 @@ _MODEL_RANGES = (
     ("envelope_exponent", 3, 16),
     ("avg_num_neighbors", 0.1, 1000.0),
     ("head_width", 1, 4096),
+    ("expansion", 1, 16),
 )
 
 

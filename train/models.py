@@ -16,6 +16,7 @@ from gfm_calc.errors import ConfigError
 from gfm_calc.heads import PropertyHead
 from gfm_calc.model import GFMModel
 from gfm_calc.train.adapters import add_adapters, merge_adapters
+from gfm_calc.train.growth import grown
 from gfm_calc.train.preparation import Head
 from gfm_calc.train.recipe import Recipe, StartRecipe
 from gfm_calc.train.state import SavedState
@@ -51,7 +52,10 @@ def starting_model(recipe: Recipe, heads: Sequence[Head]) -> GFMModel:
             "with: put that one back, or start a new run"
         )
     if source.config != recipe.model:
-        raise ConfigError(f"start.model {recipe.start.model}: the tables [model] of the two differ; write its values")
+        try:
+            source = grown(source, recipe.model, recipe.run.seed)
+        except ConfigError as error:
+            raise ConfigError(f"start.model {recipe.start.model}: {error}") from None
     model.to(source.dtype)
     for name, parameter in model.named_parameters():
         if not name.startswith(_OF_HEADS):

@@ -72,11 +72,12 @@ class Telemetry:
 def operations_of(config: ModelConfig, atoms: int, edges: int, *, mechanical: bool) -> float:
     """Floating-point operations of a training step on a batch, estimated from the matrix products and the edge arithmetic.
 
-    A forward pass of PaiNN: per layer and atom 2 F² (1 + 3) (source), 2 * 3 F * 2 F (mix), 2 F² (2 + 3) (gate); per layer and
-    edge 2 * 3 F R (filter) and some 20 F (products and sums).  With forces, nine times that; else three times.
+    A forward pass of PaiNN: per layer and atom 2 e F² (1 + 3) (source), 2 * 3 F * 2 F (mix), 2 e F² (2 + 3) (gate), e the
+    expansion; per layer and edge 2 * 3 F R (filter) and some 20 F (products and sums).  With forces, nine times that; else three
+    times.
     """
     width, radial = config.num_features, config.num_radial
-    per_atom = 2 * width * width * (4 + 6 + 5)
+    per_atom = 2 * width * width * (6 + 9 * config.expansion)
     per_edge = 6 * width * radial + 20 * width
     heads = 2 * width * config.head_width
     forward = config.num_layers * (atoms * per_atom + edges * per_edge) + atoms * heads

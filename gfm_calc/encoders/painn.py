@@ -1,9 +1,9 @@
 """PaiNN, the polarizable atom interaction network.
 
 Source: Schütt, Unke, Gastegger, ICML 2021, DOI 10.48550/arXiv.2102.03150.  Differences: the element embedding has full
-width from the first layer; the radial filter has no bias outside the envelope; sums over neighbours are divided by the
-square root of the average neighbour count; the first layer omits the terms in the vectors, which are zero there; the norm of
-vectors is rounded off at zero (see `_EPSILON`).
+width from the first layer; the networks within an atom may be wider than its features; the radial filter has no bias outside
+the envelope; sums over neighbours are divided by the square root of the average neighbour count; the first layer omits the
+terms in the vectors, which are zero there; the norm of vectors is rounded off at zero (see `_EPSILON`).
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Message(nn.Module):
         self.parts = 2 if first else 3
         self.scale = config.avg_num_neighbors**-0.5
         self.norm = config.norm is not None
-        self.source = mlp(width, width, self.parts * width)
+        self.source = mlp(width, config.expansion * width, self.parts * width)
         self.filter = nn.Linear(config.num_radial, self.parts * width, bias=False)
 
     def forward(self, scalars: Tensor, vectors: Tensor | None, edges: EdgeGeometry) -> tuple[Tensor, Tensor]:
@@ -100,7 +100,7 @@ class Update(nn.Module):
         width = config.num_features
         self.norm = config.norm is not None
         self.mix = nn.Linear(width, 2 * width, bias=False)
-        self.gate = mlp(2 * width, width, 3 * width)
+        self.gate = mlp(2 * width, config.expansion * width, 3 * width)
 
     def forward(self, scalars: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
         width = scalars.shape[1]

@@ -11,6 +11,7 @@ from training import make_datasets
 
 from gfm_calc.checkpoint import load_model, save_model
 from gfm_calc.config import to_mapping
+from gfm_calc.errors import ConfigError
 from gfm_calc.model import GFMModel
 from gfm_calc.train.mean import main
 from gfm_calc.train.models import starting_model
@@ -34,15 +35,20 @@ def begun(tmp_path_factory):
     make_datasets(folder / "data")
     source = random_model(heads=("crystals", "others"), elements=METALS)
     save_model(source, folder / "model")
-    heads = [{"name": "crystals", "start": "crystals"}, {"name": "clusters", "start": "others"}, {"name": "molecules"}]
-    values = {"model": to_mapping(source.config), "heads": heads, "start": {"model": str(folder / "model")}}
-    recipe = recipe_of(values, [f"data.path={folder / 'data'}"])
+    recipe = recipe_on(folder, source)
     prepared = prepare(recipe, source.config.cutoff)
-    return source, starting_model(recipe, prepared), {head.spec.name: head for head in prepared}
+    return source, starting_model(recipe, prepared), {head.spec.name: head for head in prepared}, folder
+
+
+def recipe_on(folder, source, **larger):
+    heads = [{"name": "crystals", "start": "crystals"}, {"name": "clusters", "start": "others"}, {"name": "molecules"}]
+    model = to_mapping(source.config) | larger
+    values = {"model": model, "heads": heads, "start": {"model": str(folder / "model")}}
+    return recipe_of(values, [f"data.path={folder / 'data'}"])
 
 
 def test_a_head_that_goes_on_begins_with_the_energies_that_it_had(begun):
-    source, model, heads = begun
+    source, model, heads, _ = begun
     assert heads["crystals"].scale != pytest.approx(float(source.energy_stack.scale[0]))
     atoms = DENSE.copy()
     atoms.rattle(0.2, seed=1)
@@ -51,10 +57,22 @@ def test_a_head_that_goes_on_begins_with_the_energies_that_it_had(begun):
 
 
 def test_a_head_that_begins_as_another_has_the_scale_of_its_data(begun):
-    source, model, heads = begun
+    source, model, heads, _ = begun
     row = model.energy_heads.index("clusters")
     assert float(model.energy_stack.scale[row]) == heads["clusters"].scale
     assert torch.equal(model.energy_stack.hidden[row], source.energy_stack.hidden[1])
+
+
+def test_a_larger_model_begins_with_the_energies_of_the_smaller_one(begun):
+    source, _, heads, folder = begun
+    larger = recipe_on(folder, source, expansion=3, num_radial=12, num_layers=3, head_width=40)
+    model = starting_model(larger, list(heads.values()))
+    assert model.config.expansion == 3
+    atoms = DENSE.copy()
+    atoms.rattle(0.2, seed=1)
+    nearly(predict(model, atoms, "crystals"), predict(source, atoms, "crystals"))
+    with pytest.raises(ConfigError, match=r"start\.model .*: model\.num_features is 16 there; only num_layers, "):
+        starting_model(recipe_on(folder, source, num_features=32), list(heads.values()))
 
 
 def test_a_mean_is_of_energies_whatever_references_and_scales_are(tmp_path):
