@@ -108,9 +108,19 @@ class SharedParameters:
         """One step of the optimiser; the weights are the same on all who share them afterwards."""
         flat, orthogonal = self.flat, None
         if flat.turned:
-            orthogonal = flat.orthogonal(self._whole(flat.ahead(self._own, constants)))
+            orthogonal = self._orthogonal(self._whole(flat.ahead(self._own, constants)))
         flat.update(self._own, constants, rate=rate, count=count, decay=decay, orthogonal=orthogonal)
         self._collect(self.flat.weight)
+
+    def _orthogonal(self, ahead: Tensor) -> Tensor:
+        """This process's part of the orthogonal updates; those who share all parameters share the work."""
+        sharing, flat = self.sharing, self.flat
+        if sharing.parts > 1:
+            return flat.orthogonal(ahead)[flat.own]
+        found = flat.orthogonal(ahead, sharing.ranks.index(self.ranks.rank), sharing.copies)
+        if sharing.copies > 1:
+            self.ranks.add_up(found, sharing.copy_group, size=sharing.copies)
+        return found
 
     def clear(self) -> None:
         """Set the gradients to zero."""

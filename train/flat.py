@@ -6,7 +6,7 @@ One vector is one call to add up over processes, one kernel to update, and can b
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -106,16 +106,19 @@ class FlatParameters:
         keep = 1 - constants.beta1
         return self.exp_avg.lerp(gradient, keep).lerp_(gradient, keep)
 
-    def orthogonal(self, ahead: Tensor) -> Tensor:
-        """Orthogonal updates of the `turned` matrices, this process's part [n / parts]; zero elsewhere.
+    def orthogonal(self, ahead: Tensor, worker: int = 0, workers: int = 1) -> Tensor:
+        """Orthogonal updates of the `turned` matrices, or of one worker's share of them; zero elsewhere.
 
         Args:
             ahead: of all parts [n].
+
+        Returns:
+            [n], whose sum over the workers has all of them.
         """
         found = torch.zeros_like(ahead)
-        for name in self.turned:
+        for name in _shares(self.turned, self.slots, workers)[worker]:
             self.view(found, name).copy_(orthogonalized(self.view(ahead, name)))
-        return found[self.own]
+        return found
 
     def update(
         self, gradient: Tensor, constants: AdamW, *, rate: float, count: int, decay: float,
@@ -160,3 +163,19 @@ class FlatParameters:
         """Bytes of all vectors."""
         vectors = (self.weight, self.gradient, *(v for name, v in self.states().items() if name != "weight"))
         return sum(vector.numel() * vector.element_size() for vector in vectors)
+
+
+def _shares(names: Sequence[str], slots: Mapping[str, tuple[int, tuple[int, ...]]], workers: int) -> list[list[str]]:
+    """The names that each of the workers makes orthogonal, about equal in time: the largest first, to who has least."""
+
+    def cost(name: str) -> int:
+        _, shape = slots[name]
+        return max(shape) * min(shape) ** 2
+
+    found: list[list[str]] = [[] for _ in range(workers)]
+    spent = [0] * workers
+    for name in sorted(names, key=lambda name: (-cost(name), name)):
+        least = spent.index(min(spent))
+        found[least].append(name)
+        spent[least] += cost(name)
+    return found

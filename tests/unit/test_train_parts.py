@@ -148,6 +148,19 @@ def test_orthogonal_updates_are_of_the_matrices_they_are_asked_for():
     torch.testing.assert_close(found["a"], values["a"] - 0.1 * step, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("workers", [1, 2, 3, 7])
+def test_workers_share_orthogonal_updates(workers):
+    shapes = {"a": (16, 4), "b": (5,), "c": (8, 8), "d": (4, 4), "e": (4, 12)}
+    parameters = {name: torch.nn.Parameter(torch.zeros(shape)) for name, shape in shapes.items()}
+    flat = FlatParameters(parameters, set("acde"), turned=tuple("acde"))
+    ahead = torch.randn(len(flat.weight), generator=torch.Generator().manual_seed(5))
+    parts = [flat.orthogonal(ahead, k, workers) for k in range(workers)]
+    assert torch.equal(sum(parts), flat.orthogonal(ahead))
+    busy = [sum(bool(flat.view(part, name).any()) for name in "acde") for part in parts]
+    assert sum(busy) == 4 and (min(busy) > 0) == (workers <= 4)
+    assert torch.equal(flat.view(sum(parts), "b"), torch.zeros(5))
+
+
 @pytest.mark.parametrize("parts", [1, 3])
 def test_the_update_is_that_of_torch(parts):
     torch.manual_seed(0)
