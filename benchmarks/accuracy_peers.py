@@ -1,7 +1,7 @@
 """Published models beside ours on the same held-out frames, where the level of theory is theirs.
 
-Forces and stresses of PBE(+U) crystals compare between codes and settings.  Energies compare only with models that were trained
-on uncorrected energies of the Materials Project, on heads of its settings: CHGNet's hold its corrections.
+Forces and stresses of crystals compare between codes and settings.  Energies compare only with models that were trained on
+uncorrected energies of the Materials Project, on heads of its settings: CHGNet's hold its corrections.
 """
 
 from __future__ import annotations
@@ -25,21 +25,25 @@ from gfm_calc.predictor import Predictor
 from gfm_calc.train.evaluation import error_sums, figures, rounded
 from gfm_calc.train.preparation import Head
 
-_SAME_ENERGIES = {
-    "PBE(+U)": ("sevennet", "teacher")
-}  # functional of the head -> models whose zero of energy is the same
+# Functional of the head -> models whose zero of energy is the same.
+_SAME_ENERGIES = {"PBE(+U)": ("sevennet", "teacher"), "r2SCAN": ("teacher-r2scan",)}
+_LEVELS = {
+    "PBE": "PBE(+U)",
+    "PBE(+U)": "PBE(+U)",
+    "r2SCAN": "r2SCAN",
+}  # functional of the head -> of the models beside it
 
 
-def is_comparable(spec: HeadSpec) -> bool:
-    """Whether models of the Materials Project's PBE(+U) predict what the head predicts."""
-    return spec.functional in ("PBE", "PBE(+U)") and "bulk" in spec.periodicity
+def level_of(spec: HeadSpec) -> str:
+    """The level (of `remote.MODELS`) whose models, of the Materials Project, predict what the head predicts; "": none."""
+    return _LEVELS.get(spec.functional, "") if "bulk" in spec.periodicity else ""
 
 
 def measure_peers(
     predictors: Mapping[str, Predictor], heads: Sequence[Head], calculators: Mapping[str, RemoteCalculator], *,
-    frames: int, seed: int = 0,
+    level: str, frames: int, seed: int = 0,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """Errors of ours and of published models, all on the same frames.
+    """Errors of ours and of published models of one level of theory, all on the same frames.
 
     Args:
         predictors: {head: Predictor of that head alone}.
@@ -48,14 +52,14 @@ def measure_peers(
         frames: test structures a head, drawn with `seed`.
 
     Returns:
-        For each comparable head with a test side {"head", "frames": compared, "failed": structures that some model could not
-        do, "models": {name: figures}}.
+        For each comparable head with a test side {"head", "level", "frames": compared, "failed": structures that some model could
+        not do, "models": {name: figures}}.
     """
     known = {head.spec.name: head for head in heads}
     found = []
     for name, predictor in predictors.items():
-        if is_comparable(predictor.model.spec(name)) and len(known[name].sides["test"]):
-            found.append(_head(predictor, known[name], calculators, frames, seed))
+        if level_of(predictor.model.spec(name)) == level and len(known[name].sides["test"]):
+            found.append({"level": level, **_head(predictor, known[name], calculators, frames, seed)})
     return found
 
 

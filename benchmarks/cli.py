@@ -211,7 +211,7 @@ def run_accuracy(args: argparse.Namespace) -> None:
     import torch
 
     from gfm_calc.benchmarks.accuracy import compare, measure, write_cards
-    from gfm_calc.benchmarks.accuracy_peers import measure_peers
+    from gfm_calc.benchmarks.accuracy_peers import level_of, measure_peers
     from gfm_calc.benchmarks.provenance import ids_of
     from gfm_calc.benchmarks.remote import releases, remote_calculators
     from gfm_calc.checkpoint import load_model
@@ -232,10 +232,10 @@ def run_accuracy(args: argparse.Namespace) -> None:
     heads = measure(ours, found, max_frames=args.max_frames)
     peers: list[dict[str, Any]] = []
     versions: dict[str, str] = {}
-    if args.peer:
-        with remote_calculators(dict(args.peer), threads=torch.get_num_threads()) as calculators:
-            peers = measure_peers(ours, found, calculators, frames=args.peer_frames)
-            versions = releases(calculators)
+    for level in sorted({level_of(model.spec(name)) for name in names} - {""}) if args.peer else ():
+        with remote_calculators(dict(args.peer), threads=torch.get_num_threads(), level=level) as calculators:
+            peers += measure_peers(ours, found, calculators, level=level, frames=args.peer_frames)
+            versions |= releases(calculators)
     if args.before:
         older = load_model(args.before, dtype=parse_dtype(args.dtype), device=parse_device(args.device))
         both = {name: Predictor(older, [name]) for name in names if name in older.energy_heads}

@@ -13,7 +13,11 @@ from ase.calculators.calculator import Calculator, all_changes
 from gfm_calc.benchmarks.contenders import Process
 from gfm_calc.errors import ConfigError, GFMError, did_you_mean
 
-MODELS = {"chgnet": ("chgnet",), "sevennet": ("sevennet", "teacher")}  # environment -> what it is asked for
+# Level of theory -> environment -> what it is asked for.
+MODELS: dict[str, dict[str, tuple[str, ...]]] = {
+    "PBE(+U)": {"chgnet": ("chgnet",), "sevennet": ("sevennet", "teacher")},
+    "r2SCAN": {"chgnet": ("chgnet-r2scan",), "sevennet": ("teacher-r2scan",)},
+}
 _SCRIPT = Path(__file__).resolve().parent / "peers" / "calculate.py"
 
 
@@ -63,8 +67,10 @@ def releases(calculators: Mapping[str, RemoteCalculator]) -> dict[str, str]:
 
 
 @contextmanager
-def remote_calculators(peers: Mapping[str, str], *, threads: int) -> Iterator[dict[str, RemoteCalculator]]:
-    """{model: calculator} of all MODELS in the environments given; their processes end with the block.
+def remote_calculators(
+    peers: Mapping[str, str], *, threads: int, level: str = "PBE(+U)"
+) -> Iterator[dict[str, RemoteCalculator]]:
+    """{model: calculator} of all MODELS of a level in the environments given; their processes end with the block.
 
     Args:
         peers: {"chgnet" | "sevennet": python of its environment}.
@@ -73,13 +79,14 @@ def remote_calculators(peers: Mapping[str, str], *, threads: int) -> Iterator[di
         ConfigError: a peer that is none.
         GFMError: one that does not start.
     """
+    models = MODELS[level]
     for name in peers:
-        if name not in MODELS:
-            raise ConfigError(f"no peer {name!r}{did_you_mean(name, MODELS)}; peers: {', '.join(MODELS)}")
+        if name not in models:
+            raise ConfigError(f"no peer {name!r}{did_you_mean(name, models)}; peers: {', '.join(models)}")
     with ExitStack() as stack:
         found = {}
         for environment, python in peers.items():
-            for model in MODELS[environment]:
+            for model in models[environment]:
                 command = [python, str(_SCRIPT), "--model", model, "--threads", str(threads)]
                 process = Process(model, command, threads)
                 stack.callback(process.close)

@@ -103,7 +103,14 @@ def _older(about: Mapping[str, Any] | None) -> str:
 
 
 def _beside(entries: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
-    """Published models on the same frames: a table of each quantity, of the heads where one of them gives it, too."""
+    """Published models on the same frames, for each level of theory (older results do not name it): a table of each quantity,
+    of the heads where one of them gives it, too."""
+    for level in dict.fromkeys(entry.get("level", "") for entry in entries):
+        yield from _beside_of(level, [entry for entry in entries if entry.get("level", "") == level])
+
+
+def _beside_of(level: str, entries: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
+    published = f"Published models of {level}" if level else "Published models"
     models = list(dict.fromkeys(model for entry in entries for model in entry["models"]))
     units = ("energies, meV/atom", "forces, meV/Å", "stress, meV/Å³")
     for what, keys in (("MAE", _MAES), ("RMSE", _RMSES)):
@@ -113,7 +120,7 @@ def _beside(entries: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
                 cells = [entry["models"].get(model, {}).get(key) for model in models]
                 if sum(cell is not None for cell in cells) > 1:
                     rows.append([entry["head"], str(entry["frames"]), *map(figure, cells)])
-            title = f"Published models on the same held-out frames: {what} of {unit}"
+            title = f"{published} on the same held-out frames: {what} of {unit}"
             title += "; where it is many times the MAE, a few frames make both" if what == "RMSE" else ""
             yield Table(title, ["head", "frames", *models], rows, detail=what == "RMSE")
 

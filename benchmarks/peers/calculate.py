@@ -13,25 +13,27 @@ from ase import Atoms
 from measure import answer_jobs
 
 
-def chgnet(device):
+def chgnet(device, model="0.3.0"):
     from chgnet.model import CHGNet
     from chgnet.model.dynamics import CHGNetCalculator
 
-    model = CHGNet.load(use_device=device, verbose=False)
-    return CHGNetCalculator(model=model, use_device=device, on_isolated_atoms="ignore"), version("chgnet")
+    loaded = CHGNet.load(model_name=model, use_device=device, verbose=False)
+    return CHGNetCalculator(model=loaded, use_device=device, on_isolated_atoms="ignore"), version("chgnet")
 
 
-def sevennet(device, model="7net-0"):
+def sevennet(device, model="7net-0", **options):
     from sevenn.calculator import SevenNetCalculator
 
     warnings.filterwarnings("ignore", message="No tensor product accelerator")  # they need a GPU
-    return SevenNetCalculator(model, device=device), version("sevenn")
+    return SevenNetCalculator(model, device=device, **options), version("sevenn")
 
 
 MODELS = {
     "chgnet": ("CHGNet 0.3.0", chgnet),
     "sevennet": ("SevenNet-0", sevennet),
     "teacher": ("SevenNet-l3i5", lambda device: sevennet(device, "7net-l3i5")),
+    "chgnet-r2scan": ("CHGNet r2SCAN", lambda device: chgnet(device, "r2scan")),
+    "teacher-r2scan": ("SevenNet-MF-0, r2SCAN", lambda device: sevennet(device, "7net-mf-0", modal="R2SCAN")),
 }
 
 

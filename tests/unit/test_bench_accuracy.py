@@ -16,7 +16,7 @@ from gfm_calc.benchmarks.accuracy import _Tally, draw, measure, write_cards
 from gfm_calc.benchmarks.accuracy_peers import measure_peers
 from gfm_calc.benchmarks.kinds import ELEMENT_GROUPS, groups_of, system_type
 from gfm_calc.benchmarks.provenance import read_result, weights_id
-from gfm_calc.benchmarks.remote import RemoteCalculator
+from gfm_calc.benchmarks.remote import MODELS, RemoteCalculator
 from gfm_calc.benchmarks.report import tables
 from gfm_calc.checkpoint import load_model, open_model, save_model
 from gfm_calc.cli import main
@@ -226,22 +226,35 @@ def comparable_model(functional):
 def test_published_models_are_measured_on_the_same_frames(heads):
     """A structure that one of them cannot do counts for none; energies only where their zero is the same."""
     ours = {"first": Predictor(comparable_model("PBE(+U)"), ["first"])}
-    (row,) = measure_peers(ours, heads, {"chgnet": RemoteCalculator(Fixed())}, frames=10)
+    (row,) = measure_peers(ours, heads, {"chgnet": RemoteCalculator(Fixed())}, level="PBE(+U)", frames=10)
     assert row["frames"] == 2 and row["failed"] == 1  # ours refuses gold
     assert row["models"]["gfm-calc"]["energy_mae_mev_per_atom"] == pytest.approx(40.0, abs=1e-3)
     theirs = row["models"]["Published 1.0"]
     assert theirs["frames"] == 2 and "energy_mae_mev_per_atom" not in theirs
     records = list(heads[0].select("test").read(np.arange(3)).records())
     assert theirs["forces_mae_mev_per_a"] == pytest.approx(1e3 * np.abs(records[0].forces).mean(), rel=1e-4)
-    (row,) = measure_peers(ours, heads, {"sevennet": RemoteCalculator(Fixed(refuses=[6]))}, frames=10)
+    (row,) = measure_peers(ours, heads, {"sevennet": RemoteCalculator(Fixed(refuses=[6]))}, level="PBE(+U)", frames=10)
     assert row["frames"] == 1 and row["failed"] == 2
     assert "energy_mae_mev_per_atom" in row["models"]["Published 1.0"]
 
 
-@pytest.mark.parametrize("functional", ["PBEsol", "GFN2-xTB", ""])
+@pytest.mark.parametrize("functional", ["PBEsol", "GFN2-xTB", "", "r2SCAN"])
 def test_other_levels_of_theory_are_not_compared(heads, functional):
     ours = {"first": Predictor(comparable_model(functional), ["first"])}
-    assert measure_peers(ours, heads, {"chgnet": RemoteCalculator(Fixed())}, frames=10) == []
+    assert measure_peers(ours, heads, {"chgnet": RemoteCalculator(Fixed())}, level="PBE(+U)", frames=10) == []
+
+
+@pytest.mark.parametrize(("model", "energies"), [("teacher-r2scan", True), ("chgnet-r2scan", False)])
+def test_each_level_has_models_of_its_own(heads, model, energies):
+    assert {"chgnet-r2scan", "teacher-r2scan"} == {name for names in MODELS["r2SCAN"].values() for name in names}
+    ours = {"first": Predictor(comparable_model("r2SCAN"), ["first"])}
+    (row,) = measure_peers(ours, heads, {model: RemoteCalculator(Fixed())}, level="r2SCAN", frames=10)
+    assert ("energy_mae_mev_per_atom" in row["models"]["Published 1.0"]) == energies
+    other = {**row, "level": "PBE(+U)", "models": {**row["models"], "Another": row["models"]["gfm-calc"]}}
+    titles = {t.title: t.header for t in tables({"benchmark": "accuracy", "heads": [], "peers": [row, other]})}
+    of_r2scan = titles["Published models of r2SCAN on the same held-out frames: MAE of forces, meV/Å"]
+    assert "Another" not in of_r2scan and "Published 1.0" in of_r2scan
+    assert "Another" in titles["Published models of PBE(+U) on the same held-out frames: MAE of forces, meV/Å"]
 
 
 def test_tables_of_errors(entry):
