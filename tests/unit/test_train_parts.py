@@ -16,8 +16,8 @@ from support import ROOT, random_model
 from torch import nn
 from training import make_datasets
 
-from gfm_calc.checkpoint import load_model
-from gfm_calc.config import HeadSpec
+from gfm_calc.checkpoint import PACKAGED, load_model
+from gfm_calc.config import HeadSpec, to_mapping
 from gfm_calc.data.build import build
 from gfm_calc.data.frame_table import UNUSED, FrameTable
 from gfm_calc.data.loader import Loader
@@ -28,6 +28,7 @@ from gfm_calc.errors import ConfigError
 from gfm_calc.train.cli import find_recipe, packaged_recipes
 from gfm_calc.train.exchange import share
 from gfm_calc.train.flat import AdamW, FlatParameters
+from gfm_calc.train.growth import GROWS
 from gfm_calc.train.models import build_model
 from gfm_calc.train.objective import Objective, head_slots
 from gfm_calc.train.orthogonal import orthogonalized
@@ -74,16 +75,20 @@ def test_wrong_recipes_say_what_is_wrong(tmp_path, setting, said):
 
 
 def test_packaged_recipes_are_read_and_their_cards_fit():
-    assert packaged_recipes() == ["gfm-small", "gfm-small-2", "gfm-small-3", "tiny"]
+    assert packaged_recipes() == ["gfm-medium", "gfm-small", "gfm-small-2", "gfm-small-3", "tiny"]
     with pytest.raises(ConfigError, match=r"head gfn2-xtb: start needs start\.model"):
         find_recipe("gfm-small-2", [])
-    recipes = {name: find_recipe(name, ["start.model=FIRST/model"]) for name in packaged_recipes()}
+    begun = {"gfm-small-2", "gfm-small-3"}  # with a model that is not packaged
+    recipes = {n: find_recipe(n, ["start.model=FIRST/model"] if n in begun else []) for n in packaged_recipes()}
     cards = tomllib.loads((ROOT / "train" / "recipes" / "gfm-small.cards.toml").read_text())["heads"]
     assert [card["name"] for card in cards] == [head.name for head in recipes["gfm-small"].heads]
-    first, *later = (recipes[name] for name in ("gfm-small", "gfm-small-2", "gfm-small-3"))
+    first, *later = (recipes[name] for name in ("gfm-small", "gfm-small-2", "gfm-small-3", "gfm-medium"))
     for stage in (first, *later):
         assert sum(head.share for head in stage.heads) == pytest.approx(1.0)
-        assert (first.data, first.model) == (stage.data, stage.model)  # the same structures are held out
+        assert first.data == stage.data  # the same structures are held out
+    assert all(stage.model == first.model for stage in later[:2])
+    larger = {name for name, value in to_mapping(later[2].model).items() if value != to_mapping(first.model)[name]}
+    assert later[2].start.model in ("gfm-small", str(PACKAGED / "gfm-small")) and larger <= set(GROWS)
     for stage in later:
         for one, other in zip(first.heads, stage.heads, strict=True):
             assert one.name == other.name == other.start and one.reference_energies == other.reference_energies
