@@ -1,7 +1,7 @@
 """Published models beside ours on the same held-out frames, where the level of theory is theirs.
 
-Forces and stresses of crystals compare between codes and settings.  Energies compare only with models that were trained on
-uncorrected energies of the Materials Project, on heads of its settings: CHGNet's hold its corrections.
+Forces and stresses of crystals compare between codes and settings.  Energies compare only on heads of the Materials Project's
+settings, with models that were trained on its uncorrected energies: those of CHGNet 0.3.0 hold corrections.
 """
 
 from __future__ import annotations
@@ -25,18 +25,28 @@ from gfm_calc.predictor import Predictor
 from gfm_calc.train.evaluation import error_sums, figures, rounded
 from gfm_calc.train.preparation import Head
 
-# Functional of the head -> models whose zero of energy is the same.
-_SAME_ENERGIES = {"PBE(+U)": ("sevennet", "teacher"), "r2SCAN": ("teacher-r2scan",)}
 _LEVELS = {
-    "PBE": "PBE(+U)",
-    "PBE(+U)": "PBE(+U)",
-    "r2SCAN": "r2SCAN",
-}  # functional of the head -> of the models beside it
+    "pbe": "PBE(+U)",
+    "pbe(+u)": "PBE(+U)",
+    "r2scan": "r2SCAN",
+}  # functional of a head -> of the models beside it
+# (Functional, basis) that heads of the Materials Project's settings begin with -> models whose zero of energy is theirs.
+_SAME_ENERGIES = {
+    ("PBE(+U)", ""): ("sevennet", "teacher"), ("r2SCAN", "as MP-r2SCAN"): ("chgnet-r2scan", "teacher-r2scan")
+}  # fmt: skip
 
 
 def level_of(spec: HeadSpec) -> str:
     """The level (of `remote.MODELS`) whose models, of the Materials Project, predict what the head predicts; "": none."""
-    return _LEVELS.get(spec.functional, "") if "bulk" in spec.periodicity else ""
+    return _LEVELS.get(spec.functional.lower(), "") if "bulk" in spec.periodicity else ""
+
+
+def _of_one_zero(spec: HeadSpec) -> tuple[str, ...]:
+    """The models whose energies compare with those of the head."""
+    for (functional, basis), models in _SAME_ENERGIES.items():
+        if spec.functional == functional and spec.basis.startswith(basis):
+            return models
+    return ()
 
 
 def measure_peers(
@@ -67,7 +77,7 @@ def _head(
     predictor: Predictor, head: Head, calculators: Mapping[str, RemoteCalculator], frames: int, seed: int
 ) -> dict[str, Any]:  # fmt: skip
     name = head.spec.name
-    energies = _SAME_ENERGIES.get(predictor.model.spec(name).functional, ())
+    energies = _of_one_zero(predictor.model.spec(name))
     chosen = draw(head.sides["test"], frames, seed)
     records = list(head.dataset.read(chosen, names=True).records())
     outcomes = predictor.predict((record.structure() for record in records), on_error="yield")

@@ -94,10 +94,12 @@ def model_card(about: Mapping[str, Any], results: Iterable[Mapping[str, Any]], *
 def _introduction(about: Mapping[str, Any], name: str) -> str:
     config, heads = about["config"], about["heads"]
     head = heads[0]["name"]
+    expansion = config.get("expansion", 1)
+    wider = f" with networks {expansion} times as wide" if expansion > 1 else ""
     return f"""# {name}
 
 A machine-learned interatomic potential with {len(heads)} heads, one a level of theory, on one shared encoder \
-({config["encoder"]}, {config["num_layers"]} layers of {config["num_features"]} features, cutoff {config["cutoff"]:g} Å, \
+({config["encoder"]}, {config["num_layers"]} layers of {config["num_features"]} features{wider}, cutoff {config["cutoff"]:g} Å, \
 {about["bytes"] / 1e6:.1f} MB). Written by `gfm bench card`; do not edit by hand.
 
 ```python

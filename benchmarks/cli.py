@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -229,11 +230,19 @@ def run_accuracy(args: argparse.Namespace) -> None:
     names = [model.spec(args.head).name] if args.head else list(model.energy_heads)
     found = load_heads(recipe, args.cache)
     ours = {name: Predictor(model, [name]) for name in names}
-    heads = measure(ours, found, max_frames=args.max_frames)
     peers: list[dict[str, Any]] = []
     versions: dict[str, str] = {}
-    for level in sorted({level_of(model.spec(name)) for name in names} - {""}) if args.peer else ():
-        with remote_calculators(dict(args.peer), threads=torch.get_num_threads(), level=level) as calculators:
+    tested = [head.spec.name for head in found if head.spec.name in names and len(head.sides["test"])]
+    levels = sorted({level_of(model.spec(name)) for name in tested} - {""}) if args.peer else []
+    with ExitStack() as stack:  # all are started before anything is measured: what cannot start costs nothing
+        beside = {
+            level: stack.enter_context(
+                remote_calculators(dict(args.peer), threads=torch.get_num_threads(), level=level)
+            )
+            for level in levels
+        }
+        heads = measure(ours, found, max_frames=args.max_frames)
+        for level, calculators in beside.items():
             peers += measure_peers(ours, found, calculators, level=level, frames=args.peer_frames)
             versions |= releases(calculators)
     if args.before:

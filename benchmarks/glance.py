@@ -57,7 +57,8 @@ def _held_out(head: str, what: str) -> Callable[[Result], Row | None]:
 
 def _frames(result: Result) -> Row | None:
     """Of heads of calculated labels alone: those of the distilled heads are predictions of a peer."""
-    entries = [one for one in result.get("peers", []) if not one["head"].startswith("distilled")]
+    calculated = [one for one in result.get("peers", []) if not one["head"].startswith("distilled")]
+    entries = [one for one in calculated if one.get("level", "") == calculated[0].get("level", "")]  # of the first
     if not entries:
         return None
     ours = {one["head"]: one["models"]["gfm-calc"][_FORCES] for one in entries}

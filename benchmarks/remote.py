@@ -74,6 +74,7 @@ def remote_calculators(
 
     Args:
         peers: {"chgnet" | "sevennet": python of its environment}.
+        level: of theory, one of `MODELS`.
 
     Raises:
         ConfigError: a peer that is none.

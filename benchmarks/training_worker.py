@@ -34,6 +34,7 @@ class GFMTrainee:
         """Name, version, model, number of parameters and mode."""
         c = self.config
         model = f"PaiNN, width {c.num_features}, {c.num_layers} layers, {c.num_radial} radial functions, head {c.head_width}"
+        model += f", networks {c.expansion} times as wide" if c.expansion > 1 else ""
         return {
             "name": "gfm-calc", "mode": self.mode, "version": __version__, "torch": torch.__version__, "model": model,
             "parameters": sum(p.numel() for p in self.steps.trainer.model.parameters()),

@@ -66,6 +66,9 @@ class ModelConfig:
         for name in ("num_features", "num_layers", "num_radial", "envelope_exponent", "head_width", "expansion"):
             if not isinstance(getattr(self, name), int):
                 raise ConfigError(f"model.{name} must be a whole number, not {getattr(self, name)!r}")
+        if self.num_features * self.expansion > _MOST_HIDDEN:
+            units = self.num_features * self.expansion
+            raise ConfigError(f"model.num_features times model.expansion must be {_MOST_HIDDEN} at most, not {units}")
         if self.repulsion not in (None, "zbl"):
             raise ConfigError(f"model.repulsion must be 'zbl' or absent, not {self.repulsion!r}")
         if self.norm not in (None, "soft"):
@@ -74,6 +77,7 @@ class ModelConfig:
             raise ConfigError(f"model.encoder must be a name, not {self.encoder!r}")
 
 
+_MOST_HIDDEN = 8192
 _MODEL_RANGES = (
     ("num_features", 4, 4096),
     ("num_layers", 1, 32),

@@ -113,13 +113,13 @@ class SharedParameters:
         self._collect(self.flat.weight)
 
     def _orthogonal(self, ahead: Tensor) -> Tensor:
-        """This process's part of the orthogonal updates; those who share all parameters share the work."""
+        """This process's part of the orthogonal updates; where their state is not cut, those who share them share the work."""
         sharing, flat = self.sharing, self.flat
         if sharing.parts > 1:
             return flat.orthogonal(ahead)[flat.own]
         found = flat.orthogonal(ahead, sharing.ranks.index(self.ranks.rank), sharing.copies)
         if sharing.copies > 1:
-            self.ranks.add_up(found, sharing.copy_group, size=sharing.copies)
+            self.ranks.add_up(found[flat.turned_span], sharing.copy_group, size=sharing.copies)
         return found
 
     def clear(self) -> None:

@@ -106,6 +106,12 @@ class FlatParameters:
         keep = 1 - constants.beta1
         return self.exp_avg.lerp(gradient, keep).lerp_(gradient, keep)
 
+    @property
+    def turned_span(self) -> slice:
+        """Of a whole vector, the part where the `turned` matrices are."""
+        ends = [(start, start + math.prod(shape)) for start, shape in map(self.slots.__getitem__, self.turned)]
+        return slice(min(start for start, _ in ends), max(end for _, end in ends))
+
     def orthogonal(self, ahead: Tensor, worker: int = 0, workers: int = 1) -> Tensor:
         """Orthogonal updates of the `turned` matrices, or of one worker's share of them; zero elsewhere.
 

@@ -10,15 +10,16 @@ import torch
 from ase.data import atomic_numbers as NUMBER_OF
 from torch import nn
 
-from gfm_calc.checkpoint import load_model
+from gfm_calc.checkpoint import load_model, subset
 from gfm_calc.config import ModelConfig
 from gfm_calc.errors import ConfigError
 from gfm_calc.heads import PropertyHead
 from gfm_calc.model import GFMModel
 from gfm_calc.train.adapters import add_adapters, merge_adapters
-from gfm_calc.train.growth import grown
+from gfm_calc.train.growth import ENCODER_GROWS, grown, growth
 from gfm_calc.train.preparation import Head
 from gfm_calc.train.recipe import Recipe, StartRecipe
+from gfm_calc.train.runlog import Say
 from gfm_calc.train.state import SavedState
 
 _LAYER = re.compile(r"encoder\.\w+\.(\d+)\.")
@@ -36,8 +37,11 @@ def build_model(config: ModelConfig, heads: Sequence[Head], seed: int) -> GFMMod
     return model
 
 
-def starting_model(recipe: Recipe, heads: Sequence[Head]) -> GFMModel:
+def starting_model(recipe: Recipe, heads: Sequence[Head], say: Say | None = None) -> GFMModel:
     """The model that a run begins with: `build_model`, and what it takes from a saved one (see `StartRecipe`).
+
+    Args:
+        say: gets a line where the saved model is made larger.
 
     Raises:
         ConfigError: the saved model is of another shape or another id, or has no such head.
@@ -52,10 +56,7 @@ def starting_model(recipe: Recipe, heads: Sequence[Head]) -> GFMModel:
             "with: put that one back, or start a new run"
         )
     if source.config != recipe.model:
-        try:
-            source = grown(source, recipe.model, recipe.run.seed)
-        except ConfigError as error:
-            raise ConfigError(f"start.model {recipe.start.model}: {error}") from None
+        source = _grown(source, recipe, heads, say)
     model.to(source.dtype)
     for name, parameter in model.named_parameters():
         if not name.startswith(_OF_HEADS):
@@ -74,6 +75,26 @@ def starting_model(recipe: Recipe, heads: Sequence[Head]) -> GFMModel:
             if wanted == head.spec.name:
                 _go_on(model, row, source, other)
     return model
+
+
+def _grown(source: GFMModel, recipe: Recipe, heads: Sequence[Head], say: Say | None) -> GFMModel:
+    """What the run takes of a saved model, as large as the recipe wants it."""
+    where = f"start.model {recipe.start.model}"
+    try:
+        larger = growth(source.config, recipe.model)
+        learnt = recipe.start.encoder_rate > 0 and not recipe.start.adapter_rank
+        if not learnt and (fixed := [name for name in larger if name in ENCODER_GROWS]):
+            raise ConfigError(
+                f"model.{fixed[0]} can only grow where all of the encoder learns (encoder_rate, adapter_rank)"
+            )
+        begun = [recipe.head(head.spec.name).start for head in heads]
+        taken = [name for name in source.specs if name in begun]
+        found = grown(subset(source, taken or list(source.specs)[:1]), recipe.model, recipe.run.seed)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    if say is not None:
+        say(f"{where} is made larger: " + ", ".join(f"{name} {old} to {new}" for name, (old, new) in larger.items()))
+    return found
 
 
 def _take_property(model: GFMModel, head: Head, source: GFMModel, wanted: str) -> None:

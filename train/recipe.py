@@ -94,7 +94,7 @@ class StartRecipe:
     """A saved model that training starts from instead of random weights, and how fast its parts may move.
 
     Attributes:
-        model: packaged name or directory; "" stands for random weights.
+        model: packaged name or directory; "" stands for random weights.  It may be smaller than `[model]` (see `train.growth`).
         model_id: of that model; another one is refused.  "" takes any.
         encoder_rate: factor of the learning rate for embedding and encoder; 0 leaves them as they are.
         layer_decay: further factor for each layer between a part of the encoder and the heads.

@@ -106,7 +106,7 @@ class Trainer:
     def _build(self) -> None:
         """The model: all processes draw the same weights, then keep their heads."""
         dtype = torch.float64 if self.recipe.run.dtype == "float64" else torch.float32
-        whole = starting_model(self.recipe, self.heads)
+        whole = starting_model(self.recipe, self.heads, None if self.ranks.rank else self.say)
         model = whole if len(self.own) == len(self.heads) else subset(whole, [head.spec.name for head in self.own])
         adapt(model, self.recipe)
         self.model = model.to(self.ranks.device, dtype).requires_grad_(True).train()

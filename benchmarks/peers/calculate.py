@@ -33,7 +33,7 @@ MODELS = {
     "sevennet": ("SevenNet-0", sevennet),
     "teacher": ("SevenNet-l3i5", lambda device: sevennet(device, "7net-l3i5")),
     "chgnet-r2scan": ("CHGNet r2SCAN", lambda device: chgnet(device, "r2scan")),
-    "teacher-r2scan": ("SevenNet-MF-0, r2SCAN", lambda device: sevennet(device, "7net-mf-0", modal="R2SCAN")),
+    "teacher-r2scan": ("SevenNet-MF-0 (r2SCAN)", lambda device: sevennet(device, "7net-mf-0", modal="R2SCAN")),
 }
 
 

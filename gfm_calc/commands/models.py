@@ -113,7 +113,8 @@ def _level(head: Mapping[str, Any]) -> str:
 
 
 def _encoder(config: Mapping[str, Any]) -> str:
-    return f"{config['encoder']} {config['num_features']}x{config['num_layers']}, {config['cutoff']:g} Å"
+    wider = f" (networks {config['expansion']}x)" if config.get("expansion", 1) > 1 else ""
+    return f"{config['encoder']} {config['num_features']}x{config['num_layers']}{wider}, {config['cutoff']:g} Å"
 
 
 def _elements(symbols: Sequence[str]) -> str:

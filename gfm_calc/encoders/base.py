@@ -80,8 +80,13 @@ class NodeEmbedding(nn.Module):
 class Encoder(nn.Module):
     """Interface of all encoders.  A subclass takes a `ModelConfig` and is equivariant by construction.
 
-    Attributes: `recompute`, compute each layer again in the backward pass instead of keeping what it made.
+    Attributes: `recompute`, compute each layer again in the backward pass instead of keeping what it made.  Of the class, ends
+    of names of parameters: `writes`, with zeros in which a layer adds nothing to its atoms; `reads`, whose columns are hidden
+    units or radial functions.  Where there are none the encoder cannot grow (see `train.growth`).
     """
+
+    writes: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
 
     def __init__(self, config: ModelConfig):
         super().__init__()

@@ -26,6 +26,9 @@ _EPSILON = 1e-2
 class PaiNN(Encoder):
     """`num_layers` rounds of message and update; see `Encoder.forward`."""
 
+    writes = ("source.2.weight", "source.2.bias", "gate.2.weight", "gate.2.bias")
+    reads = ("source.2.weight", "gate.2.weight", "filter.weight")
+
     def __init__(self, config: ModelConfig):
         super().__init__(config)
         self.messages = nn.ModuleList(Message(config, first=layer == 0) for layer in range(config.num_layers))

@@ -10,10 +10,16 @@ from ase.optimize import BFGS
 from support import predict
 
 from gfm_calc import GFMCalculator
-from gfm_calc.checkpoint import describe, load_model, read_golden, resolve
+from gfm_calc.checkpoint import describe, list_models, load_model, read_golden, resolve
 from gfm_calc.selfcheck import check_derivatives, check_golden, check_rotation, golden_structures
 
 CRYSTALS = {"Cu": bulk("Cu"), "Si": bulk("Si"), "NaCl": bulk("NaCl", "rocksalt", a=5.64)}
+MOST_BYTES = {"gfm-small": 8 * 2**20, "gfm-medium": 20 * 2**20}
+
+
+@pytest.fixture(scope="module", params=list_models())
+def packaged_model(request):
+    return request.param
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +85,7 @@ def test_forces_are_smooth_at_symmetric_sites(exact, crystal):
 def test_size_and_card(packaged_model):
     card = describe(packaged_model)
     text = (resolve(packaged_model) / "MODEL_CARD.md").read_text(encoding="utf-8")
-    assert card["bytes"] <= 8 * 2**20
+    assert card["bytes"] <= MOST_BYTES[packaged_model]
     assert len(card["heads"]) >= 6
     for head in card["heads"]:
         for key in (

@@ -9,7 +9,9 @@ from gfm_calc.benchmarks.report import markdown, with_results
 from gfm_calc.checkpoint import PACKAGED, describe, list_models, open_model
 
 FOLDER = ROOT / "benchmarks" / "results"
-RESULTS = sorted(FOLDER.glob("*.json"))  # of gfm-small, and of no weights; those of another model are in a folder of its name
+RESULTS = sorted(
+    FOLDER.glob("*.json")
+)  # of gfm-small, and of no weights; those of another model are in a folder of its name
 
 
 @pytest.mark.parametrize("path", ["README.md", "benchmarks/RESULTS.md"])

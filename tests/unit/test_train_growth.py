@@ -8,6 +8,7 @@ from ase.build import bulk, molecule
 from support import batch_of, predict, random_model
 
 from gfm_calc.errors import ConfigError
+from gfm_calc.train.adapters import add_adapters
 from gfm_calc.train.growth import GROWS, grown
 
 ELEMENTS = ("H", "C", "O", "Cu")
@@ -24,17 +25,20 @@ def structures():
 
 
 @pytest.mark.parametrize("names", [[name] for name in GROWS] + [list(GROWS)], ids=lambda names: "+".join(names))
-@pytest.mark.parametrize("norm", [None, "soft"])
-def test_a_grown_model_gives_the_same_numbers(names, norm):
-    source = random_model(heads=("one", "two"), elements=ELEMENTS, norm=norm, **SMALL)
+@pytest.mark.parametrize(("norm", "dtype"), [(None, torch.float64), ("soft", torch.float64), ("soft", torch.float32)])
+def test_a_grown_model_gives_the_same_numbers(names, norm, dtype):
+    source = random_model(heads=("one", "two"), elements=ELEMENTS, norm=norm, dtype=dtype, **SMALL)
+    close = 1e-10 if dtype == torch.float64 else 1e-4
+    state = torch.get_rng_state()
     before = {name: parameter.clone() for name, parameter in source.named_parameters()}
     model = grown(source, replace(source.config, **{name: MORE[name] for name in names}), seed=3)
+    assert torch.equal(torch.get_rng_state(), state)
     assert sum(p.numel() for p in model.parameters()) > sum(p.numel() for p in source.parameters())
     for atoms in structures():
         for head in ("one", "two"):
             wanted, found = predict(source, atoms, head), predict(model, atoms, head)
-            torch.testing.assert_close(found.energy, wanted.energy, rtol=0, atol=1e-10)
-            torch.testing.assert_close(found.forces, wanted.forces, rtol=0, atol=1e-10)
+            torch.testing.assert_close(found.energy, wanted.energy, rtol=0, atol=close)
+            torch.testing.assert_close(found.forces, wanted.forces, rtol=0, atol=close)
     assert all(torch.equal(before[name], parameter) for name, parameter in source.named_parameters())
 
 
@@ -93,3 +97,28 @@ def test_heads_of_properties_do_not_grow():
     for name in ("num_layers", "head_width"):
         with pytest.raises(ConfigError, match=rf"model\.{name} cannot grow with a head of a property \("):
             grown(source, replace(source.config, **{name: MORE[name]}), seed=1)
+
+
+def test_properties_and_expected_errors_stay():
+    source = random_model(elements=ELEMENTS, properties=True, uncertainty=("first", "gap"), **SMALL)
+    model = grown(source, replace(source.config, expansion=2, num_radial=9), seed=1)
+    assert model.uncertainty is not source.uncertainty
+    for head in (*source.property_heads, "first"):
+        atoms = structures()[2] if source.specs[head].stiffness else structures()[0]
+        errors = {"uncertainty": head in ("first", "gap")}
+        found, wanted = predict(model, atoms, head, **errors), predict(source, atoms, head, **errors)
+        if head == "first":
+            torch.testing.assert_close(found.energy_uncertainty, wanted.energy_uncertainty, rtol=0, atol=1e-10)
+        else:
+            torch.testing.assert_close(found.value, wanted.value, rtol=0, atol=1e-7)
+
+
+def test_what_is_no_plain_model_is_refused():
+    source = random_model(elements=ELEMENTS, **SMALL)
+    add_adapters(source.encoder, 2, seed=1)
+    with pytest.raises(ConfigError, match="merge its adapters first"):
+        grown(source, replace(source.config, expansion=2), seed=1)
+    source = random_model(elements=ELEMENTS, **SMALL)
+    source.encoder.writes = ()  # another encoder, that does not say how
+    with pytest.raises(ConfigError, match="the encoder painn cannot grow"):
+        grown(source, replace(source.config, expansion=2), seed=1)

@@ -66,13 +66,32 @@ def test_a_head_that_begins_as_another_has_the_scale_of_its_data(begun):
 def test_a_larger_model_begins_with_the_energies_of_the_smaller_one(begun):
     source, _, heads, folder = begun
     larger = recipe_on(folder, source, expansion=3, num_radial=12, num_layers=3, head_width=40)
-    model = starting_model(larger, list(heads.values()))
-    assert model.config.expansion == 3
+    lines = []
+    model = starting_model(larger, list(heads.values()), lines.append)
+    assert model.config.expansion == 3 and len(lines) == 1 and "num_radial 6 to 12" in lines[0]
     atoms = DENSE.copy()
     atoms.rattle(0.2, seed=1)
     nearly(predict(model, atoms, "crystals"), predict(source, atoms, "crystals"))
     with pytest.raises(ConfigError, match=r"start\.model .*: model\.num_features is 16 there; only num_layers, "):
         starting_model(recipe_on(folder, source, num_features=32), list(heads.values()))
+    for still in ({"encoder_rate": 0.0}, {"adapter_rank": 2}):
+        recipe = replace(larger, start=replace(larger.start, **still))
+        with pytest.raises(ConfigError, match=r"model\.num_layers can only grow where all of the encoder learns"):
+            starting_model(recipe, list(heads.values()))
+    wider = recipe_on(folder, source, head_width=40)  # heads learn in any case
+    assert starting_model(replace(wider, start=replace(wider.start, encoder_rate=0.0)), list(heads.values()))
+
+
+def test_a_model_grows_where_heads_that_the_run_does_not_take_could_not(begun, tmp_path):
+    _, _, heads, folder = begun
+    source = random_model(heads=("crystals", "others"), elements=METALS, properties=True)
+    save_model(source, tmp_path / "model")
+    recipe = recipe_on(folder, source, num_layers=3)
+    recipe = replace(recipe, start=replace(recipe.start, model=str(tmp_path / "model")))
+    model = starting_model(recipe, list(heads.values()))
+    atoms = DENSE.copy()
+    atoms.rattle(0.2, seed=1)
+    nearly(predict(model, atoms, "crystals"), predict(source, atoms, "crystals"))
 
 
 def test_a_mean_is_of_energies_whatever_references_and_scales_are(tmp_path):
