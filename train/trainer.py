@@ -24,7 +24,7 @@ from gfm_calc.train.checkpoints import Checkpoints
 from gfm_calc.train.evaluation import score
 from gfm_calc.train.exchange import SharedParameters, share
 from gfm_calc.train.flat import AdamW
-from gfm_calc.train.models import adapt, freeze, rates, starting_model
+from gfm_calc.train.models import adapt, compiles, freeze, rates, starting_model
 from gfm_calc.train.objective import COLUMNS, Labels, Objective
 from gfm_calc.train.parallel import Ranks
 from gfm_calc.train.placement import place, refuse_properties
@@ -366,7 +366,7 @@ class Trainer:
         The compiler chooses code by the sizes that it sees first, so it always sees the batches of step 0 first: a resumed
         run computes with the code of an uninterrupted one.
         """
-        if not self.recipe.run.compile:
+        if not compiles(self.recipe, self.model, self.say):
             yield self.objective
             return
         from torch._dynamo import config as dynamo
