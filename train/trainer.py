@@ -366,7 +366,7 @@ class Trainer:
         The compiler chooses code by the sizes that it sees first, so it always sees the batches of step 0 first: a resumed
         run computes with the code of an uninterrupted one.
         """
-        if not compiles(self.recipe, self.model, self.say):
+        if not compiles(self.recipe, self.model, None if self.ranks.rank else self.say):
             yield self.objective
             return
         from torch._dynamo import config as dynamo
