@@ -99,6 +99,7 @@ print("ready", flush=True)
 while True:
     for state, version in states:
         commit(Path(sys.argv[1]), state, kind="model", format_version=version)
+        print("committed", flush=True)
 """
 
 
@@ -115,7 +116,10 @@ def kill_while_saving(models, digests, tmp_path, tally, kills: int) -> None:
         )
         try:
             assert writer.stdout.readline() == b"ready\n"
-            time.sleep(0.003 + 0.031 * (number % 9))
+            # Kills are counted from a commit, as a slow disk may take longer for one than any fixed wait.
+            for _ in range(number % 3):
+                assert writer.stdout.readline() == b"committed\n"
+            time.sleep(0.001 + 0.013 * (number % 7))
         finally:
             writer.send_signal(signal.SIGKILL)
             writer.wait()
