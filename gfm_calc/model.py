@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .compiling import compiled
 from .config import HeadSpec, ModelConfig
 from .encoders import make_encoder
 from .encoders.base import NodeEmbedding, edge_geometry, scatter_sum
@@ -159,7 +160,7 @@ class GFMModel(nn.Module):
 
     def compile(self, *, enabled: bool = True) -> GFMModel:  # type: ignore[override]
         """Use torch.compile for the networks from now on (dynamic sizes, one graph); the same numbers to rounding."""
-        self._evaluate = torch.compile(self.evaluate, dynamic=True, fullgraph=True) if enabled else self.evaluate
+        self._evaluate = compiled(self.evaluate) if enabled else self.evaluate
         return self
 
     # ---- the differentiable core: tensors in, tensors out ----
@@ -322,8 +323,7 @@ class GFMModel(nn.Module):
         uncertainty: bool,
     ) -> dict[str, Prediction]:  # fmt: skip
         order = [self.energy_heads.index(name) for name in names]
-        everything = order == list(range(len(self.energy_heads)))
-        index = None if everything else torch.tensor(order, device=self.device)
+        index = None if order == list(range(len(self.energy_heads))) else torch.tensor(order, device=self.device)
         several = forces and len(names) > 1
         # A compiled backward can neither be batched over heads nor run twice.
         networks = self.evaluate if several else self._evaluate

@@ -161,18 +161,6 @@ def rates(model: GFMModel, start: StartRecipe) -> dict[str, float]:
     return found
 
 
-def compiles(recipe: Recipe, model: GFMModel, say: Say | None) -> bool:
-    """Whether the training step is to be compiled: as the recipe says, but not where that gives wrong forces.
-
-    Of several heads in bfloat16 the compiled step (torch 2.13, CPU) has other forces than the same step as it is written,
-    which agree with differences of energies; their errors differ by factors.  One head alone agrees.
-    """
-    wrong = recipe.run.dtype == "bf16" and len(model.energy_heads) > 1
-    if recipe.run.compile and wrong and say is not None:
-        say("the training step is not compiled: of several heads in bf16 its forces would be wrong")
-    return recipe.run.compile and not wrong
-
-
 def freeze(model: nn.Module, factors: dict[str, float]) -> None:
     """Ask for no gradients where the learning rate is zero."""
     for name, factor in factors.items():

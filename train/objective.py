@@ -57,6 +57,9 @@ class Labels(NamedTuple):
     property_head: Tensor
 
 
+Prepared = tuple[LabelledBatch, ModelInputs, Labels, bool]  # the last: whether anything has forces or stress
+
+
 class Objective(nn.Module):
     """The loss as a function of (model, batch); its parameters, if any, are learnt weights of heads and terms.
 

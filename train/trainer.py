@@ -19,13 +19,13 @@ from gfm_calc.data.loader import LabelledBatch, Loader
 from gfm_calc.data.prefetch import worked_ahead
 from gfm_calc.data.sampling import SamplingPlan
 from gfm_calc.errors import GFMError
-from gfm_calc.model import ModelInputs
 from gfm_calc.train.checkpoints import Checkpoints
+from gfm_calc.train.compilation import compiled_objective
 from gfm_calc.train.evaluation import score
 from gfm_calc.train.exchange import SharedParameters, share
 from gfm_calc.train.flat import AdamW
-from gfm_calc.train.models import adapt, compiles, freeze, rates, starting_model
-from gfm_calc.train.objective import COLUMNS, Labels, Objective
+from gfm_calc.train.models import adapt, freeze, rates, starting_model
+from gfm_calc.train.objective import COLUMNS, Objective, Prepared
 from gfm_calc.train.parallel import Ranks
 from gfm_calc.train.placement import place, refuse_properties
 from gfm_calc.train.preparation import Head, loss_weights
@@ -39,9 +39,6 @@ from gfm_calc.train.validation import Validator
 
 _LOOK_AHEAD = 2  # steps whose batches are made ahead
 _MOST_SKIPPED = 100  # bad batches in a row
-
-
-Prepared = tuple[LabelledBatch, ModelInputs, Labels, bool]  # the last: whether anything has forces or stress
 
 
 class BadBatchError(GFMError):
@@ -242,8 +239,7 @@ class Trainer:
             self._skipped = 0
             with self.telemetry.phase("update"):
                 self._update(norm, rate)
-        for shared in self.shared.values():
-            shared.clear()
+        self._clear()
         self.step += 1
         self._all_written = int(sums[-2, 1]) == self.ranks.world
         self._asked_to_stop = bool(sums[-2, 0])
@@ -361,29 +357,18 @@ class Trainer:
 
     @contextmanager
     def compiled(self) -> Iterator[Any]:
-        """The objective, compiled where the recipe says so.
-
-        The compiler chooses code by the sizes that it sees first, so it always sees the batches of step 0 first: a resumed
-        run computes with the code of an uninterrupted one.
-        """
-        if not compiles(self.recipe, self.model, None if self.ranks.rank else self.say):
+        """The objective, compiled where the recipe says so."""
+        if not self.recipe.run.compile:
             yield self.objective
             return
-        from torch._dynamo import config as dynamo
+        steps = map(self.prepared, self.loader.steps(self.plan, 0, 8))
+        how = (self.objective, self.model, steps, self._clear, self.ranks.tell)
+        with compiled_objective(*how, None if self.ranks.rank else self.say) as objective:
+            yield objective
 
-        with dynamo.patch(trace_autograd_ops=True):
-            compiled = torch.compile(self.objective, dynamic=True, fullgraph=True)
-            seen: set[tuple] = set()
-            for step in self.loader.steps(self.plan, 0, 8):
-                for _, inputs, labels, mechanical in self.prepared(step):
-                    kind = (mechanical, inputs.totals is None)
-                    if kind not in seen:
-                        seen.add(kind)
-                        vectors = inputs.edge_vector.detach().requires_grad_()
-                        compiled(self.model, vectors, inputs, labels, mechanical)[0].backward()
-            for shared in self.shared.values():
-                shared.clear()
-            yield compiled
+    def _clear(self) -> None:
+        for shared in self.shared.values():
+            shared.clear()
 
     def _describe(self, reason: str) -> None:
         """RUN/telemetry.json: what the run is, and what each process did since it started."""

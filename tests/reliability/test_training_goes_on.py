@@ -132,6 +132,7 @@ def test_a_compiled_run_is_killed_and_resumed(data, tmp_path):
         )
         (code,) = job.wait(600)
         assert code in (0, -signal.SIGKILL) and (tmp_path / f"compiled-{name}").is_dir(), job.said()
+        assert "the compiled step is wrong" not in job.said()
         return code
 
     assert trained(tmp_path / "whole", "whole") == 0

@@ -9,7 +9,7 @@ import pytest
 from support import ROOT
 
 FLOORS = {
-    "_version": 0, "errors": 0, "native": 0, "artifacts": 0, "fields": 0, "config": 0, "ranks": 0,
+    "_version": 0, "errors": 0, "native": 0, "compiling": 0, "artifacts": 0, "fields": 0, "config": 0, "ranks": 0,
     "neighbors": 1, "graph": 1, "verlet": 1,
     "encoders": 2, "repulsion": 2, "landmarks": 2, "vibrations": 2, "stiffness": 2, "heads": 2,
     "uncertainty": 2, "model": 2, "derivatives": 2, "mechanics": 2,

@@ -29,7 +29,7 @@ from gfm_calc.train.cli import find_recipe, packaged_recipes
 from gfm_calc.train.exchange import share
 from gfm_calc.train.flat import AdamW, FlatParameters
 from gfm_calc.train.growth import GROWS
-from gfm_calc.train.models import build_model, compiles
+from gfm_calc.train.models import build_model
 from gfm_calc.train.objective import Objective, head_slots
 from gfm_calc.train.orthogonal import orthogonalized
 from gfm_calc.train.parallel import Place, discover
@@ -151,19 +151,6 @@ def test_orthogonal_updates_are_of_the_matrices_they_are_asked_for():
     assert torch.equal(found["b"], plain["b"]) and torch.equal(found["c"], values["c"])
     step = orthogonalized(flat.view(0.19 * gradient, "a"))  # the mean of one gradient, one step ahead
     torch.testing.assert_close(found["a"], values["a"] - 0.1 * step, rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("compile", "dtype", "heads", "wanted", "told"),
-    [
-        (True, "bf16", ("one", "two"), False, 1), (True, "bf16", ("one",), True, 0), (True, "float32", ("one", "two"), True, 0),
-        (False, "bf16", ("one", "two"), False, 0), (False, "float32", ("one",), False, 0),
-    ],
-)  # fmt: skip
-def test_steps_whose_forces_would_be_wrong_are_not_compiled(compile, dtype, heads, wanted, told):
-    lines = []
-    recipe = recipe_of({"run": {"compile": compile, "dtype": dtype}}, [])
-    assert compiles(recipe, random_model(heads=heads), lines.append) == wanted and len(lines) == told
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 7])
