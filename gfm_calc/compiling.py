@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 _TAG = "gfm-calc: names of mutated buffers"  # what was compiled and kept on disk without it may be wrong
-_turn = threading.RLock()
+_turn = threading.RLock()  # the compiler's class is one for all threads
 
 
 def compiled(function: Callable[..., Any]) -> Any:
@@ -36,7 +36,7 @@ def gradients_inside() -> Iterator[None]:
 def _backend(graph: torch.fx.GraphModule, inputs: Sequence[Any]) -> Any:
     from torch._inductor.compile_fx import compile_fx
 
-    with _mended():
+    with _mended():  # here for the key by which backward passes are kept on disk
         return compile_fx(graph, inputs, inner_compile=_inner)
 
 
@@ -52,7 +52,8 @@ def _inner(*args: Any, **kwargs: Any) -> Any:
 def _mended() -> Iterator[None]:
     from torch._inductor.scheduler import SchedulerNode
 
-    with _turn, torch.compiler.config.patch(cache_key_tag=_TAG):  # type: ignore[attr-defined]
+    tag = torch.compiler.config.cache_key_tag.removesuffix(_TAG) + _TAG
+    with _turn, torch.compiler.config.patch(cache_key_tag=tag):  # type: ignore[attr-defined]
         forgetful = SchedulerNode.recompute_size_and_body
 
         def recompute(self: SchedulerNode, *args: Any, **kwargs: Any) -> None:

@@ -357,13 +357,17 @@ class Trainer:
 
     @contextmanager
     def compiled(self) -> Iterator[Any]:
-        """The objective, compiled where the recipe says so."""
+        """The objective, compiled where the recipe says so.
+
+        Raises:
+            WrongStepError: what was compiled computes something else.
+        """
         if not self.recipe.run.compile:
             yield self.objective
             return
         steps = map(self.prepared, self.loader.steps(self.plan, 0, 8))
-        how = (self.objective, self.model, steps, self._clear, self.ranks.tell)
-        with compiled_objective(*how, None if self.ranks.rank else self.say) as objective:
+        how = {"compare": self.step == 0, "clear": self._clear, "tell": self.ranks.tell}
+        with compiled_objective(self.objective, self.model, steps, **how) as objective:  # type: ignore[arg-type]
             yield objective
 
     def _clear(self) -> None:

@@ -1,4 +1,4 @@
-"""What is compiled computes what is written; where it does not, training says so and goes on as written."""
+"""What is compiled computes what is written; where it does not, training ends before it begins."""
 
 from types import SimpleNamespace
 
@@ -9,7 +9,7 @@ from torch import nn
 
 from gfm_calc.compiling import compiled, gradients_inside
 from gfm_calc.train import compilation
-from gfm_calc.train.compilation import compiled_objective, disagreement
+from gfm_calc.train.compilation import WrongStepError, compiled_objective, disagreement
 from gfm_calc.train.objective import head_slots
 
 ATOMS, WIDTH = 600, 16
@@ -44,51 +44,81 @@ def test_gradients_through_gathered_rows():
 
 
 class Slope:
-    """An objective of one parameter, with a fault in what is compiled of it."""
+    """An objective of one parameter, with a fault in what is compiled of it; counts how often it is asked."""
 
     precision = "float32"
 
     def __init__(self, parts: float = 1.0, gradient: float = 1.0):
-        self.parts, self.gradient = parts, gradient
+        self.faults, self.asked = (parts, gradient), 0
 
     def __call__(self, model, vectors, inputs, labels, mechanical):
+        self.asked += 1
         loss = model.weight.sum() * vectors.sum()
-        return loss * self.gradient, torch.stack([loss, 2 * loss]).detach().unsqueeze(0) * self.parts
+        return loss * self.faults[1], torch.stack([loss, 2 * loss]).detach().unsqueeze(0) * self.faults[0]
+
+    def parameters(self):
+        return []
+
+
+NOT_FINITE = SimpleNamespace(edge_vector=torch.full((1, 3), torch.inf), totals=None)
+ONE = SimpleNamespace(edge_vector=torch.ones(1, 3), totals=None)
+CHARGED = SimpleNamespace(edge_vector=torch.ones(1, 3), totals=torch.ones(1, 2))
+LABELS = SimpleNamespace(structure_head=torch.zeros(1, dtype=torch.int64))
+
+
+def begun(monkeypatch, fault, steps, *, elsewhere=(), compare=True):
+    """(what is used, as it is written) of a run that begins with batches of these inputs."""
+    model, written, told = nn.Linear(2, 1, bias=False), Slope(), []
+    nn.init.ones_(model.weight)
+    monkeypatch.setattr(compilation, "compiled", lambda function: fault)
+
+    def tell(own):
+        told.append(own)
+        return [own, list(elsewhere)]
+
+    batches = [[(None, inputs, LABELS, True) for inputs in step] for step in steps]
+    how = {"compare": compare, "clear": model.zero_grad, "tell": tell}
+    with compiled_objective(written, model, batches, **how) as used:
+        assert model.weight.grad is None  # nothing of the comparison is left for the first step
+        assert len(told) == compare
+        return used, written
 
 
 @pytest.mark.parametrize(
-    ("fault", "elsewhere", "said"),
+    ("fault", "steps", "elsewhere", "said"),
     [
-        (Slope(), [], ""), (Slope(parts=1.5), [], "its losses are 9, 18 where they should be 6, 12"),
-        (Slope(gradient=0.5), [], "the gradient of its loss is off by 50%"),
-        (Slope(parts=float("nan")), [], "its losses are nan"), (Slope(), ["another process's"], "another process's"),
+        (Slope(parts=1.5), [[ONE]], [], "a part of the loss is 9 where it should be 6"),
+        (Slope(gradient=0.5), [[ONE]], [], "the gradient of the loss is off by 50%"),
+        (Slope(parts=float("nan")), [[ONE]], [], "a part of the loss is nan"),
+        (Slope(parts=1.5), [[NOT_FINITE], [ONE]], [], "a part of the loss is 9"),
+        (Slope(), [[ONE]], ["another process's"], "another process's"),
+        (Slope(), [], ["of one that has batches"], "of one that has batches"),
     ],
 )  # fmt: skip
-def test_a_wrong_step_is_not_used(monkeypatch, fault, elsewhere, said):
-    model, lines = nn.Linear(2, 1, bias=False), []
-    nn.init.ones_(model.weight)
-    monkeypatch.setattr(compilation, "compiled", lambda function: fault)
-    inputs = SimpleNamespace(edge_vector=torch.ones(1, 3), totals=None)
-    step, written = [(None, inputs, None, True)], Slope()
+def test_a_wrong_step_ends_the_run_before_it_begins(monkeypatch, fault, steps, elsewhere, said):
+    with pytest.raises(WrongStepError, match=said) as error:
+        begun(monkeypatch, fault, steps, elsewhere=elsewhere)
+    assert "run.compile=false" in str(error.value) and "\n" not in str(error.value)
 
-    def tell(own):
-        return [own, elsewhere]
 
-    with compiled_objective(written, model, [step, step], model.zero_grad, tell, lines.append) as used:
-        assert used is (written if said else fault)
-    assert len(lines) == bool(said) and all(said in line and "\n" not in line for line in lines)
-    assert model.weight.grad is None  # nothing of the comparison is left for the first step
+def test_what_is_right_is_used(monkeypatch):
+    fast = Slope()
+    used, written = begun(monkeypatch, fast, [[ONE, ONE], [CHARGED], [ONE]])
+    assert used is fast and fast.asked == written.asked == 2  # each kind of batch once
+    fast = Slope(parts=1.5)
+    used, written = begun(monkeypatch, fast, [[ONE], [ONE]], compare=False)  # a resumed run is what it was
+    assert used is fast and (fast.asked, written.asked) == (1, 0)
 
 
 def test_what_disagrees():
-    one, gradient = torch.tensor([1.0, 0.01]), torch.ones(3)
-    assert not disagreement(
-        (one, gradient), (torch.tensor([1.01, 0.0108]), gradient), "float32"
-    )  # small terms are noise
-    assert disagreement((one, gradient), (torch.tensor([1.1, 0.01]), gradient), "float32")
-    assert not disagreement((one, gradient), (torch.tensor([1.1, 0.01]), gradient * 1.2), "bf16")
-    assert disagreement((one, gradient), (torch.tensor([1.1, 0.01]), gradient * 1.4), "bf16")
-    assert not disagreement(
-        (one * torch.inf, gradient), (one, gradient), "bf16"
-    )  # a bad batch is dealt with in training
+    one, gradient = torch.tensor([[1.0, 0.01]]), torch.ones(3)
+    small, off, heads = torch.tensor([[1.01, 0.0108]]), torch.tensor([[1.1, 0.01]]), torch.tensor([[1.0], [0.1]])
+    assert not disagreement((one, gradient), (small, gradient), "float32")  # of small terms much may be rounding
+    assert disagreement((one, gradient), (small, gradient), "float64")
+    assert disagreement((one, gradient), (off, gradient), "float32")
+    assert not disagreement((one, gradient), (off, gradient * 1.2), "bf16")
+    assert disagreement((one, gradient), (off, gradient * 1.4), "bf16")
     assert disagreement((one, gradient), (one, gradient * torch.nan), "bf16")
+    assert disagreement((heads, gradient), (heads * torch.tensor([[1.0], [0.5]]), gradient), "bf16")  # one head of two
+    signed = torch.tensor([[0.5], [-0.5]])  # with learnt weights terms may cancel
+    assert not disagreement((signed, gradient), (signed * 1.01, gradient), "float32")
